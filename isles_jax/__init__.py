@@ -1,0 +1,3 @@
+"""Residual-SUMNet for ischaemic stroke lesions in MRI; import the modules you need."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,165 @@
+"""Charts as inline SVG that take their colours from the page's style sheet, so they follow light, dark and print."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+WIDTH = 420
+LEFT, RIGHT = 46, 12
+# Room for the words beside the lines of a Bland-Altman chart.
+MARGIN = 104
+ROW = 30
+
+Coordinate = Callable[[float], float]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Two to `count` + 1 round numbers from `low` to `high`."""
+    raw = (high - low) / count
+    size = 10.0 ** np.floor(np.log10(raw))
+    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
+    first = np.ceil(low / step - 1e-9)
+    return [float(np.round(step * n, 12)) + 0.0 for n in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+
+
+def strip(
+    values: Mapping[str, Sequence[tuple[str, float]]],
+    means: Mapping[str, tuple[float, float, float]],
+    paper: Mapping[str, float | None],
+    title: str,
+) -> str:
+    """A row of dots for each system, with the mean, its interval and the paper's number.
+
+    Args:
+      values: (case, value) pairs of each system, values from 0 to 1.
+      means: (mean, lower end, upper end) of each system.
+      paper: the paper's number for a system, or None.
+      title: what the chart shows, for screen readers too.
+    """
+    every = [value for pairs in values.values() for _, value in pairs]
+    low = min(0.9, np.floor(10 * min([*every, *(one[1] for one in means.values())])) / 10)
+    left, top = 14 + 6.6 * max(map(len, values)), 8
+    height = top + ROW * len(values)
+
+    def x(value: float) -> float:
+        return left + (value - low) / (1 - low) * (WIDTH - RIGHT - left)
+
+    parts = [_grid_x(x, ticks(low, 1.0), top, height)]
+    for index, (label, pairs) in enumerate(values.items()):
+        y = top + ROW * (index + 0.5)
+        parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" class="end">{escape(label)}</text>')
+        for number, (case, value) in enumerate(pairs):
+            around = y - 4 + 2 * (number * 7 % 5 - 2)
+            parts.append(_dot(x(value), around, f"{label}, {case}: {value:.3f}"))
+        mean, lower, upper = means[label]
+        parts.append(
+            f'<g class="mean"><title>{escape(label)}: mean {mean:.3f}, 95% interval {lower:.3f} to {upper:.3f}</title>'
+            f'<line x1="{x(lower):.1f}" x2="{x(upper):.1f}" y1="{y + 7:.1f}" y2="{y + 7:.1f}"/>'
+            f'<line x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y + 2:.1f}" y2="{y + 12:.1f}"/></g>'
+        )
+        if paper.get(label) is not None:
+            at = x(max(paper[label], low))
+            parts.append(
+                f'<path class="paper" d="M{at:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper, other data: '
+                f"{paper[label]:.3f}</title></path>"
+            )
+    return _svg("".join(parts), height + 22, title)
+
+
+def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Lines over steps, one for each fold; values that are None or not finite are left out.
+
+    Args:
+      title: name of the quantity.
+      series: {label: (steps, values)}.
+    """
+    clean = {}
+    for label, (steps, values) in series.items():
+        points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and np.isfinite(v)]
+        clean[label] = points[:: max(1, len(points) // 200)] if points else []
+    every = [point for points in clean.values() for point in points]
+    if not every:
+        return ""
+    top, height = 26, 168
+    x, x_ticks = _scale([p[0] for p in every], LEFT, WIDTH - RIGHT)
+    y, y_ticks = _scale([p[1] for p in every], height, top)
+    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks)]
+    for number, (label, points) in enumerate(clean.items()):
+        if points:
+            path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
+            parts.append(f'<path class="curve c{number % 6}" d="M{path}"><title>{escape(label)}</title></path>')
+    parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
+    return _svg("".join(parts), height + 22, f"{title} over steps")
+
+
+def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
+    """Difference of two volumes over their mean, with the mean difference and the 95% limits of agreement.
+
+    Args:
+      title: of the chart.
+      points: (case, mean in ml, difference in ml).
+    """
+    means, differences = ([point[axis] for point in points] for axis in (1, 2))
+    lines = {"mean": float(np.mean(differences))}
+    if len(points) > 1:
+        spread = 1.96 * float(np.std(differences, ddof=1))
+        lines |= {"+1.96 sd": lines["mean"] + spread, "-1.96 sd": lines["mean"] - spread}
+    top, height = 26, 198
+    x, x_ticks = _scale([0.0, *means], LEFT, WIDTH - MARGIN)
+    y, y_ticks = _scale([0.0, *differences, *lines.values()], height, top)
+    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks, WIDTH - MARGIN)]
+    parts += [_dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml") for case, mean, change in points]
+    taken: list[float] = []
+    for label, value in lines.items():
+        # Labels of lines that nearly coincide are pushed apart.
+        text = y(value) + 4
+        while any(abs(text - other) < 12 for other in taken):
+            text += 12 if label.startswith("-") else -12
+        taken.append(text)
+        kind = "limit middle" if label == "mean" else "limit"
+        parts.append(
+            f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text:.1f}">{label} {value:+.3g}</text>')
+    parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
+    return _svg("".join(parts), height + 22, f"Bland-Altman of volumes, {title}")
+
+
+def _scale(values: Sequence[float], start: float, end: float) -> tuple[Coordinate, list[float]]:
+    """A function from a value to a coordinate between `start` and `end`, and the ticks."""
+    low, high = float(min(values)), float(max(values))
+    if high - low <= 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
+    margin = 0.04 * (high - low)
+    low, high = low - margin * (low != 0), high + margin
+
+    def coordinate(value: float) -> float:
+        return start + (value - low) / (high - low) * (end - start)
+
+    return coordinate, ticks(low, high)
+
+
+def _dot(x: float, y: float, text: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(text)}</title></circle>'
+
+
+def _grid_x(x: Coordinate, at: Sequence[float], top: float, height: float) -> str:
+    return "".join(
+        f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" y2="{height}"/>'
+        f'<text x="{x(value):.1f}" y="{height + 15}" class="middle">{value:g}</text>'
+        for value in at
+    )
+
+
+def _grid_y(y: Coordinate, at: Sequence[float], end: float = WIDTH - RIGHT) -> str:
+    return "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        f'<text x="{LEFT - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
+        for value in at
+    )
+
+
+def _svg(content: str, height: float, title: str) -> str:
+    label = escape(title, quote=True)
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{label}">{content}</svg>'

@@ -1,0 +1,70 @@
+"""The reference without learning: what thresholds, as used at the bedside, find on the same cases.
+
+Tissue at risk is where Tmax exceeds 6 s (Olivot et al., Stroke 2009; DEFUSE 2). The core is what is bright in DWI
+within it: a bright spot that is normally perfused is an old lesion to a clinician. The DWI threshold is a multiple of
+the brain's median, fitted on the training cases.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from isles_jax.data.case import Case, brain_mask
+
+TMAX_SECONDS = 6.0
+# Candidate thresholds: multiples of the brain's median DWI.
+GRID = np.round(np.arange(0.80, 4.0001, 0.02), 2)
+SPES_CHANNELS = ("Tmax", "TTP", "DWI")
+SPES_CLASSES = ("penumbra", "core")
+
+
+def fit_core_threshold(
+    cases: Sequence[Case], channels: Sequence[str] = SPES_CHANNELS, classes: Sequence[str] = SPES_CLASSES
+) -> float:
+    """The threshold of `GRID` with the best mean Dice for core over the cases (the lowest of equals).
+
+    Args:
+      cases: labelled cases of the training folds.
+      channels: names of the images' last axis; must hold "Tmax" and "DWI".
+      classes: names of the labels 1..; must hold "core".
+    """
+    core = list(classes).index("core") + 1
+    dice = np.zeros((len(cases), len(GRID)))
+    for row, case in zip(dice, cases, strict=True):
+        at_risk, dwi = _at_risk(case, channels), _relative_dwi(case, channels)
+        truth = case.labels == core
+        # The number of voxels above every threshold at once, from the sorted values.
+        found = at_risk.sum() - np.searchsorted(np.sort(dwi[at_risk]), GRID, side="right")
+        hits = (at_risk & truth).sum() - np.searchsorted(np.sort(dwi[at_risk & truth]), GRID, side="right")
+        size = found + truth.sum()
+        row[:] = np.where(size > 0, 2 * hits / np.maximum(size, 1), 1.0)
+    return float(GRID[np.argmax(dice.mean(axis=0))])
+
+
+def clinical_rule(
+    case: Case,
+    threshold: float,
+    channels: Sequence[str] = SPES_CHANNELS,
+    classes: Sequence[str] = SPES_CLASSES,
+) -> np.ndarray:
+    """Labels by thresholds: uint8 [X, Y, Z], 0 background and the integers of `classes` for penumbra and core.
+
+    Args:
+      case: Tmax in seconds.
+      threshold: of DWI, as a multiple of its median over the brain (`fit_core_threshold`).
+      channels: names of the images' last axis; must hold "Tmax" and "DWI".
+      classes: names of the labels 1..; must hold "penumbra" and "core".
+    """
+    penumbra, core = (list(classes).index(name) + 1 for name in SPES_CLASSES)
+    at_risk = _at_risk(case, channels)
+    bright = _relative_dwi(case, channels) > threshold
+    return np.where(at_risk, np.where(bright, core, penumbra), 0).astype(np.uint8)
+
+
+def _at_risk(case: Case, channels: Sequence[str]) -> np.ndarray:
+    return brain_mask(case.images) & (case.images[..., list(channels).index("Tmax")] > TMAX_SECONDS)
+
+
+def _relative_dwi(case: Case, channels: Sequence[str]) -> np.ndarray:
+    dwi = case.images[..., list(channels).index("DWI")].astype(np.float64)
+    return dwi / max(float(np.median(dwi[brain_mask(case.images)])), 1e-12)

@@ -1,0 +1,257 @@
+"""Reads and writes the raw layout of nnU-Net (version 2, and the older dataset.json).
+
+    <root>/dataset.json                        channel_names (or modality), labels, file_ending
+    <root>/imagesTr/<case>_0000.nii.gz …       one file for each channel, numbered in four digits
+    <root>/labelsTr/<case>.nii.gz
+    <root>/imagesTs/<case>_0000.nii.gz …       cases without labels, optional
+
+As a command, `python -m isles_jax.data.nnunet --input=SPES_FOLDER --output=DIR` writes a SPES folder in this layout.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from isles_jax.config import InputError
+from isles_jax.data.case import (
+    SUFFIXES,
+    Case,
+    Dataset,
+    is_nifti,
+    list_folder,
+    read_all,
+    read_images,
+    read_label_values,
+    stem,
+    write_labels,
+)
+
+# Spellings of the sequences that the package knows by name.
+_KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI"}
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+def read(root: Path) -> Dataset:
+    """Reads a data set in the nnU-Net raw layout; labels inside are 1.. in the order of the file's integers.
+
+    Raises:
+      InputError: dataset.json is damaged or of a kind that is not supported; lists every bad case, one line each.
+    """
+    content = _read_json(root / "dataset.json")
+    channels = _channels(root / "dataset.json", content)
+    classes, values = _classes(root / "dataset.json", content)
+    ending = content.get("file_ending", ".nii.gz")
+    if ending not in SUFFIXES:
+        raise InputError(f"{root / 'dataset.json'}: file_ending is {ending!r}; expected .nii or .nii.gz")
+    training = _find_cases(root / "imagesTr", ending) if (root / "imagesTr").is_dir() else {}
+    testing = _find_cases(root / "imagesTs", ending) if (root / "imagesTs").is_dir() else {}
+    twice = sorted(set(training) & set(testing))
+    if twice:
+        raise InputError(f"{root}: the case {twice[0]} is in imagesTr and in imagesTs; expected it in one")
+    if not training and not testing:
+        raise InputError(f"{root}: no <case>_0000{ending} in imagesTr or imagesTs")
+    stray = _stray_labels(root / "labelsTr", ending, training)
+
+    def read_case(item: str | Path) -> Case:
+        if isinstance(item, Path):
+            raise InputError(f"{item}: a label volume whose images are not in imagesTr")
+        folder = root / ("imagesTr" if item in training else "imagesTs")
+        case = read_images(item, _in_order(folder / item, (training | testing)[item], len(channels)))
+        return _with_labels(case, root / "labelsTr" / f"{item}{ending}", values) if item in training else case
+
+    cases = read_all([*sorted(training | testing), *stray], read_case)
+    notes = tuple(note for case in cases for note in case.notes)
+    return Dataset(root, cases, channels, classes, values, (root / "phantom.json").is_file(), notes)
+
+
+def is_image_folder(path: Path) -> bool:
+    """True for a folder of <case>_0000.nii.gz files, or one with dataset.json, imagesTs or imagesTr."""
+    if any((path / name).exists() for name in ("dataset.json", "imagesTs", "imagesTr")):
+        return True
+    return any(is_nifti(entry) and _NUMBERED.fullmatch(stem(entry)) for entry in list_folder(path))
+
+
+def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
+    """Reads <case>_0000.nii.gz files without labels, channels in the order of `channels`.
+
+    Where a dataset.json stands in the folder or above it, its names decide which file is which channel; without one
+    the files are numbered in the order of `channels`.
+
+    Raises:
+      InputError: lists every bad case, one line each.
+    """
+    folder = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), path)
+    names = channels
+    description = next((p / "dataset.json" for p in (folder, folder.parent) if (p / "dataset.json").is_file()), None)
+    if description is not None:
+        names = _channels(description, _read_json(description))
+        if set(names) != set(channels):
+            raise InputError(f"{description}: has the channels {', '.join(names)}; expected {', '.join(channels)}")
+    found: dict[str, dict[int, Path]] = {}
+    for ending in SUFFIXES:
+        for name, files in _find_cases(folder, ending).items():
+            found.setdefault(name, {}).update(files)
+    if not found:
+        raise InputError(f"{folder}: no <case>_0000.nii.gz; expected one file for each of {', '.join(channels)}")
+
+    def read_case(name: str) -> Case:
+        files = _in_order(folder / name, found[name], len(names))
+        return read_images(name, [files[names.index(channel)] for channel in channels])
+
+    return read_all(sorted(found), read_case)
+
+
+def write(dataset: Dataset, root: Path) -> None:
+    """Writes a data set in the nnU-Net raw layout, as float32 images and uint8 labels; text fields stay behind.
+
+    Raises:
+      InputError: `root` exists already.
+    """
+    if root.exists():
+        raise InputError(f"{root}: exists; expected a name for a new folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        for name in ("imagesTr", "labelsTr", "imagesTs"):
+            (temporary / name).mkdir()
+        for case in dataset.cases:
+            folder = temporary / ("imagesTs" if case.labels is None else "imagesTr")
+            for index in range(len(dataset.channels)):
+                _write_image(folder / f"{case.name}_{index:04d}.nii.gz", case, index)
+            if case.labels is not None:
+                path = temporary / "labelsTr" / f"{case.name}.nii.gz"
+                write_labels(path, case.labels, case, range(1, len(dataset.classes) + 1))
+        if dataset.phantom:
+            shutil.copyfile(dataset.root / "phantom.json", temporary / "phantom.json")
+        content = {
+            "channel_names": {str(index): name for index, name in enumerate(dataset.channels)},
+            "labels": {"background": 0} | {name: value for value, name in enumerate(dataset.classes, 1)},
+            "numTraining": sum(case.labels is not None for case in dataset.cases),
+            "file_ending": ".nii.gz",
+        }
+        (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
+        temporary.chmod(0o755)
+        temporary.rename(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_image(path: Path, case: Case, index: int) -> None:
+    header = case.header.copy()
+    header.set_data_dtype(np.float32)
+    nib.save(nib.Nifti1Image(case.images[..., index], None, header), path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; expected an object with channel_names and labels")
+    if "dataset" in content:
+        raise InputError(f"{path}: lists its files under 'dataset'; expected them in imagesTr and labelsTr")
+    return content
+
+
+def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    """Channel names in the order of their numbers; Tmax, TTP and DWI in the package's spelling."""
+    named = content.get("channel_names", content.get("modality"))
+    if not isinstance(named, dict) or set(named) != {str(index) for index in range(len(named))} or not named:
+        raise InputError(f"{path}: channel_names is {named!r}; expected names for 0, 1, …")
+    names = tuple(str(named[str(index)]) for index in range(len(named)))
+    names = tuple(_KNOWN.get(name.lower(), name) for name in names)
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: channel_names holds a name twice ({', '.join(names)}); expected each once")
+    return names
+
+
+def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Foreground names and integers, ascending; the old form {"1": "name"} is read too."""
+    labels = content.get("labels")
+    if not isinstance(labels, dict):
+        raise InputError(f"{path}: labels is {labels!r}; expected names with their integers")
+    if labels and all(key.isdigit() for key in labels):
+        labels = {name: int(key) for key, name in labels.items()}
+    for name, value in labels.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255 or name == "ignore":
+            raise InputError(
+                f"{path}: the label {name!r} is {value!r}; expected one integer (no regions, no ignore label)"
+            )
+    if len(set(labels.values())) < len(labels) or 0 not in labels.values() or len(labels) < 2:
+        raise InputError(f"{path}: labels is {labels!r}; expected background 0 and at least one other, all different")
+    ordered = sorted((value, str(name)) for name, value in labels.items() if value)
+    return tuple(name for _, name in ordered), tuple(value for value, _ in ordered)
+
+
+def _find_cases(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
+    """{case: {channel number: file}} of a folder."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in list_folder(folder):
+        match = _NUMBERED.fullmatch(stem(path)) if is_nifti(path) else None
+        if match and path.name == stem(path) + ending:
+            found.setdefault(match["case"], {})[int(match["channel"])] = path
+    return found
+
+
+def _in_order(case: Path, files: dict[int, Path], channels: int) -> list[Path]:
+    if set(files) != set(range(channels)):
+        there = ", ".join(f"{number:04d}" for number in sorted(files))
+        raise InputError(f"{case}: has the channels {there}; expected 0000 to {channels - 1:04d}")
+    return [files[index] for index in range(channels)]
+
+
+def _with_labels(case: Case, path: Path, values: tuple[int, ...]) -> Case:
+    if not path.is_file():
+        raise InputError(f"{path}: missing; expected labels for every case of imagesTr")
+    found = read_label_values(path, case)
+    unknown = sorted(set(np.unique(found).tolist()) - {0, *values})
+    if unknown:
+        raise InputError(
+            f"{path}: holds the label {unknown[0]}; expected only {sorted({0, *values})} as in dataset.json"
+        )
+    table = np.zeros(256, np.uint8)
+    table[list(values)] = np.arange(1, len(values) + 1)
+    return replace(case, labels=table[found], files=(*case.files, path))
+
+
+def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]]) -> list[Path]:
+    """Label volumes without images: a sign of a half-copied data set."""
+    if not folder.is_dir():
+        return []
+    labels = [path for path in list_folder(folder) if is_nifti(path) and path.name == stem(path) + ending]
+    return [path for path in labels if stem(path) not in training]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    from isles_jax.data import load
+
+    parser = argparse.ArgumentParser("python -m isles_jax.data.nnunet", description="Writes a data set for nnU-Net.")
+    parser.add_argument("--input", type=Path, required=True, help="folder in the SPES layout")
+    parser.add_argument("--output", type=Path, required=True, help="new folder, such as nnUNet_raw/Dataset015_SPES")
+    parser.add_argument("--penumbra", type=int, default=1, help="integer of penumbra in the input (default 1)")
+    parser.add_argument("--core", type=int, default=2, help="integer of core in the input (default 2)")
+    flags = parser.parse_args(arguments)
+    try:
+        dataset = load(flags.input, penumbra=flags.penumbra, core=flags.core)
+        write(dataset, flags.output)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{flags.output}: {len(dataset.cases)} cases, labels 1 {', 2 '.join(dataset.classes)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The physics of the phantom: contrast agent through tissue, what a scanner measures of it, and the maps made of that.
+
+Indicator dilution: a tissue with blood flow CBF and an exponential residue function exp(-t / MTT), reached by the blood
+`delay` seconds after the artery in which the input C_a was measured, has the concentration
+
+    C(t) = CBF * integral of C_a(s) exp(-(t - delay - s) / MTT) ds over s <= t - delay,      MTT = CBV / CBF.
+
+With the gamma-variate input C_a(t) = A (t - t0)^3 exp(-(t - t0) / b) (Ostergaard et al., MRM 1996) the integral has a
+closed form. From it follow, without noise: the curve's area is CBV times that of C_a; Tmax, where the residue function
+peaks, is `delay`; the curve peaks (TTP) where it crosses CBV * C_a(t - delay), because there
+dC/dt = CBF * C_a(t - delay) - C / MTT = 0.
+
+Units: seconds; CBF in ml/100 ml/min; CBV in ml/100 ml; concentrations in mM.
+"""
+
+import numpy as np
+
+# Volumes of the series and the time between two of them.
+SAMPLES = 48
+INTERVAL = 1.5
+TIMES = (INTERVAL * np.arange(SAMPLES)).astype(np.float32)
+# Peak arterial concentration, mM; transverse relaxivity in tissue, 1/(s mM); echo time, s.
+ARTERIAL_PEAK = 6.0
+RELAXIVITY = 87.0
+ECHO_TIME = 0.03
+
+
+def arterial_input(times: np.ndarray, arrival: float, width: float) -> np.ndarray:
+    """The gamma-variate C_a in mM at `times`: peak at arrival + 3 * width, area ARTERIAL_PEAK * AREA * width."""
+    u = np.maximum(times - arrival, 0) / width
+    return (ARTERIAL_PEAK * (u / 3) ** 3 * np.exp(3 - u)).astype(np.float32)
+
+
+# Area of a gamma-variate of peak 1 and width 1: 3! (e / 3)^3.
+AREA = 6 * float(np.exp(3)) / 27
+
+
+def tissue_curves(
+    times: np.ndarray, cbf: np.ndarray, mtt: np.ndarray, delay: np.ndarray, arrival: float, width: float
+) -> np.ndarray:
+    """Concentrations in tissue, mM.
+
+    Args:
+      times: [T].
+      cbf, mtt, delay: of one shape [...]; every MTT exceeds `width`.
+      arrival, width: of the arterial input.
+
+    Returns:
+      float32 [..., T].
+    """
+    flow, mtt, delay = (np.asarray(a, np.float32)[..., None] for a in (cbf, mtt, delay))
+    u = np.maximum(times - np.float32(arrival) - delay, 0)
+    rate = np.float32(1 / width) - 1 / mtt
+    x = rate * u
+    # 1 - exp(-x) (1 + x + x^2/2 + x^3/6) is the regularised incomplete gamma function of order 4.
+    share = 1 - np.exp(-x) * (1 + x * (1 + x / 2 * (1 + x / 3)))
+    scale = ARTERIAL_PEAK * np.exp(3) / 27 / width**3 * 6 / rate**4 * flow / 6000
+    return (scale * np.exp(-u / mtt) * share).astype(np.float32)
+
+
+def signal(concentration: np.ndarray) -> np.ndarray:
+    """Relative signal of a T2*-weighted image: exp(-TE * r2 * C)."""
+    return np.exp(-ECHO_TIME * RELAXIVITY * concentration)
+
+
+def concentration(relative_signal: np.ndarray) -> np.ndarray:
+    """The inverse of `signal`, for signals above a thousandth."""
+    return np.log(np.maximum(relative_signal, 1e-3)) / (-ECHO_TIME * RELAXIVITY)
+
+
+def deconvolution(arterial: np.ndarray, cutoff: float, interval: float = INTERVAL) -> np.ndarray:
+    """The linear operator [2 T, T] that takes a tissue curve to its residue function, CBF * R, in 1/s.
+
+    Block-circulant deconvolution by truncated singular values (Wu et al., MRM 2003): the singular values of a
+    circulant matrix are the moduli of the Fourier transform of its first column, so truncating them is a cut in
+    frequency. Times from T on are negative: tissue that the blood reaches before it reaches the measured artery.
+
+    Args:
+      arterial: [T] the arterial input, every `interval` seconds.
+      cutoff: singular values below this share of the largest one are left out.
+      interval: in s.
+    """
+    count = len(arterial)
+    spectrum = np.fft.rfft(arterial.astype(np.float64), 2 * count) * interval
+    kept = np.abs(spectrum) >= cutoff * np.abs(spectrum).max()
+    inverse = np.where(kept, 1 / np.where(kept, spectrum, 1), 0)
+    return np.fft.irfft(inverse[:, None] * np.fft.rfft(np.eye(count), 2 * count, axis=0), 2 * count, axis=0).astype(
+        np.float32
+    )
+
+
+def peak_time(curves: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
+    """Where each curve [..., T] has its maximum, in s, refined by the parabola through the three samples about it."""
+    index = curves[..., 1:-1].argmax(axis=-1) + 1
+    before, at, after = (np.take_along_axis(curves, index[..., None] + d, -1)[..., 0] for d in (-1, 0, 1))
+    bend = before - 2 * at + after
+    shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, 1), 0)
+    return interval * (index + np.clip(shift, -0.5, 0.5))
+
+
+def tmax(residues: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
+    """Time of the residue functions' peaks, in s: [..., 2 T] from `deconvolution` -> [...], negative ones as 0."""
+    count = residues.shape[-1] // 2
+    # Negative times of up to 6 s are looked at too, so that early tissue does not take a late bump for its peak.
+    early = round(6 / interval)
+    ordered = np.concatenate([residues[..., -early:], residues[..., :count]], axis=-1)
+    return np.maximum(peak_time(ordered, interval) - early * interval, 0)
+
+
+def diffusion_signal(t2: np.ndarray | float, adc: np.ndarray | float, density: float) -> np.ndarray:
+    """Signal of the DWI: density * exp(-TE / T2) * exp(-b * ADC), TE 90 ms, b 1000 s/mm2; T2 in ms, ADC in um2/ms."""
+    return density * np.exp(-90.0 / t2 - adc)

@@ -1,0 +1,145 @@
+"""A digital perfusion phantom of acute ischaemic stroke, written in the SPES layout.
+
+Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, an occlusion in one middle cerebral
+artery's territory with collaterals of a certain grade, and is scanned: a perfusion series from which Tmax and TTP are
+computed as a clinic's software would (`perfusion.py`), and a DWI. The equations, the numbers and their sources are in
+docs/data.md.
+
+As a command: `python -m isles_jax.data.phantom --output=DIR [--cases --shape --difficulty --seed] [--figure]`.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from isles_jax.config import InputError, baseline
+from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
+
+MARKER = "phantom.json"
+
+
+def write_phantom(root: Path, *, cases: int, shape: tuple[int, int, int], difficulty: float, seed: int) -> None:
+    """Writes a data set in the SPES layout: one folder for each patient, and phantom.json, which marks it as complete.
+
+    Args:
+      root: a new or empty folder.
+      cases: number of patients.
+      shape: voxels of a volume; the field of view is 192 x 192 x 112 mm whatever the shape.
+      difficulty: 0 clean images; 1 thresholds fail where they fail in life; above 1 harder.
+      seed: fixes everything.
+
+    Raises:
+      InputError: numbers out of range; `root` holds something already.
+    """
+    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10:
+        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}"
+        raise InputError(f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda index: _write_case(temporary, index, shape, difficulty, seed), range(cases)))
+        settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
+        (temporary / MARKER).write_text(json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n")
+        temporary.chmod(0o755)
+        temporary.replace(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_case(root: Path, index: int, shape: tuple[int, int, int], difficulty: float, seed: int) -> None:
+    patient = make_patient(tuple(shape), difficulty, np.random.default_rng([seed, index]))
+    spacing = np.array(FIELD_OF_VIEW_MM) / shape
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
+    volumes = (("MR_Tmax", patient.tmax), ("MR_TTP", patient.ttp), ("MR_DWI", patient.dwi), ("OT", patient.labels))
+    for number, (word, volume) in enumerate(volumes):
+        name = f"VSD.Brain.XX.O.{word}.{10 * (index + 1) + number}"
+        folder = root / f"{index + 1:02d}" / name
+        folder.mkdir(parents=True)
+        image = nib.Nifti1Image(volume, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
+        nib.save(image, folder / f"{name}.nii")
+
+
+def write_figure(root: Path, path: Path) -> None:
+    """A page of up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels drawn on the DWI."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from isles_jax.data import load
+
+    cases = load(root, penumbra=1, core=2).cases[:6]
+    figure, axes = plt.subplots(4, len(cases), figsize=(2.3 * len(cases), 9.4), squeeze=False, layout="constrained")
+    for column, case in enumerate(cases):
+        lesion = (case.labels == 2).sum(axis=(0, 1)) + (case.labels > 0).sum(axis=(0, 1))
+        level = int(lesion.argmax())
+        tmax, ttp, dwi = np.moveaxis(case.images[:, :, level], -1, 0)
+        labels = case.labels[:, :, level]
+        earliest = np.percentile(ttp[ttp > 0], 2) if (ttp > 0).any() else 0
+        brightest = np.percentile(dwi, 99.7)
+        rows = (
+            ("Tmax, 0 to 12 s", tmax, 0, 12, "turbo"),
+            ("TTP, 15 s from the earliest", ttp, earliest, earliest + 15, "turbo"),
+        )
+        rows += (("DWI", dwi, 0, brightest, "gray"), ("penumbra, core", dwi, 0, brightest, "gray"))
+        for axis, (title, image, low, high, colours) in zip(axes[:, column], rows, strict=True):
+            axis.imshow(image.T, origin="lower", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+            axis.set(xticks=[], yticks=[], title=f"case {case.name}" if axis is axes[0, column] else "")
+            if column == 0:
+                axis.set_ylabel(title)
+        for value, colour in ((1, "tab:green"), (2, "tab:red")):
+            inside = (labels == value) if value == 2 else (labels > 0)
+            if inside.any():
+                axes[3, column].contour(inside.T.astype(float), levels=[0.5], colors=[colour], linewidths=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    defaults = baseline(residual=True, adversarial=True, overlap=True)
+    phantom = defaults.data.phantom
+    shape = "x".join(map(str, phantom.shape))
+    parser = argparse.ArgumentParser(
+        "python -m isles_jax.data.phantom", description="Writes phantom patients as NIfTI."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--cases", type=int, default=phantom.cases, help="number of patients (default %(default)s)")
+    parser.add_argument("--shape", default=shape, help="voxels of a volume (default %(default)s)")
+    parser.add_argument("--difficulty", type=float, default=phantom.difficulty, help="0 clean, 1 as in life (default)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="fixes every patient (default %(default)s)")
+    parser.add_argument("--figure", action="store_true", help="also draw the first six patients, OUTPUT/phantom.png")
+    flags = parser.parse_args(arguments)
+    try:
+        sides = tuple(int(side) for side in flags.shape.strip("()").replace("x", ",").split(","))
+    except ValueError:
+        parser.error(f"--shape={flags.shape}: expected three numbers, as in {shape}")
+    try:
+        write_phantom(flags.output, cases=flags.cases, shape=sides, difficulty=flags.difficulty, seed=flags.seed)
+        if flags.figure:
+            write_figure(flags.output, flags.output / "phantom.png")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{flags.output}: {flags.cases} phantom patients")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,642 @@
+"""Losses for segmentation in JAX: cross-entropy, Lovasz-softmax and -hinge, boundary-weighted and relativistic losses.
+
+This file imports jax and nothing else, so it can be copied into another project as it is.
+
+Conventions. Channels come last; any number of spatial axes. `logits` are unnormalised scores [..., C] (for
+probabilities give `jnp.log(p)`), `labels` integers [...] in 0..C-1. `where` is a bool mask that broadcasts to `labels`;
+a pixel where it is False has no influence at all (its logits may be NaN, its label may be 255) and a gradient of
+exactly zero, and a loss with no pixel left is 0.0. A label outside 0..C-1 that is not masked makes the loss NaN, so
+that it cannot hide. Every loss is computed in float32, whatever comes in (bfloat16 inside the Lovasz losses silently
+loses the gradient), and is a float32 scalar. Shapes and types that do not fit raise ValueError or TypeError when the
+function is traced. Every function works under `jit`, `grad`, `vmap`, `pmap` and `shard_map`, with x64 on or off; under
+`pmap` and `shard_map` it sees its own device's pixels only.
+"""
+
+from collections.abc import Callable
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+__all__ = [
+    "boundary_mask",
+    "boundary_weighted_nll",
+    "cross_entropy",
+    "lovasz_hinge",
+    "lovasz_softmax",
+    "relativistic_discriminator_loss",
+    "relativistic_generator_loss",
+]
+
+# The bits of float32 infinity: those of any smaller non-negative float are a smaller integer, in the same order.
+_INFINITY = 0x7F800000
+# Pixels whose flags fill one uint32.
+_WORD = 32
+# Independent sorts in one program, at most.
+_GROUPS = 8
+
+
+def cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, class_weights: ArrayLike | None = None
+) -> Array:
+    """Mean negative log-likelihood over the unmasked pixels.
+
+        sum_i w[y_i] * -log softmax(x_i)[y_i]  /  sum_i w[y_i]
+
+    Args:
+      logits: [..., C].
+      labels: integers [...].
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+      class_weights: [C], not negative; None: all 1. The mean is the weighted mean, as in PyTorch.
+
+    Returns:
+      float32 scalar, in nats.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+      >>> print(f"{cross_entropy(logits, jnp.array([0, 1])):.4f}")
+      0.4100
+      >>> print(f"{cross_entropy(logits, jnp.array([0, 255]), where=jnp.array([True, False])):.4f}")
+      0.1269
+    """
+    logits, labels, mask = _segmentation("cross_entropy", logits, labels, where)
+    weights = mask.astype(jnp.float32)
+    if class_weights is not None:
+        table = _class_weights("cross_entropy", class_weights, logits.shape[-1])
+        weights = weights * jnp.sum(jnp.where(_one_hot(labels, logits.shape[-1]), table, 0.0), axis=-1)
+    return _ratio(jnp.sum(weights * _nll(logits, labels)), jnp.sum(weights)) + _nan_if_invalid(
+        labels, logits.shape[-1], mask
+    )
+
+
+def lovasz_softmax(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    classes: str | tuple[int, ...] = "present",
+    per_image: bool = False,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    bins: int | None = None,
+) -> Array:
+    """Lovasz-softmax: the tight convex surrogate of 1 - mean IoU.
+
+    With p = softmax(logits), the errors of class c are m_i = 1 - p_i[c] where the label is c and p_i[c] elsewhere. The
+    loss of c is the Lovasz extension of its Jaccard loss D_c at m: with m_(1) >= m_(2) >= ... in descending order,
+
+        L_c = sum_k m_(k) * g_k,   g_k = D_c({(1)..(k)}) - D_c({(1)..(k-1)})
+
+    (Berman, Rannen Triki and Blaschko 2018, arXiv 1705.08790, equations 8, 9 and 11). On hard predictions L_c is
+    1 - IoU. The gradient of L_c at m is g. The steps g_k are computed in closed form from integer counts (differencing
+    the index in float32 loses three digits); the gradient is written by hand and sorts nothing again.
+
+    Args:
+      logits: [..., C].
+      labels: integers [...].
+      classes: "present": mean over the classes that occur in labels; "all": over all of them (an absent one costs its
+        largest probability); a tuple of ints: over these, present or not.
+      per_image: False: all pixels together. True: the first axis is the batch; mean of the losses of those images that
+        have a pixel left.
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+      class_weights: [C], not negative; None: all 1. Weighted mean over the classes chosen by `classes`.
+      bins: None: exact. An int, 2 or more: errors are rounded to this many levels from 0 to 1 and counted, not sorted.
+        The value is then off by at most 0.5 / (bins - 1) and exact on hard predictions; the gradient is a subgradient
+        at the rounded errors. 16384 is a good choice.
+
+    Returns:
+      float32 scalar in 0..1.
+
+    Example:
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> hard = 100.0 * jax.nn.one_hot(jnp.array([0, 1, 1, 1]), 2)  # IoU 1/2 and 2/3
+      >>> print(f"{lovasz_softmax(hard, labels):.4f}")
+      0.4167
+      >>> print(f"{lovasz_softmax(hard, labels, classes=(1,), bins=1024):.4f}")
+      0.3333
+    """
+    name = "lovasz_softmax"
+    logits, labels, mask = _segmentation(name, logits, labels, where)
+    count = logits.shape[-1]
+    chosen = _chosen_classes(classes, count)
+    if bins is not None and (type(bins) is not int or not 2 <= bins <= 2**24):
+        raise ValueError(f"{name}: bins must be None or an int in 2..2**24, got {bins!r}")
+    shape = _images_by_pixels(name, labels, per_image)
+    weights = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
+    invalid = _nan_if_invalid(labels, count, mask)
+    labels, mask = labels.reshape(shape), mask.reshape(shape)
+    losses, present = _lovasz_classes(logits.reshape(*labels.shape, count), labels, mask, chosen, bins)
+    weights = jnp.broadcast_to(weights[jnp.array(chosen)], losses.shape)
+    if classes == "present":
+        weights = jnp.where(present, weights, 0.0)
+    per_image_loss = _ratio(jnp.sum(weights * losses, axis=1), jnp.sum(weights, axis=1))
+    return _mean_of_images(per_image_loss, mask) + invalid
+
+
+def lovasz_hinge(
+    logits: ArrayLike, labels: ArrayLike, *, per_image: bool = True, where: ArrayLike | None = None
+) -> Array:
+    """Binary Lovasz hinge: the convex surrogate of 1 - IoU of the foreground, on one logit for each pixel.
+
+    With s_i = +1 on the foreground and -1 elsewhere, the errors are m_i = max(0, 1 - s_i x_i) and the loss is the
+    Lovasz extension of the Jaccard loss at m, as in `lovasz_softmax` (Berman et al. 2018, arXiv 1705.08790, equation 8
+    at the hinge's errors).
+
+    Args:
+      logits: [...], positive: foreground.
+      labels: integers 0 and 1, or bools, of the same shape.
+      per_image: True: the first axis is the batch; mean of the losses of those images that have a pixel left. False:
+        all pixels together.
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+
+    Returns:
+      float32 scalar, 0 or more.
+
+    Example:
+      >>> logits = jnp.array([[3.0, -3.0, 0.5]])
+      >>> print(f"{lovasz_hinge(logits, jnp.array([[1, 0, 1]])):.4f}")
+      0.2500
+    """
+    name = "lovasz_hinge"
+    logits, labels = _float(name, "logits", logits), jnp.asarray(labels)
+    if labels.dtype == jnp.bool_:
+        labels = labels.astype(jnp.int8)
+    labels = _integer(name, labels, 2)
+    if logits.shape != labels.shape:
+        raise ValueError(f"{name}: logits and labels have one shape, got {logits.shape} and {labels.shape}")
+    shape = _images_by_pixels(name, labels, per_image)
+    mask = _mask(name, where, labels.shape)
+    invalid = _nan_if_invalid(labels, 2, mask)
+    labels, mask = labels.reshape(shape), mask.reshape(shape)
+    foreground = (labels == 1) & mask
+    logits = jnp.where(mask, logits.reshape(shape), 0.0)
+    errors = jax.nn.relu(1.0 - jnp.where(foreground, logits, -logits))
+    return _mean_of_images(_lovasz_binary(errors, foreground, mask), mask) + invalid
+
+
+def boundary_mask(labels: ArrayLike, num_classes: int, *, size: int = 3, spatial_ndim: int = 2) -> Array:
+    """The pixels near a change of class: the union over classes of dilation minus erosion.
+
+    The structuring element is a square (or cube) of side `size`; outside the image nothing is known, so its border is
+    no boundary. On straight edges the band is size - 1 pixels wide.
+
+    Args:
+      labels: integers [..., spatial axes]; a label outside 0..num_classes-1 belongs to no class.
+      num_classes: number of classes C.
+      size: side of the element in pixels, odd.
+      spatial_ndim: how many trailing axes are spatial.
+
+    Returns:
+      bool, of labels' shape.
+
+    Example:
+      >>> print(boundary_mask(jnp.array([[0, 0, 0, 1, 1, 1]]), 2).astype(int))
+      [[0 0 1 1 0 0]]
+    """
+    if type(num_classes) is not int or num_classes < 1:
+        raise ValueError(f"boundary_mask: num_classes must be an int of at least 1, got {num_classes!r}")
+    labels = _integer("boundary_mask", labels, num_classes)
+    _check_window("boundary_mask", size, spatial_ndim, labels.ndim)
+    return _boundary(labels, None, num_classes, size, spatial_ndim)
+
+
+def boundary_weighted_nll(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    weight: float = 10.0,
+    size: int = 3,
+    spatial_ndim: int = 2,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Cross-entropy in which pixels at a boundary between classes count `weight` times.
+
+        1/N * sum_i w_i * -log softmax(x_i)[y_i],   w_i = weight on boundary_mask(labels) and 1 elsewhere
+
+    N is the number of unmasked pixels, not the sum of the weights (Rajan, Sathish and Sheet, section 2; not the
+    signed-distance "boundary loss" of Kervadec et al.). Masked pixels make no boundary.
+
+    Args:
+      logits: [..., C].
+      labels: integers [...], spatial axes last.
+      weight: of a boundary pixel.
+      size: side of the structuring element in pixels, odd; see `boundary_mask`.
+      spatial_ndim: how many trailing axes of labels are spatial.
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+
+    Returns:
+      float32 scalar, in nats.
+
+    Example:
+      >>> labels = jnp.array([[0, 0, 0, 1, 1, 1]])
+      >>> print(f"{boundary_weighted_nll(jnp.zeros((1, 6, 2)), labels):.4f}")  # (2 * 10 + 4) / 6 * log(2)
+      2.7726
+    """
+    name = "boundary_weighted_nll"
+    logits, labels, mask = _segmentation(name, logits, labels, where)
+    _check_window(name, size, spatial_ndim, labels.ndim)
+    boundary = _boundary(labels, None if where is None else mask, logits.shape[-1], size, spatial_ndim)
+    total = jnp.sum(jnp.where(boundary, jnp.float32(weight), 1.0) * mask * _nll(logits, labels))
+    return _ratio(total, jnp.sum(mask, dtype=jnp.float32)) + _nan_if_invalid(labels, logits.shape[-1], mask)
+
+
+def relativistic_discriminator_loss(real: ArrayLike, fake: ArrayLike, *, average: bool = False) -> Array:
+    """The critic's loss of a relativistic GAN: real should look more real than fake.
+
+    With l(x) = log(1 + exp(-x)), r = real and f = fake (Jolicoeur-Martineau 2018, arXiv 1807.00734; halved, as in the
+    author's code, where the paper writes the sum for RaSGAN):
+
+        RSGAN  (average=False)  mean l(r - f)
+        RaSGAN (average=True)   (mean l(r - mean f) + mean l(mean r - f)) / 2
+
+    Args:
+      real: critic logits of the real examples [B], no sigmoid.
+      fake: those of the fakes [B]; with average=False, fake[i] belongs to real[i].
+      average: compare with the other kind's mean over the batch, not with the partner.
+
+    Returns:
+      float32 scalar, in nats.
+
+    Example:
+      >>> print(f"{relativistic_discriminator_loss(jnp.array([2.0]), jnp.array([0.0])):.4f}")
+      0.1269
+    """
+    real, fake = _critics("relativistic_discriminator_loss", real, fake)
+    return _relativistic(real, fake, average)
+
+
+def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bool = False) -> Array:
+    """The generator's loss of a relativistic GAN: fake should look more real than real.
+
+    The discriminator's loss with real and fake exchanged (Jolicoeur-Martineau 2018, arXiv 1807.00734):
+
+        RSGAN  (average=False)  mean l(f - r)
+        RaSGAN (average=True)   (mean l(f - mean r) + mean l(mean f - r)) / 2
+
+    The gradient flows through both arguments, as in the author's code.
+
+    Args:
+      real: critic logits of the real examples [B], no sigmoid.
+      fake: those of the fakes [B]; with average=False, fake[i] belongs to real[i].
+      average: compare with the other kind's mean over the batch, not with the partner.
+
+    Returns:
+      float32 scalar, in nats.
+
+    Example:
+      >>> print(f"{relativistic_generator_loss(jnp.array([2.0]), jnp.array([0.0])):.4f}")
+      2.1269
+    """
+    real, fake = _critics("relativistic_generator_loss", real, fake)
+    return _relativistic(fake, real, average)
+
+
+# The Lovasz extension of the Jaccard loss.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _lovasz_classes(
+    logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None
+) -> tuple[Array, Array]:
+    """The Lovasz loss of each chosen class in each image.
+
+    Args:
+      logits: float32 [B, N, C], finite where masked.
+      labels: int32 [B, N].
+      mask: bool [B, N].
+      chosen: K classes.
+      bins: None, or the number of levels.
+
+    Returns:
+      Losses, float32 [B, K], and whether the class has a pixel, bool [B, K].
+    """
+    return _classes(logits, labels, mask, chosen, bins, False)[0]
+
+
+def _classes_forward(
+    logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    return _classes(logits, labels, mask, chosen, bins, True)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _classes(
+    logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None, gradient: bool
+) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
+    """The result of `_lovasz_classes` and, if wanted, what backward needs: probabilities and slopes, pixels last."""
+    logits = jnp.moveaxis(logits, -1, 0)
+    powers = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, axis=0)))
+    probabilities = powers / _sum_of_classes(powers)
+    picked = probabilities if len(chosen) == len(probabilities) else probabilities[jnp.array(chosen)]
+    foreground = (labels == jnp.array(chosen, jnp.int32)[:, None, None]) & mask
+    # A softmax may round to a little more than 1.
+    errors = jnp.maximum(jnp.where(foreground, 1.0 - picked, picked), 0.0)
+    losses, steps = _extension(errors, foreground, jnp.broadcast_to(mask, errors.shape), bins, gradient)
+    result = losses.T, jnp.any(foreground, axis=-1).T
+    return result, (probabilities, jnp.where(foreground, -steps, steps)) if gradient else None
+
+
+def _sum_of_classes(x: Array) -> Array:
+    """Sum over the first axis; XLA's own is slow on CPUs where that axis is short."""
+    return reduce(jnp.add, x) if len(x) <= 8 else jnp.sum(x, axis=0)
+
+
+def _sum_of_pixels(x: Array) -> Array:
+    """Sum over the last axis, a multiple of 8: in eight lanes first, for the same reason and for accuracy."""
+    return jnp.sum(_sum_of_classes(jnp.moveaxis(x.reshape(len(x), 8, -1), 1, 0)), axis=-1)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _classes_backward(
+    chosen: tuple[int, ...], _: int | None, residuals: tuple[Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[Array, None, None]:
+    probabilities, slopes = residuals
+    slopes = slopes * cotangents[0].T[..., None]
+    if len(chosen) < len(probabilities):
+        slopes = jnp.zeros_like(probabilities).at[jnp.array(chosen)].set(slopes)
+    gradient = probabilities * (slopes - _sum_of_classes(probabilities * slopes))
+    return jnp.moveaxis(gradient, 0, -1), None, None
+
+
+_lovasz_classes.defvjp(_classes_forward, _classes_backward)
+
+
+@jax.custom_vjp
+def _lovasz_binary(errors: Array, foreground: Array, mask: Array) -> Array:
+    """Lovasz extension of the Jaccard loss over the last axis: errors [B, N], 0 or more, to losses [B]."""
+    return _extension(errors, foreground, mask, None, False)[0]
+
+
+_lovasz_binary.defvjp(
+    lambda errors, foreground, mask: _extension(errors, foreground, mask, None, True),
+    lambda steps, cotangent: (steps * cotangent[:, None], None, None),
+)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _extension(errors: Array, foreground: Array, mask: Array, bins: int | None, gradient: bool) -> tuple[Array, Array]:
+    """Lovasz extension of the Jaccard loss over the last axis.
+
+    Args:
+      errors: float32 [..., N], 0 or more; with bins also at most 1.
+      foreground: bool [..., N], False where masked.
+      mask: bool [..., N].
+      bins: None, or the number of levels.
+      gradient: whether the gradient is wanted.
+
+    Returns:
+      The values [...] and, if wanted, the gradients [..., N]; else something empty.
+    """
+    shape = errors.shape
+    if not errors.size:
+        return jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape, jnp.float32)
+    # Whole words of pixels: see _running_count.
+    rows = [jnp.pad(x.reshape(-1, shape[-1]), ((0, 0), (0, -shape[-1] % _WORD))) for x in (errors, foreground, mask)]
+    # Groups of rows apart, because XLA's CPU sorts or scatters an array on one thread but several arrays at once.
+    step = -(-len(rows[0]) // _GROUPS)
+    groups = [[x[i : i + step] for x in rows] for i in range(0, len(rows[0]), step)]
+    one = partial(_exact, gradient=gradient) if bins is None else partial(_bucketed, bins=bins, gradient=gradient)
+    values, steps = zip(*[one(*group) for group in groups], strict=True)
+    steps = jnp.concatenate(steps)[:, : shape[-1]]
+    return jnp.concatenate(values).reshape(shape[:-1]), steps.reshape(shape) if gradient else steps
+
+
+def _exact(errors: Array, foreground: Array, mask: Array, gradient: bool) -> tuple[Array, Array]:
+    """The exact form on rows [R, N], N a multiple of _WORD."""
+    # One unsigned key: errors descending, among equals the foreground first, masked pixels last of all.
+    bits = jnp.uint32(_INFINITY) - lax.bitcast_convert_type(errors, jnp.uint32)
+    keys = jnp.where(mask, bits << 1 | (~foreground).astype(jnp.uint32), jnp.uint32(0xFFFFFFFF))
+    left = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
+    total = jnp.sum(foreground, axis=1, keepdims=True, dtype=jnp.int32)
+    keys, index = lax.platform_dependent(keys, cpu=_sort_cpu, default=_sort)
+    place = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
+    errors = lax.bitcast_convert_type(jnp.uint32(_INFINITY) - (keys >> 1), jnp.float32)
+    valid = place < left
+    steps = jnp.where(valid, _steps((keys & 1) == 0, place, total), 0.0)
+    values = _sum_of_pixels(jnp.where(valid, errors, 0.0) * steps)
+    if not gradient:
+        return values, steps[:, :0]
+    return values, jax.vmap(_unsort)(steps, index)
+
+
+def _unsort(steps: Array, index: Array) -> Array:
+    return jnp.zeros_like(steps).at[index].set(steps, unique_indices=True, mode="promise_in_bounds")
+
+
+def _bucketed(errors: Array, foreground: Array, mask: Array, bins: int, gradient: bool) -> tuple[Array, Array]:
+    """The bucketed form on rows [R, N]: pixels whose errors round to one level join together.
+
+    A pixel's step is the mean of what it is when the level's foreground joins first and when its background does: these
+    add up to exactly what the level adds to the Jaccard loss.
+    """
+    # Level 0 holds the largest errors; a last slot, of no consequence, what is masked. The clip is for NaN.
+    level = (bins - 1) - jnp.clip(jnp.round(errors * (bins - 1)).astype(jnp.int32), 0, bins - 1)
+    slot = jnp.where(mask, 2 * level + foreground.astype(jnp.int32), 2 * bins)
+    counts = jax.vmap(lambda s: jnp.zeros(2 * bins + 1, jnp.int32).at[s].add(1, mode="promise_in_bounds"))(slot)
+    counts = counts[:, :-1].reshape(-1, bins, 2)
+    after = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
+    before = after - counts
+    total = after[:, -1:, 1]
+    counts, one = counts.astype(jnp.float32), jnp.float32(1.0)
+    # As in _steps, with the union u and the missed foreground h before and after the level.
+    union = (total + before[..., 0]).astype(jnp.float32), (total + after[..., 0]).astype(jnp.float32)
+    missed = ((total - before[..., 1]).astype(jnp.float32) + (total - after[..., 1]).astype(jnp.float32)) / 2
+    inverse = [one / jnp.maximum(u, one) for u in union]
+    on = (inverse[0] + inverse[1]) / 2
+    off = jnp.where(union[0] == 0, inverse[1], missed * inverse[0] * inverse[1])
+    height = jnp.arange(bins - 1, -1, -1, dtype=jnp.float32) / (bins - 1)
+    values = jnp.sum(height * (counts[..., 0] * off + counts[..., 1] * on), axis=1)
+    values = jnp.where(jnp.any(jnp.isnan(errors), axis=1), jnp.float32(jnp.nan), values)
+    if not gradient:
+        return values, off[:, :0]
+    table = jnp.pad(jnp.stack([off, on], axis=-1).reshape(-1, 2 * bins), ((0, 0), (0, 1)))
+    return values, jax.vmap(lambda t, s: t.at[s].get(mode="promise_in_bounds"))(table, slot)
+
+
+def _sort(keys: Array) -> tuple[Array, Array]:
+    """Sorted uint32 keys and where each came from, int32."""
+    return lax.sort((keys, lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)), num_keys=1, is_stable=False)
+
+
+def _sort_cpu(keys: Array) -> tuple[Array, Array]:
+    """The same as `_sort`; XLA's CPU sorts one integer operand several times as fast as two.
+
+    The pair becomes the two halves of one 64-bit integer, by bitcasts and no arithmetic: only they and the sort need
+    x64. Stable on purpose: XLA's stable sort is the faster one here.
+    """
+    index = lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
+    with jax.enable_x64(True):
+        pairs = lax.bitcast_convert_type(jnp.stack([index, keys], axis=-1), jnp.uint64)
+        pairs = lax.bitcast_convert_type(lax.sort(pairs), jnp.uint32)
+    return pairs[..., 1], pairs[..., 0].astype(jnp.int32)
+
+
+def _steps(foreground: Array, place: Array, total: Array) -> Array:
+    """Increments of the Jaccard loss when pixels join the errors one by one, in closed form.
+
+    With u the union after the pixel joined and h the foreground that is not yet among the errors, the loss is
+    1 - h / u: a foreground pixel adds 1 / u and a background pixel h / (u (u - 1)).
+    """
+    seen = _running_count(foreground)
+    union = (total + place + 1 - seen).astype(jnp.float32)
+    hits = (total - seen).astype(jnp.float32)
+    background = hits / (union * jnp.maximum(union - 1.0, 1.0))
+    # Without any foreground the first pixel brings the whole loss; only then has a background pixel a union of 1.
+    return jnp.where(foreground | (union <= 1.0), 1.0 / union, background)
+
+
+def _running_count(flags: Array) -> Array:
+    """Cumulative sum of bools [R, N] along the last axis, int32: by words of bits, as XLA's own takes many passes."""
+    rows, length = flags.shape
+    bit = lax.broadcasted_iota(jnp.uint32, (1, 1, _WORD), 2)
+    words = jnp.sum(flags.reshape(rows, -1, _WORD).astype(jnp.uint32) << bit, axis=-1, dtype=jnp.uint32)
+    counts = lax.population_count(words).astype(jnp.int32)
+    before = jnp.cumsum(counts, axis=1, dtype=jnp.int32) - counts
+    inside = lax.population_count(words[..., None] & (jnp.uint32(0xFFFFFFFF) >> (_WORD - 1 - bit)))
+    return (before[..., None] + inside.astype(jnp.int32)).reshape(rows, length)
+
+
+# Shared parts.
+
+
+def _one_hot(labels: Array, num_classes: int) -> Array:
+    return labels[..., None] == jnp.arange(num_classes, dtype=labels.dtype)
+
+
+def _nll(logits: Array, labels: Array) -> Array:
+    """Negative log-likelihood of each pixel, [...]."""
+    scores = jnp.sum(jnp.where(_one_hot(labels, logits.shape[-1]), logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - scores
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """numerator / denominator, 0 (with a gradient of 0) where the denominator is 0."""
+    empty = denominator == 0
+    return jnp.where(empty, 0.0, numerator) / jnp.where(empty, 1.0, denominator)
+
+
+def _boundary(labels: Array, mask: Array | None, num_classes: int, size: int, spatial_ndim: int) -> Array:
+    # A pixel is in some class's dilation and not in its erosion exactly when its window holds more than one class: when
+    # the largest label there is not the smallest. What is masked or outside the image takes part in neither.
+    dtype = jnp.int8 if num_classes <= 126 else jnp.int32
+    least, most = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+    labels = jnp.where((labels < 0) | (labels >= num_classes), -1, labels).astype(dtype)
+    low = labels if mask is None else jnp.where(mask, labels, jnp.array(most, dtype))
+    high = labels if mask is None else jnp.where(mask, labels, jnp.array(least, dtype))
+    for axis in range(labels.ndim - spatial_ndim, labels.ndim):
+        low = _running(jnp.minimum, low, axis, size, most)
+        high = _running(jnp.maximum, high, axis, size, least)
+    return low < high
+
+
+def _running(extremum: Callable[[Array, Array], Array], x: Array, axis: int, size: int, outside: int) -> Array:
+    """Minimum or maximum along one axis over `size` places round each."""
+    margin = [(size // 2, size // 2) if i == axis else (0, 0) for i in range(x.ndim)]
+    padded = jnp.pad(x, margin, constant_values=outside)
+    return reduce(extremum, [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(size)])
+
+
+def _relativistic(winner: Array, loser: Array, average: bool) -> Array:
+    if not average:
+        return jnp.mean(jax.nn.softplus(loser - winner))
+    first = jnp.mean(jax.nn.softplus(jnp.mean(loser) - winner))
+    return (first + jnp.mean(jax.nn.softplus(loser - jnp.mean(winner)))) / 2
+
+
+# Checks of what came in; all of them happen while tracing.
+
+
+def _float(name: str, what: str, x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: {what} must be floating point, got {x.dtype}")
+    return x.astype(jnp.float32)
+
+
+def _integer(name: str, labels: ArrayLike, num_classes: int) -> Array:
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{name}: labels must be integers, got {labels.dtype}")
+    if jnp.iinfo(labels.dtype).max > jnp.iinfo(jnp.int32).max:
+        # What int32 cannot hold is no class, and must not become one by wrapping round.
+        labels = jnp.where((labels < 0) | (labels > num_classes), num_classes, labels)
+    return labels.astype(jnp.int32)
+
+
+def _mask(name: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+    if where is None:
+        return jnp.ones(shape, bool)
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{name}: where must be bool, got {where.dtype}")
+    try:
+        return jnp.broadcast_to(where, shape)
+    except ValueError:
+        raise ValueError(f"{name}: where must broadcast to labels {shape}, got {where.shape}") from None
+
+
+def _segmentation(name: str, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Array, ...]:
+    """Logits in float32 with zeros where masked, labels in int32, and the whole mask."""
+    logits = _float(name, "logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"{name}: logits are [..., C] with C of at least 1, got {logits.shape}")
+    labels = _integer(name, labels, logits.shape[-1])
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"{name}: logits {logits.shape} need labels {logits.shape[:-1]}, got {labels.shape}")
+    mask = _mask(name, where, labels.shape)
+    return (logits if where is None else jnp.where(mask[..., None], logits, 0.0)), labels, mask
+
+
+def _nan_if_invalid(labels: Array, num_classes: int, mask: Array) -> Array:
+    """0, or NaN if an unmasked label is no class."""
+    invalid = jnp.any(((labels < 0) | (labels >= num_classes)) & mask)
+    return jnp.where(invalid, jnp.float32(jnp.nan), jnp.float32(0.0))
+
+
+def _mean_of_images(losses: Array, mask: Array) -> Array:
+    left = jnp.any(mask, axis=-1).astype(jnp.float32)
+    return _ratio(jnp.sum(losses * left), jnp.sum(left))
+
+
+def _images_by_pixels(name: str, labels: Array, per_image: bool) -> tuple[int, int]:
+    if not per_image:
+        return 1, labels.size
+    if labels.ndim == 0:
+        raise ValueError(f"{name}: per_image=True needs labels with a first axis of images, got shape {labels.shape}")
+    return labels.shape[0], labels.size // max(labels.shape[0], 1)
+
+
+def _class_weights(name: str, class_weights: ArrayLike, num_classes: int) -> Array:
+    class_weights = jnp.asarray(class_weights)
+    if class_weights.shape != (num_classes,):
+        raise ValueError(f"{name}: class_weights must have shape {(num_classes,)}, got {class_weights.shape}")
+    return class_weights.astype(jnp.float32)
+
+
+def _chosen_classes(classes: str | tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+    if isinstance(classes, str):
+        if classes not in ("present", "all"):
+            raise ValueError(f'lovasz_softmax: classes is "present", "all" or a tuple of ints, got {classes!r}')
+        return tuple(range(num_classes))
+    if not isinstance(classes, tuple) or not classes or not all(type(c) is int for c in classes):
+        raise TypeError(f'lovasz_softmax: classes is "present", "all" or a tuple of ints, got {classes!r}')
+    if min(classes) < 0 or max(classes) >= num_classes or len(set(classes)) < len(classes):
+        raise ValueError(f"lovasz_softmax: classes must be different ints in 0..{num_classes - 1}, got {classes}")
+    return classes
+
+
+def _check_window(name: str, size: int, spatial_ndim: int, ndim: int) -> None:
+    if type(size) is not int or type(spatial_ndim) is not int:
+        raise TypeError(f"{name}: size and spatial_ndim must be ints, got {size!r} and {spatial_ndim!r}")
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"{name}: size must be odd and positive, got {size}")
+    if not 1 <= spatial_ndim <= ndim:
+        raise ValueError(f"{name}: spatial_ndim must be in 1..{ndim} for labels with {ndim} axes, got {spatial_ndim}")
+
+
+def _critics(name: str, real: ArrayLike, fake: ArrayLike) -> tuple[Array, Array]:
+    real, fake = _float(name, "real", real), _float(name, "fake", fake)
+    if real.shape != fake.shape or not real.size:
+        raise ValueError(f"{name}: real and fake have one shape and are not empty, got {real.shape} and {fake.shape}")
+    return real, fake

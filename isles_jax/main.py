@@ -1,0 +1,89 @@
+"""Cross-validated lesion segmentation in one command: train, predict and score every fold, then print the table.
+
+python -m isles_jax.main --config=configs/proposed.py
+"""
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from isles_jax.config import InputError
+
+DEFAULT = "configs/proposed.py"
+FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file(
+    "config",
+    None,  # a default would be loaded, and could fail, before the command line is read
+    "File of the system to run: configs/bl1.py to configs/bl7.py or configs/proposed.py (the default). Any key is "
+    "overridden by --config.KEY=VALUE, as in --config.train.epochs=20; isles_jax/config.py explains them all.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder or bucket for checkpoints, predictions, table and report; runs/NAME if not given, with the config's name. "
+    "The same command resumes what is there, and of a finished run prints the table.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean("help", False, "Show this text.", short_name="h", flag_values=FLAGS)
+
+
+def usage() -> str:
+    """What --help shows."""
+    lines = [__doc__.strip(), ""]
+    for name in ("config", "workdir", "help"):
+        lines += [f"--{name}", textwrap.fill(FLAGS[name].help, 100, initial_indent="    ", subsequent_indent="    ")]
+    example = "python -m isles_jax.main --config=configs/bl5.py --config.data.root=/data/SPES --workdir=runs/spes"
+    return "\n".join([*lines, "", "Your own data, another system:", f"    {example}"])
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Reads the command line into FLAGS.
+
+    Raises:
+      InputError: an unknown flag or key, a value of another type, a config file that cannot be read.
+    """
+    try:
+        given = any(argument.lstrip("-").split("=")[0] == "config" for argument in arguments)
+        rest = FLAGS([*arguments[:1], *([] if given else [f"--config={DEFAULT}"]), *arguments[1:]])
+        if FLAGS.help:
+            return
+        path = config_flags.get_config_filename(FLAGS["config"])
+        if not os.path.isfile(path):
+            raise InputError(f"--config={path}: found no such file, expected one like {DEFAULT}")
+        FLAGS.config.to_dict()  # a file that fails does so only when it is read
+    except flags.Error as error:
+        raise InputError(_one_line(error)) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"--config: found no key {_one_line(error)}") from error
+    if len(rest) > 1:
+        raise InputError(f"found {rest[1]!r}, expected flags only; --help lists them")
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.args[0] if error.args else type(error).__name__
+    return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
+
+
+def main(arguments: Sequence[str] = sys.argv) -> None:
+    """The command."""
+    try:
+        parse(arguments)
+        if FLAGS.help:
+            print(usage())
+            return
+        workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
+        from isles_jax.cross_validation import cross_validate
+
+        print(cross_validate(FLAGS.config, workdir))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Scores of one segmented lesion against its reference; needs numpy and scipy, nothing else of this package.
+
+The surface of a mask is the mask minus its erosion with the 6-neighbour cross; what lies outside the image counts as
+background. Every surface voxel has a distance to the nearest surface voxel of the other mask, between voxel centres,
+in mm; the distances of both directions together give ASSD, the Hausdorff distance and HD95, as in medpy.
+
+Empty masks, so that a miss does not vanish from a mean:
+
+| masks | Dice, precision, recall, surface Dice, lesion F1 | distances |
+|---|---|---|
+| both empty | 1 | 0 mm |
+| one empty | 0 | the image's diagonal, sides of voxels included |
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+# Distances up to this count as agreement in the normalised surface Dice: one voxel of SPES.
+TOLERANCE_MM = 2.0
+# Least intersection over union at which a found lesion is a true one, in the stricter lesion F1.
+LESION_IOU = 0.2
+# Headers hold float32: a distance of one voxel must not exceed a tolerance of one voxel by their rounding.
+_ROUNDING_MM = 1e-4
+
+
+def score(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], *, tolerance_mm: float = TOLERANCE_MM
+) -> dict[str, float]:
+    """All scores of one mask.
+
+    Args:
+      prediction: bool [X, Y, Z].
+      truth: bool [X, Y, Z].
+      spacing_mm: the voxel's sides.
+      tolerance_mm: for the normalised surface Dice.
+
+    Returns:
+      dice: 2 |P and T| / (|P| + |T|).
+      precision, recall: |P and T| / |P| and |P and T| / |T|.
+      assd_mm, hd_mm, hd95_mm: mean, maximum and 95th percentile of the pooled surface distances.
+      volume_true_ml, volume_pred_ml.
+      lesion_f1: F1 over 26-connected lesions, where any common voxel is a hit.
+      lesion_f1_iou: the same, where a hit is a pair with an intersection over union of at least 0.2.
+      surface_dice: share of both surfaces' voxels whose distance is at most `tolerance_mm`.
+      volume_difference_ml: predicted minus true.
+
+    Raises:
+      ValueError: shapes differ or are not three-dimensional, a type is not bool, a side is not positive.
+    """
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    if prediction.dtype != bool or truth.dtype != bool:
+        raise ValueError(f"masks of type {prediction.dtype} and {truth.dtype}, expected bool")
+    if prediction.shape != truth.shape or prediction.ndim != 3:
+        raise ValueError(f"masks of shape {prediction.shape} and {truth.shape}, expected one [X, Y, Z]")
+    if spacing.shape != (3,) or not (spacing > 0).all():
+        raise ValueError(f"spacing {spacing_mm}, expected three positive numbers")
+    box = _union_box(prediction, truth)
+    diagonal = float(np.linalg.norm(spacing * prediction.shape))
+    prediction, truth = (np.pad(mask[box], 1) for mask in (prediction, truth))
+    to_ml = float(spacing.prod()) / 1000.0
+    distances = surface_distances(prediction, truth, spacing, empty=diagonal)
+    lesions = _lesion_overlaps(prediction, truth)
+    true_ml, predicted_ml = int(truth.sum()) * to_ml, int(prediction.sum()) * to_ml
+    return {
+        **overlap(prediction, truth),
+        "assd_mm": float(distances.mean()),
+        "hd_mm": float(distances.max()),
+        "hd95_mm": float(np.percentile(distances, 95)),
+        "volume_true_ml": true_ml,
+        "volume_pred_ml": predicted_ml,
+        "lesion_f1": lesion_f1_any(lesions),
+        "lesion_f1_iou": lesion_f1_iou(lesions),
+        "surface_dice": float((distances <= tolerance_mm + _ROUNDING_MM).mean()),
+        "volume_difference_ml": predicted_ml - true_ml,
+    }
+
+
+def overlap(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice, precision and recall of two bool masks of one shape; the module's rule for empty ones."""
+    found, true = int(prediction.sum()), int(truth.sum())
+    if not found and not true:
+        return {"dice": 1.0, "precision": 1.0, "recall": 1.0}
+    both = int((prediction & truth).sum())
+    return {
+        "dice": 2 * both / (found + true),
+        "precision": both / found if found else 0.0,
+        "recall": both / true if true else 0.0,
+    }
+
+
+def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, empty: float) -> np.ndarray:
+    """Each surface voxel's distance in mm to the other mask's surface, both directions in one float64 vector.
+
+    Two empty masks give [0.0], one empty mask gives [empty]. The outermost layer of both masks must be False.
+    """
+    if not prediction.any() or not truth.any():
+        return np.array([empty if prediction.any() or truth.any() else 0.0])
+    first, second = (_surface(mask) for mask in (prediction, truth))
+    # Trees of the surface voxels: a quarter of the time of two distance maps of the box, and no slower for far islands.
+    one_way, other_way = (
+        KDTree(np.argwhere(there) * spacing_mm).query(np.argwhere(here & ~there) * spacing_mm)[0]
+        for here, there in ((first, second), (second, first))
+    )
+    return np.concatenate([np.zeros(2 * int((first & second).sum())), one_way, other_way])
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """The mask minus its erosion with the 6-neighbour cross; the mask's outermost layer is False."""
+    inside = mask.copy()
+    for axis in range(3):
+        inside &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+    return mask & ~inside
+
+
+def _union_box(prediction: np.ndarray, truth: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds both masks; an empty box if both are empty."""
+    union = prediction | truth
+    box = []
+    for axis in range(3):
+        used = np.flatnonzero(union.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
+    return tuple(box)
+
+
+def _lesion_overlaps(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Common voxels of every found (row) and true (column) lesion, [1 + found, 1 + true]; row and column 0: outside."""
+    neighbours = np.ones((3, 3, 3), bool)
+    found, found_count = ndimage.label(prediction, neighbours)
+    true, true_count = ndimage.label(truth, neighbours)
+    union = prediction | truth
+    pairs = np.bincount(found[union] * (true_count + 1) + true[union], minlength=(found_count + 1) * (true_count + 1))
+    return pairs.reshape(found_count + 1, true_count + 1)
+
+
+def lesion_f1_any(overlaps: np.ndarray) -> float:
+    """F1 over lesions, any overlap: a true lesion is hit by any voxel; a found one that touches none is false."""
+    touching = overlaps[1:, 1:] > 0
+    hits = int(touching.any(axis=0).sum())
+    return _f1(hits, missed=touching.shape[1] - hits, false=int((~touching.any(axis=1)).sum()))
+
+
+def lesion_f1_iou(overlaps: np.ndarray, *, threshold: float = LESION_IOU) -> float:
+    """F1 over lesions paired one to one, the pair with the largest intersection over union first."""
+    union = overlaps.sum(axis=1, keepdims=True)[1:] + overlaps.sum(axis=0, keepdims=True)[:, 1:] - overlaps[1:, 1:]
+    iou = overlaps[1:, 1:] / union
+    found, true = np.nonzero(iou >= threshold)
+    order = np.argsort(-iou[found, true], kind="stable")
+    used_found, used_true = set(), set()
+    for row, column in zip(found[order].tolist(), true[order].tolist(), strict=True):
+        if row not in used_found and column not in used_true:
+            used_found.add(row)
+            used_true.add(column)
+    hits = len(used_found)
+    return _f1(hits, missed=iou.shape[1] - hits, false=iou.shape[0] - hits)
+
+
+def _f1(hits: int, *, missed: int, false: int) -> float:
+    """2 hits / (2 hits + missed + false); 1 if there was nothing to find and nothing was found."""
+    return 2 * hits / (2 * hits + missed + false) if hits or missed or false else 1.0

@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isles_jax.augment import augment
+
+STILL = {"rotation_degrees": 0.0, "scale": 0.0, "intensity": 0.0}
+
+
+def example(batch=6, height=20, width=16):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, height, width, 3)).astype(np.float32)
+    images[:, :3] = 0
+    labels = rng.integers(0, 3, (batch, height, width)).astype(np.int32)
+    labels[:, :, -2:] = -1
+    return jax.random.split(jax.random.key(3), batch), images, labels
+
+
+def test_without_rotation_scale_and_intensity_only_flips_remain():
+    keys, images, labels = example(12)
+    new_images, new_labels = augment(keys, images, labels, **STILL)
+    flipped = 0
+    for image, label, new_image, new_label in zip(images, labels, new_images, new_labels, strict=True):
+        mirrored = not np.allclose(new_image, image, atol=1e-5)
+        flipped += mirrored
+        np.testing.assert_allclose(new_image, image[::-1] if mirrored else image, atol=1e-5)
+        np.testing.assert_array_equal(new_label, label[::-1] if mirrored else label)
+    assert 0 < flipped < 12
+
+
+def test_a_slice_depends_on_its_own_key_only():
+    keys, images, labels = example()
+    together = augment(keys, images, labels)
+    for i in range(len(images)):
+        alone = augment(keys[i : i + 1], images[i : i + 1], labels[i : i + 1])
+        np.testing.assert_allclose(together[0][i], alone[0][0], atol=1e-6)
+        np.testing.assert_array_equal(together[1][i], alone[1][0])
+    assert not np.allclose(together[0][0], augment(keys[1:2], images[:1], labels[:1])[0][0])
+
+
+def test_what_comes_from_outside_is_no_pixel():
+    keys, images, labels = example()
+    images, labels = np.ones_like(images), np.ones_like(labels)
+    new_images, new_labels = augment(keys, images, labels, rotation_degrees=45.0, scale=0.5, intensity=0.0)
+    assert set(np.unique(new_labels)) == {-1, 1}
+    # Far outside the image is 0, and a label of 1 never lies there.
+    assert np.all(np.asarray(new_images)[np.asarray(new_labels) == 1] >= 0.25)
+    assert np.any(np.asarray(new_images) == 0)
+
+
+def test_image_and_label_move_together():
+    keys, _, _ = example()
+    x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5, indexing="ij")
+    disc = ((x - 9) ** 2 + (y + 5) ** 2 < 150).astype(np.int32)
+    images = np.repeat(disc[None, ..., None], 6, axis=0).astype(np.float32)
+    labels = np.repeat(disc[None], 6, axis=0)
+    new_images, new_labels = augment(keys, images, labels, rotation_degrees=30.0, scale=0.2, intensity=0.0)
+    agree = (np.asarray(new_images[..., 0]) > 0.5) == (np.asarray(new_labels) == 1)
+    assert agree.mean() > 0.995
+    areas = np.sum(np.asarray(new_labels) == 1, axis=(1, 2)) / disc.sum()
+    assert np.ptp(areas) > 0.1
+    assert areas.min() > 0.8**2 - 0.02
+    assert areas.max() < 1.2**2 + 0.02
+
+
+def test_intensity_leaves_the_background_alone():
+    keys, images, labels = example()
+    new_images, _ = augment(keys, images, labels, rotation_degrees=0.0, scale=0.0, intensity=0.5)
+    new_images = np.asarray(new_images)
+    outside = np.zeros(images.shape[:3], bool)
+    outside[:, :3] = True
+    for i, image in enumerate(images):
+        background = outside[i] if np.all(new_images[i][outside[i]] == 0) else outside[i][::-1]
+        assert np.all(new_images[i][background] == 0)
+        inside = image[3:].reshape(-1, 3)
+        changed = new_images[i][~background].reshape(-1, 3)
+        # A line in each channel, with a gain of at most 1.5 and an offset of at most 0.5.
+        gain = changed.std(axis=0) / inside.std(axis=0)
+        assert np.all((gain > 0.49) & (gain < 1.51))
+        assert np.all(np.abs(changed.mean(axis=0) - gain * inside.mean(axis=0)) < 0.51)
+
+
+def test_jit_and_low_integer_types():
+    keys, images, labels = example()
+    compiled = jax.jit(augment)(keys, images, labels.astype(np.int8))
+    assert compiled[1].dtype == jnp.int8
+    np.testing.assert_array_equal(compiled[1], augment(keys, images, labels)[1])

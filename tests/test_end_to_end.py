@@ -1,0 +1,161 @@
+"""Whole runs on a tiny phantom: each of the eight systems trains, resumes, predicts and scores."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_checkpoint import leaves
+from test_config import SYSTEMS
+
+from isles_jax import checkpoint, config, evaluate
+from isles_jax.config import InputError
+from isles_jax.cross_validation import cross_validate
+from isles_jax.data import load
+
+TINY = {
+    "folds": 2, "model.width": 4, "discriminator.width": 4, "train.epochs": 1, "train.batch_size": 8,
+    "train.checkpoint_every_steps": 1, "train.log_every_steps": 1,
+}  # fmt: skip
+
+
+def make(name, **keys):
+    residual, adversarial, overlap = SYSTEMS[name]
+    made = config.baseline(residual=residual, adversarial=adversarial, overlap=overlap)
+    made.update_from_flattened_dict(TINY | keys)
+    return made
+
+
+def state_of(directory):
+    """Every number of a fold's newest checkpoint, by name."""
+    from isles_jax.state import init_state
+
+    meta = checkpoint.read_meta(directory)
+    like = init_state(config.resolve(make(meta["config"]["name"])), tuple(meta["classes"]), 3, 1, 0)
+    return leaves(checkpoint.restore(directory, like))
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_root, capsys):
+    run = tmp_path / "run"
+    settings = make(name, **{"data.root": str(phantom_root)})
+    table = cross_validate(settings, run)
+    dataset = load(phantom_root, penumbra=1, core=2)
+
+    # The workdir holds what it promises.
+    assert {"config.json", "folds.json", "data.json", "DONE", "cases.csv", "summary.json"} <= files(run).keys()
+    folds = json.loads((run / "folds.json").read_text())
+    assert sorted(name for fold in folds for name in fold) == [case.name for case in dataset.cases]
+    for fold, held_out in enumerate(folds):
+        assert sorted(p.name for p in (run / f"fold_{fold}" / "predictions").iterdir()) == sorted(
+            f"{case}.nii.gz" for case in held_out
+        )
+        metrics = [json.loads(line) for line in (run / f"fold_{fold}" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in metrics] == list(range(1, len(metrics) + 1))
+        _, adversarial, overlap = SYSTEMS[name]
+        assert ("critic/core" in metrics[0], "lovasz" in metrics[0]) == (adversarial, overlap)
+    for case in dataset.cases:
+        [path] = run.glob(f"fold_*/predictions/{case.name}.nii.gz")
+        image = nib.load(path)
+        assert image.shape == case.labels.shape
+        np.testing.assert_array_equal(image.affine, case.affine)
+        assert image.get_data_dtype() == np.uint8
+    rows = evaluate.read_cases_csv(run / "cases.csv")
+    assert {(row["case"], row["class"]) for row in rows} >= {
+        (c.name, w) for c in dataset.cases for w in dataset.classes
+    }
+    assert "not the paper's data" in table or "phantom" in table
+
+    # As if killed after the first step of fold 0: the same command ends with the same bits.
+    before, expected = state_of(run / "fold_0" / "checkpoints"), {k: p.read_bytes() for k, p in files(run).items()}
+    last = checkpoint.newest(run / "fold_0" / "checkpoints")
+    assert checkpoint.steps(run / "fold_0" / "checkpoints") == [last - 1, last]
+    shutil.rmtree(run / "fold_0" / "checkpoints" / str(last))
+    shutil.rmtree(run / "fold_0" / "predictions")
+    for path in ("DONE", "cases.csv", "fold_0/DONE"):
+        (run / path).unlink()
+    capsys.readouterr()
+    assert cross_validate(settings, run) == table
+    assert f"steps {last - 1} to {last}" in capsys.readouterr().out
+    after = state_of(run / "fold_0" / "checkpoints")
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key], err_msg=key)
+    for key, path in files(run).items():
+        if path.suffix in (".gz", ".csv") or key == "summary.json" or key.endswith("metrics.jsonl"):
+            assert path.read_bytes() == expected[key], key
+
+    # Again: the table, and nothing is trained or written.
+    times = {key: path.stat().st_mtime_ns for key, path in files(run).items()}
+    assert cross_validate(settings, run) == table
+    assert {key: path.stat().st_mtime_ns for key, path in files(run).items()} == times
+
+
+def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(tmp_path, capsys):
+    keys = {"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6), "fold": 1}
+    states = []
+    for run in (tmp_path / "a", tmp_path / "b"):
+        said = cross_validate(make("proposed", **keys), run)
+        assert said == "folds 0 are still to be run; the last one makes the table"
+        assert "not patients" in capsys.readouterr().out
+        states.append(state_of(run / "fold_1" / "checkpoints"))
+    for key in states[0]:
+        np.testing.assert_array_equal(states[0][key], states[1][key], err_msg=key)
+    # The other fold may be run by another call, and another configuration is refused.
+    with pytest.raises(InputError, match=r"holds another run: seed is 0 there and 1 here"):
+        cross_validate(make("proposed", seed=1, **keys), tmp_path / "a")
+    assert cross_validate(make("proposed", **(keys | {"fold": 0})), tmp_path / "a").count("\n") > 5
+
+
+def test_changed_data_and_a_batch_that_does_not_divide_are_refused(tmp_path, phantom_root):
+    shutil.copytree(phantom_root, tmp_path / "data")
+    settings = make("bl1", **{"data.root": str(tmp_path / "data"), "fold": 0})
+    cross_validate(settings, tmp_path / "run")
+    [path, *_] = sorted((tmp_path / "data").rglob("*MR_DWI*.nii"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (tmp_path / "run" / "fold_0" / "DONE").unlink()
+    with pytest.raises(InputError, match="the data changed"):
+        cross_validate(settings, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, phantom_root):
+    settings = make("bl1", **{"data.root": str(phantom_root), "optimizer.learning_rate": 1e30, "fold": 0})
+    with pytest.raises(InputError, match=r"not finite in steps \d+ to \d+: .*cross_entropy"):
+        cross_validate(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "fold_0" / "DONE").exists()
+
+
+def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):
+    """Cropped to uneven shapes, turned in space, and with separate label files for penumbra and core."""
+    turn = np.array([[0, -1.0, 0.2, 5], [1, 0.1, 0, -7], [0.1, 0, 1, 9], [0, 0, 0, 1]])
+    expected = {}
+    for number, folder in enumerate(sorted(path for path in phantom_root.iterdir() if path.is_dir())):
+        for path in sorted(folder.rglob("*.nii")):
+            image = nib.load(path)
+            data = np.asarray(image.dataobj)[number:, : 32 - number % 3]
+            target = tmp_path / "data" / folder.name / path.parent.name
+            target.mkdir(parents=True, exist_ok=True)
+            affine = turn @ image.affine
+            expected[folder.name] = data.shape, affine
+            if ".OT." not in path.name:
+                nib.save(nib.Nifti1Image(data, affine), target / path.name)
+                continue
+            for word, mask in (("penumbralabel", data > 0), ("corelabel", data == 2)):
+                nib.save(
+                    nib.Nifti1Image(mask.astype(np.uint8), affine), target / path.name.replace(".OT.", f".{word}.")
+                )
+    settings = make("bl1", **{"data.root": str(tmp_path / "data")})
+    assert "clinical rule" in cross_validate(settings, tmp_path / "run").lower()
+    for path in sorted(tmp_path.glob("run/fold_*/predictions/*.nii.gz")):
+        image = nib.load(path)
+        shape, affine = expected[Path(path.stem).stem]
+        assert image.shape == shape
+        np.testing.assert_allclose(image.affine, affine, atol=1e-5)

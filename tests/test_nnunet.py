@@ -1,0 +1,205 @@
+"""The nnU-Net raw layout: there and back, other channels and classes, and one line for each way it can be broken."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from spes_folder import OBLIQUE, SHAPE, make, save, tree, volumes
+
+from isles_jax import data
+from isles_jax.config import InputError
+from isles_jax.data import nnunet
+
+CHANNELS = {"0": "dwi", "1": "TTP", "2": "TMAX"}
+LABELS = {"background": 0, "core": 3, "penumbra": 1}
+
+
+def write_folder(root, ending=".nii.gz", channels=CHANNELS, labels=LABELS, **content):
+    """Two training cases and one without labels, channels in the order of `channels`."""
+    words = {name.lower(): name for name in ("Tmax", "TTP", "DWI")}
+    root.mkdir(exist_ok=True)
+    for number, (case, folder) in enumerate((("p1", "imagesTr"), ("p2", "imagesTr"), ("p3", "imagesTs"))):
+        there = volumes(seed=number)
+        for index, name in channels.items():
+            volume = there[words[name.lower()]] if name.lower() in words else there["DWI"] + int(index)
+            save(root / folder / f"{case}_{int(index):04d}{ending}", volume)
+        if folder == "imagesTr":
+            table = np.array([0, labels.get("penumbra", 1), labels.get("core", 1)], np.uint8)
+            save(root / "labelsTr" / f"{case}{ending}", table[there["OT"]])
+    content = {"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending} | content
+    (root / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return root
+
+
+def load(root):
+    return data.load(root, penumbra=1, core=2)
+
+
+def test_channels_and_classes_come_from_dataset_json(tmp_path):
+    dataset = load(write_folder(tmp_path))
+    assert dataset.channels == ("DWI", "TTP", "Tmax")
+    assert dataset.classes == ("penumbra", "core")
+    assert dataset.label_values == (1, 3)
+    assert not dataset.phantom
+    assert [(case.name, case.labels is None) for case in dataset.cases] == [("p1", False), ("p2", False), ("p3", True)]
+    for seed, case in enumerate(dataset.cases):
+        there = volumes(seed=seed)
+        np.testing.assert_array_equal(case.images, np.stack([there[name] for name in dataset.channels], axis=-1))
+        assert case.labels is None or np.array_equal(case.labels, there["OT"])
+
+
+def test_the_older_dataset_json_and_uncompressed_files(tmp_path):
+    labels = {"0": "background", "1": "penumbra", "2": "core"}
+    write_folder(tmp_path, ".nii", labels=LABELS | {"core": 2})
+    content = {"modality": CHANNELS, "labels": labels, "file_ending": ".nii", "numTraining": 2, "reference": "x"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = load(tmp_path)
+    assert (dataset.classes, dataset.label_values) == (("penumbra", "core"), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("channels", "labels"),
+    [
+        ({"0": "FLAIR", "1": "DWI"}, {"background": 0, "lesion": 1}),
+        ({"0": "T1"}, {"background": 0, "a": 1, "b": 2, "c": 5, "d": 200}),
+    ],
+)
+def test_other_channels_and_class_counts(channels, labels, tmp_path):
+    write_folder(tmp_path, channels=channels, labels=labels)
+    values = np.random.default_rng(0).choice(list(labels.values()), SHAPE).astype(np.uint8)
+    save(tmp_path / "labelsTr" / "p1.nii.gz", values)
+    dataset = load(tmp_path)
+    assert dataset.channels == tuple(channels.values())
+    assert len(dataset.classes) == len(labels) - 1
+    inside = np.searchsorted(sorted(labels.values()), values)
+    np.testing.assert_array_equal(dataset.cases[0].labels, inside)
+    np.testing.assert_array_equal(np.array([0, *dataset.label_values])[dataset.cases[0].labels], values)
+
+
+def test_there_and_back(tmp_path, capsys):
+    make(tmp_path / "spes", cases=("a", "b", "c"), OT=None)
+    assert nnunet.main([f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'raw' / 'Dataset015_SPES'}"]) == 0
+    assert "3 cases, labels 1 penumbra, 2 core" in capsys.readouterr().out
+    before, after = load(tmp_path / "spes"), load(tmp_path / "raw" / "Dataset015_SPES")
+    assert (before.channels, before.classes, before.label_values) == (after.channels, after.classes, after.label_values)
+    for old, new in zip(before.cases, after.cases, strict=True):
+        assert old.name == new.name
+        np.testing.assert_array_equal(old.images, new.images)
+        np.testing.assert_array_equal(old.affine, new.affine)
+        assert old.header["qform_code"] == new.header["qform_code"]
+        assert (old.labels is None) == (new.labels is None)
+        assert old.labels is None or np.array_equal(old.labels, new.labels)
+    there = tree(tmp_path)
+    assert nnunet.main([f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'raw' / 'Dataset015_SPES'}"]) == 2
+    assert "Dataset015_SPES: exists" in capsys.readouterr().err
+    assert nnunet.main([f"--input={tmp_path / 'nowhere'}", f"--output={tmp_path / 'x'}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tree(tmp_path) == there
+
+
+def test_the_phantoms_mark_is_kept(phantom_root, tmp_path):
+    nnunet.write(data.load(phantom_root, penumbra=1, core=2), tmp_path / "new")
+    dataset = load(tmp_path / "new")
+    assert dataset.phantom
+    assert len(dataset.cases) == 6
+
+
+def test_images_for_prediction(tmp_path):
+    root = write_folder(tmp_path / "set")
+    wanted = ("Tmax", "TTP", "DWI")
+    for folder, names in ((root, ["p3"]), (root / "imagesTs", ["p3"]), (root / "imagesTr", ["p1", "p2"])):
+        dataset = data.load_images(folder, wanted)
+        assert [case.name for case in dataset.cases] == names
+        for case in dataset.cases:
+            there = volumes(seed=int(case.name[1]) - 1)
+            np.testing.assert_array_equal(case.images, np.stack([there[name] for name in wanted], axis=-1))
+    with pytest.raises(InputError, match="has the channels DWI, TTP, Tmax; expected Tmax, FLAIR"):
+        data.load_images(root, ("Tmax", "FLAIR"))
+    # Without a dataset.json the number of a file is its place.
+    bare = tmp_path / "bare"
+    (root / "imagesTs").rename(bare)
+    there = volumes(seed=2)
+    case = data.load_images(bare, ("a", "b", "c")).cases[0]
+    np.testing.assert_array_equal(case.images, np.stack([there[name] for name in ("DWI", "TTP", "Tmax")], axis=-1))
+    with pytest.raises(InputError, match="p3: has the channels 0000, 0001, 0002; expected 0000 to 0001"):
+        data.load_images(bare, ("a", "b"))
+
+
+def remove(*parts):
+    return lambda root: root.joinpath(*parts).unlink()
+
+
+def rewrite(text):
+    return lambda root: (root / "dataset.json").write_text(text)
+
+
+def again(**content):
+    return lambda root: write_folder(root, **content)
+
+
+def swapped(root):
+    write_folder(root, labels={"background": 0, "core": 1, "penumbra": 2})
+    for number, case in enumerate(("p1", "p2")):
+        save(root / "labelsTr" / f"{case}.nii.gz", volumes(seed=number)["OT"])
+
+
+BAD = {
+    "no JSON": (rewrite("{"), "dataset.json: not readable as JSON"),
+    "no object": (rewrite("[1]"), "dataset.json: holds a list"),
+    "no channels": (again(channel_names=None), "channel_names is None"),
+    "channels that do not count up": (
+        again(channel_names={"0": "a", "2": "b"}),
+        "channel_names is .*expected names for 0",
+    ),
+    "a channel twice": (again(channel_names={"0": "Tmax", "1": "tmax"}), "holds a name twice"),
+    "no labels": (lambda r: write_folder(r) and rewrite('{"channel_names": {"0": "a"}}')(r), "labels is None"),
+    "regions": (lambda r: again(labels=LABELS)(r) and edit(r, labels=LABELS | {"whole": [1, 2]}), "no regions"),
+    "an ignore label": (lambda r: edit(r, labels=LABELS | {"ignore": 4}), "no ignore label"),
+    "no background": (lambda r: edit(r, labels={"a": 1, "b": 2}), "expected background 0"),
+    "a label twice": (lambda r: edit(r, labels=LABELS | {"other": 3}), "all different"),
+    "an ending of another kind": (lambda r: edit(r, file_ending=".png"), "expected .nii or .nii.gz"),
+    "an ending that no file has": (lambda r: edit(r, file_ending=".nii"), r"no <case>_0000\.nii in"),
+    "files listed elsewhere": (lambda r: edit(r, dataset={}), "lists its files under 'dataset'"),
+    "a missing channel": (
+        remove("imagesTr", "p1_0001.nii.gz"),
+        "p1: has the channels 0000, 0002; expected 0000 to 0002",
+    ),
+    "missing labels": (remove("labelsTr", "p2.nii.gz"), "p2.nii.gz: missing"),
+    "labels without images": (
+        lambda r: save(r / "labelsTr" / "p9.nii.gz", volumes()["OT"]),
+        "p9.nii.gz: a label volume whose images are not",
+    ),
+    "a case in both folders": (
+        lambda r: save(r / "imagesTs" / "p1_0000.nii.gz", volumes()["DWI"]),
+        "the case p1 is in imagesTr and in imagesTs",
+    ),
+    "an unknown label": (
+        lambda r: save(r / "labelsTr" / "p1.nii.gz", np.full(SHAPE, 2, np.uint8)),
+        r"p1.nii.gz: holds the label 2; expected only \[0, 1, 3\]",
+    ),
+    "another grid": (
+        lambda r: save(r / "labelsTr" / "p1.nii.gz", volumes()["OT"], OBLIQUE + np.eye(4)),
+        "p1.nii.gz: its affine",
+    ),
+    "names the wrong way round": (swapped, "exchanging the names penumbra and core in dataset.json would agree"),
+}
+
+
+def edit(root, **content):
+    path = root / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_broken_folders_end_in_one_line(kind, tmp_path):
+    prepare, words = BAD[kind]
+    root = write_folder(tmp_path / "set")
+    prepare(root)
+    before = tree(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load(root)
+    message = str(caught.value)
+    assert re.search(words, message), message
+    assert "\n" not in message
+    assert tree(tmp_path) == before

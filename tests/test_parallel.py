@@ -1,0 +1,70 @@
+"""One device against eight virtual ones, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+PROGRAM = """
+import sys
+import jax, numpy as np
+from isles_jax import config, parallel
+from isles_jax.state import init_state
+from isles_jax.step import make_step
+
+output, kind, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+made = config.baseline(residual=True, adversarial=True, overlap=True)
+keys = {"model.width": 4, "discriminator.width": 4, "loss.lovasz_per_image": True}
+made.update_from_flattened_dict(keys)
+made = config.resolve(made)
+rng = np.random.default_rng(0)
+labels = np.zeros((16, 32, 32), np.int8)
+labels[:, 8:20, 6:20], labels[:, 12:16, 10:15], labels[::2, :3] = 1, 2, -1
+images = rng.normal(size=(16, 32, 32, 3)).astype(np.float32) + (labels > 0)[..., None]
+step = parallel.parallelize(make_step(made, ("penumbra", "core"), steps, parallel.AXIS), kind)
+state = parallel.replicate(init_state(made, ("penumbra", "core"), 3, steps, 0))
+data = parallel.replicate((images, labels))
+for number in range(steps):
+    batch = np.random.default_rng(number).permutation(16)[:8].astype(np.int32)
+    state, metrics = step(state, data, batch.reshape(jax.device_count(), 1, -1))
+leaves = jax.tree.leaves((state.segmenter, state.critics))
+for leaf in leaves:
+    copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    assert len(copies) == jax.device_count() and all(np.array_equal(copies[0], copy) for copy in copies)
+np.savez(output, *map(np.asarray, leaves))
+print(jax.device_count(), float(metrics["loss"][0]))
+"""
+
+
+def train(output, devices, kind="pmap", steps=STEPS):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-c", PROGRAM, str(output), kind, str(steps)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"{devices} ")
+    with np.load(output) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("eight") / "pmap.npz", 8)
+
+
+def test_eight_devices_learn_what_one_does(on_eight, tmp_path):
+    on_one = train(tmp_path / "one.npz", 1)
+    assert len(on_one) == len(on_eight)
+    for one, eight in zip(on_one, on_eight, strict=True):
+        np.testing.assert_allclose(eight, one, atol=1e-5, rtol=0)
+
+
+def test_pmap_and_shard_map_are_identical(on_eight, tmp_path):
+    for mapped, other in zip(train(tmp_path / "mapped.npz", 8, "shard_map"), on_eight, strict=True):
+        np.testing.assert_array_equal(mapped, other)

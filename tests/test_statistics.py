@@ -1,0 +1,138 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from isles_jax import results, statistics
+
+
+def draw(seed, size, mean=0.02, spread=0.05):
+    return np.random.default_rng(seed).normal(mean, spread, size)
+
+
+def test_interval_of_a_normal_sample_is_students():
+    values = draw(0, 200)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert statistics.interval(values) == pytest.approx(tuple(expected), abs=0.0007)
+
+
+def test_interval_contains_the_mean_moves_and_scales_with_the_sample():
+    values = draw(1, 20)
+    low, high = statistics.interval(values)
+    assert low < values.mean() < high
+    assert statistics.interval(values + 3) == pytest.approx((low + 3, high + 3))
+    assert statistics.interval(values * 2) == pytest.approx((low * 2, high * 2))
+    assert statistics.interval(values) == (low, high)
+
+
+def test_interval_of_few_values_says_that_they_show_nothing():
+    assert statistics.interval([0.8], (0, 1)) == (0, 1)
+    assert statistics.interval([0.8, 0.9], (0, 1)) == (0, 1)
+    assert statistics.interval([0.5] * 6, (0, 1)) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("cases", [9, 24])
+def test_interval_covers_a_skewed_truth_at_the_stated_rate(cases, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(5)
+    trials, mean, covered = 600, 8 / 9.5, 0
+    for _ in range(trials):
+        low, high = statistics.interval(rng.beta(8, 1.5, cases), (0, 1))
+        covered += low <= mean <= high
+    # 0.95 with three standard errors of the simulation.
+    assert abs(covered / trials - 0.95) < 0.027
+
+
+def test_bootstrap_p_is_close_to_students_and_uniform_without_a_difference(monkeypatch):
+    values = draw(2, 60, mean=0.012)
+    assert statistics.bootstrap_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.015)
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    rng = np.random.default_rng(3)
+    found = [statistics.bootstrap_p(rng.normal(0, 0.1, 24)) for _ in range(500)]
+    assert abs(np.mean(np.array(found) < 0.05) - 0.05) < 0.03
+    assert abs(np.mean(found) - 0.5) < 0.05
+
+
+def test_bootstrap_p_without_evidence():
+    assert statistics.bootstrap_p([0.0] * 8) == 1
+    assert statistics.bootstrap_p([0.3]) == 1
+    assert statistics.bootstrap_p([0.1, 0.2]) > 0.3
+
+
+def test_wilcoxon_equals_counting_all_signs():
+    differences = np.array([0.11, -0.02, 0.31, 0.05, 0.07, -0.13, 0.21, 0.09])
+    ranks = stats.rankdata(np.abs(differences))
+    observed = abs(np.sum(np.sign(differences) * ranks))
+    every = [abs(np.dot(signs, ranks)) for signs in itertools.product((-1, 1), repeat=len(ranks))]
+    assert statistics.wilcoxon_p(differences) == pytest.approx(np.mean(np.array(every) >= observed - 1e-9))
+
+
+def test_wilcoxon_equals_scipy_with_ties_and_zeros():
+    differences = np.array([0.1, -0.2, 0.3, 0.3, 0.0, 0.5, -0.1, 0.2, 0.4, 0.0, 0.6, 0.7])
+    kept = differences[differences != 0]
+    assert statistics.wilcoxon_p(differences) == stats.wilcoxon(kept, method="asymptotic").pvalue
+    large = draw(6, 80)
+    assert statistics.wilcoxon_p(large) == stats.wilcoxon(large, method="asymptotic").pvalue
+    assert statistics.wilcoxon_p([0.0, 0.0]) == 1
+
+
+def test_smallest_wilcoxon_p_is_reached_when_all_cases_agree():
+    for cases in (1, 4, 6, 10):
+        assert statistics.smallest_wilcoxon_p(cases) == pytest.approx(statistics.wilcoxon_p(np.arange(1.0, cases + 1)))
+
+
+def test_holm_is_the_closed_testing_procedure():
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        p = rng.uniform(0, 0.3, 4)
+        # A hypothesis falls if every set of hypotheses that holds it falls by Bonferroni.
+        sets = [s for size in range(1, 5) for s in itertools.combinations(range(4), size)]
+        expected = [max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(4)]
+        assert statistics.holm(p) == pytest.approx(expected)
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([]) == []
+
+
+def test_compare_is_paired():
+    base = np.random.default_rng(8).uniform(0.3, 0.95, 20)
+    better, other = base + 0.01 + draw(9, 20, 0, 0.001), np.random.default_rng(10).permutation(base) + 0.01
+    found = statistics.compare({"better": better, "other": other}, base)
+    assert found["better"].difference == pytest.approx(np.mean(better - base))
+    assert 0 < found["better"].low < 0.01 < found["better"].high
+    assert found["better"].wilcoxon < 0.001 > found["better"].bootstrap
+    assert found["other"].low < 0 < found["other"].high
+    assert found["other"].wilcoxon > 0.5 < found["other"].bootstrap
+
+
+def test_main_effects_recover_an_additive_design():
+    rng = np.random.default_rng(11)
+    case = rng.uniform(0.4, 0.7, 15)
+    cells = {
+        (r, a, o): case + 0.1 * r - 0.03 * a + 0.05 * o + 0.02 * r * o
+        for r, a, o in itertools.product((False, True), repeat=3)
+    }
+    found = statistics.main_effects(cells)
+    expected = {"residual": 0.11, "adversarial": -0.03, "overlap": 0.06}
+    for factor, value in expected.items():
+        assert found[factor] == pytest.approx((value,) * 3)
+
+
+def test_main_effects_of_the_papers_table():
+    cells = {}
+    for number, name in enumerate(results.PAPER):
+        cells[bool(number & 4), bool(number & 2), bool(number & 1)] = name
+    expected = {"penumbra": (0.026, 0.004, 0.017), "core": (0.087, -0.013, 0.028)}
+    for word, effects in expected.items():
+        found = statistics.main_effects({cell: [results.PAPER[name][word]] * 2 for cell, name in cells.items()})
+        assert [found[factor][0] for factor in statistics.FACTORS] == pytest.approx(effects, abs=0.0006)
+
+
+def test_report_says_what_few_cases_cannot_show():
+    rows = [{"case": str(n), "class": "core", "dice": 0.5} for n in range(6)]
+    run = type("Stub", (), {"rows": rows})()
+    said = " ".join(results.caveats([run], 7))
+    assert f"{7 * 2 / 2**6:.2g}" in said
+    assert "6 cases are too few" in said
+    many = type("Stub", (), {"rows": [{"case": str(n), "class": "core", "dice": 0.5} for n in range(30)]})()
+    assert "cannot" not in " ".join(results.caveats([many], 7))
