@@ -1,4 +1,4 @@
-"""Draws docs/figures/losses.png: the boundary band, and what each loss makes of an error.
+"""Draws docs/figures/losses_weights.png: the boundary band, and what each loss makes of an error.
 
 python -m experiments.losses_figure
 """
@@ -28,7 +28,7 @@ def lesion() -> np.ndarray:
 def main() -> None:
     labels = lesion()
     rng = np.random.default_rng(0)
-    # A network that is mostly right: the core (5% of the pixels) against everything else.
+    # A network that is mostly right: the core against everything else.
     logits = rng.normal(2.0, 1.6, labels.shape) * np.where(labels == 2, 1, -1)
     core = jnp.asarray(labels == 2, jnp.int32)
     two = jnp.stack([jnp.zeros(labels.shape), jnp.asarray(logits)], -1)

@@ -5,6 +5,8 @@ A file in `configs/` is one call of `baseline`. Any key can be overridden on the
 """
 
 import json
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -13,6 +15,15 @@ from ml_collections import config_dict
 
 class InputError(ValueError):
     """A mistake in what the user gave (a file, a key, a folder): shown as one line, without a traceback."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command; a user's mistake is one line (one for each bad case of a folder) and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collections.ConfigDict:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax import files, metrics
-from isles_jax.config import InputError
+from isles_jax.config import InputError, run_command
 
 if TYPE_CHECKING:
     from isles_jax.data.case import Case
@@ -283,8 +283,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from isles_jax.config import InputError
+from isles_jax.config import InputError, run_command
 
 DEFAULT = "configs/proposed.py"
 FLAGS = flags.FlagValues()
@@ -69,21 +69,17 @@ def _one_line(error: BaseException) -> str:
     return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
 
 
-def main(arguments: Sequence[str] = sys.argv) -> None:
+def main() -> None:
     """The command."""
-    try:
-        parse(arguments)
-        if FLAGS.help:
-            print(usage())
-            return
-        workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
-        from isles_jax.cross_validation import cross_validate
+    parse(sys.argv)
+    if FLAGS.help:
+        print(usage())
+        return
+    workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
+    from isles_jax.cross_validation import cross_validate
 
-        print(cross_validate(FLAGS.config, workdir))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    print(cross_validate(FLAGS.config, workdir))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

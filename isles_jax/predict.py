@@ -4,7 +4,6 @@ python -m isles_jax.predict --workdir=RUN --input=CASE_OR_FOLDER --output=DIR
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax import checkpoint
-from isles_jax.config import InputError
+from isles_jax.config import InputError, run_command
 from isles_jax.data import load_images
 from isles_jax.data.case import Case, Dataset, brain_mask, write_labels
 from isles_jax.data.slices import normalise, pad, padded_size, unpad
@@ -113,8 +112,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -4,7 +4,6 @@ python -m isles_jax.report RUN [RUN ...] --output=report.html
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax import evaluate, files, results, statistics
-from isles_jax.config import InputError
+from isles_jax.config import run_command
 from isles_jax.evaluate import Row
 from isles_jax.results import Run, read_run
 
@@ -156,8 +155,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -16,7 +16,8 @@ LOSSES = {
     "boundary_weighted_nll": "(logits, labels, *, weight=10.0, size=3, spatial_ndim=2, where=None)",
     "cross_entropy": "(logits, labels, *, where=None, class_weights=None)",
     "lovasz_hinge": "(logits, labels, *, per_image=True, where=None)",
-    "lovasz_softmax": "(logits, labels, *, classes='present', per_image=False, where=None, class_weights=None, bins=None)",
+    "lovasz_softmax": "(logits, labels, *, classes='present', per_image=False, where=None, class_weights=None, "
+    "bins=None)",
     "relativistic_discriminator_loss": "(real, fake, *, average=False)",
     "relativistic_generator_loss": "(real, fake, *, average=False)",
 }

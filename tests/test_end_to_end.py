@@ -10,7 +10,7 @@ import pytest
 from test_checkpoint import leaves
 from test_config import SYSTEMS
 
-from isles_jax import checkpoint, config, evaluate
+from isles_jax import checkpoint, config, evaluate, predict
 from isles_jax.config import InputError
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import load
@@ -159,3 +159,42 @@ def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):
         shape, affine = expected[Path(path.stem).stem]
         assert image.shape == shape
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "foreground"),
+    [(("Tmax", "DWI"), {"lesion": 1}), (("FLAIR",), {"core": 2, "penumbra": 1, "old": 3, "bleeding": 7})],
+)
+def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, channels, foreground):
+    """Trained by the proposed system, predicted again from imagesTs with the folds averaged, scored."""
+    root, run = tmp_path / "Dataset001", tmp_path / "run"
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (root / folder).mkdir(parents=True)
+    values = list(foreground.values())
+    for case in load(phantom_root, penumbra=1, core=2).cases:
+        for number in range(len(channels)):
+            image = nib.Nifti1Image(case.images[..., number], case.affine)
+            for folder in ("imagesTr", "imagesTs"):
+                nib.save(image, root / folder / f"{case.name}_{number:04d}.nii.gz")
+        labels = np.where(case.labels > 0, values[0], 0).astype(np.uint8)
+        for number, value in enumerate(values[1:], start=1):
+            labels[3 * number : 3 * number + 3, 10:14, 2:5] = value
+        nib.save(nib.Nifti1Image(labels, case.affine), root / "labelsTr" / f"{case.name}.nii.gz")
+    description = {
+        "channel_names": {str(number): name for number, name in enumerate(channels)},
+        "labels": {"background": 0} | foreground, "numTraining": 6, "file_ending": ".nii.gz",
+    }  # fmt: skip
+    (root / "dataset.json").write_text(json.dumps(description))
+    cross_validate(make("proposed", **{"data.root": str(root)}), run)
+    rows = evaluate.read_cases_csv(run / "cases.csv")
+    assert {row["class"] for row in rows} - {"lesion"} == foreground.keys() - {"lesion"}
+    assert not (run / "clinical_rule.csv").exists()
+    critics = {
+        name for name in json.loads((run / "fold_0" / "metrics.jsonl").read_text().splitlines()[0]) if "critic" in name
+    }
+    assert len(critics) == (1 if len(foreground) == 1 else len(foreground) + 1)
+
+    predict.main([f"--workdir={run}", f"--input={root / 'imagesTs'}", f"--output={tmp_path / 'out'}"])
+    written = [np.unique(np.asarray(nib.load(path).dataobj)) for path in sorted((tmp_path / "out").iterdir())]
+    assert len(written) == 6
+    assert set(np.concatenate(written)) <= {0, *values}

@@ -1,8 +1,8 @@
 """The losses against brute force, closed forms and invariances."""
 
 import ast
-import contextlib
 import doctest
+import functools
 import itertools
 import pathlib
 import re
@@ -71,12 +71,6 @@ def case(shape, num_classes, seed=0, scale=1.0):
     return (scale * rng.standard_normal((*shape, num_classes))).astype(np.float32), labels, rng.random(shape) < 0.7
 
 
-@contextlib.contextmanager
-def x64(on):
-    with jax.enable_x64(on):
-        yield
-
-
 # Lovasz-softmax.
 
 
@@ -138,6 +132,11 @@ def test_absent_class_costs_its_largest_probability():
         np.testing.assert_allclose(value, softmax(logits)[:, 2].max(), atol=tolerance)
 
 
+PER_IMAGE = [
+    jax.jit(jax.value_and_grad(functools.partial(losses.lovasz_softmax, per_image=on))) for on in (False, True)
+]
+
+
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
@@ -152,7 +151,8 @@ def test_lovasz_softmax_properties(seed, scale, shape, keep, per_image, ties):
     logits = (scale * rng.standard_normal((*shape, 3))).astype(np.float32)
     logits = np.round(logits) if ties else logits
     labels, where = rng.integers(0, 1 + seed % 3, shape), rng.random(shape) < keep
-    value, gradient = jax.value_and_grad(losses.lovasz_softmax)(logits, labels, per_image=per_image, where=where)
+    function = PER_IMAGE[per_image]
+    value, gradient = function(logits, labels, where=where)
     np.testing.assert_allclose(value, brute_force(logits, labels, per_image=per_image, where=where), atol=2e-5)
     assert np.isfinite(gradient).all()
     assert (np.asarray(gradient)[~where] == 0).all()
@@ -160,16 +160,13 @@ def test_lovasz_softmax_properties(seed, scale, shape, keep, per_image, ties):
     np.testing.assert_allclose(np.sum(gradient, axis=-1), 0.0, atol=1e-6)
     # Neither garbage under the mask nor the order of the pixels plays a part.
     garbage = np.where(where[..., None], logits, np.nan), np.where(where, labels, 255)
-    again = jax.value_and_grad(losses.lovasz_softmax)(*garbage, per_image=per_image, where=where)
+    again = function(*garbage, where=where)
     np.testing.assert_array_equal(again[0], value)
     np.testing.assert_array_equal(again[1], gradient)
     order = rng.permutation(shape[-1])
-    moved = (x.take(order, axis=len(shape) - 1) for x in (logits, labels, where))
-    logits, labels, where = moved
-    if len(shape) == 2 or not per_image:
-        np.testing.assert_allclose(
-            losses.lovasz_softmax(logits, labels, per_image=per_image, where=where), value, atol=1e-6
-        )
+    moved = (x.take(order, axis=len(shape) - 1) for x in (logits, labels))
+    moved = function(*moved, where=where.take(order, axis=-1))
+    np.testing.assert_allclose(moved[0], value, atol=1e-6)
 
 
 def test_masking_is_leaving_out():
@@ -231,7 +228,7 @@ def test_bins_are_the_exact_loss_of_rounded_errors():
         group = (errors == level) & (foreground == kind)
         expected = (first[group] + last[group]).sum() / 2
         np.testing.assert_allclose(np.asarray(gradient)[0, group].sum(), expected, atol=1e-6)
-        assert np.ptp(np.asarray(gradient)[0, group], initial=0.0 if not group.any() else gradient[0, group][0]) == 0
+        assert len(np.unique(np.asarray(gradient)[0, group])) <= 1
 
 
 def test_bins_gradient_is_close_to_the_exact_one():
@@ -239,6 +236,15 @@ def test_bins_gradient_is_close_to_the_exact_one():
     exact = np.asarray(jax.grad(losses.lovasz_softmax)(logits, labels))
     bucketed = np.asarray(jax.grad(losses.lovasz_softmax)(logits, labels, bins=16384))
     assert np.linalg.norm(bucketed - exact) < 2e-3 * np.linalg.norm(exact)
+
+
+def step_losses(x, y, w):
+    """What a training step takes, on one device's share."""
+    total = losses.lovasz_softmax(x, y, where=w) + losses.cross_entropy(x, y, where=w)
+    return total + losses.boundary_weighted_nll(x, y, where=w)
+
+
+STEP = jax.jit(step_losses)
 
 
 # Precision and extremes.
@@ -269,8 +275,8 @@ each_pixel_loss = pytest.mark.parametrize("loss", PIXEL_LOSSES.values(), ids=PIX
 @each_pixel_loss
 def test_extreme_logits_and_masks(loss):
     logits, labels, where = case((2, 4, 5), 3)
-    function = jax.value_and_grad(loss)
-    for x in (1e4 * np.sign(logits), 1e4 * np.ones_like(logits), np.float16(6e4) * np.sign(logits).astype(np.float16)):
+    function = jax.jit(jax.value_and_grad(loss))
+    for x in (1e4 * np.sign(logits), 1e4 * np.ones_like(logits)):
         for y in (labels, np.zeros_like(labels)):
             value, gradient = function(x, y, where=where)
             assert np.isfinite(value)
@@ -289,42 +295,54 @@ def test_what_is_wrong_and_not_masked_shows_as_nan(loss):
     where[0, 0, 0] = True
     wrong = labels.copy()
     wrong[0, 0, 0] = 7
-    assert np.isnan(loss(logits, wrong, where=where))
+    function = jax.jit(loss)
+    assert np.isnan(function(logits, wrong, where=where))
     logits[0, 0, 0] = np.nan
-    assert np.isnan(loss(logits, labels, where=where))
+    assert np.isnan(function(logits, labels, where=where))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.uint16, jnp.uint32])
 def test_any_integer_labels_will_do(dtype):
     logits, labels, where = case((2, 4, 5), 3)
     typed = jnp.asarray(np.where(where, labels, jnp.iinfo(dtype).max), dtype)
-    for loss in (losses.lovasz_softmax, losses.cross_entropy, losses.boundary_weighted_nll):
-        np.testing.assert_array_equal(loss(logits, typed, where=where), loss(logits, labels, where=where))
+    np.testing.assert_array_equal(STEP(logits, typed, where), STEP(logits, labels, where))
 
 
 # Transformations.
 
 
-@pytest.mark.parametrize("on", [False, True])
-@each_pixel_loss
-def test_vmap_jit_scan_and_remat_agree_with_one_by_one(loss, on):
+@pytest.mark.parametrize(
+    ("name", "on"),
+    [(name, False) for name in PIXEL_LOSSES] + [("lovasz_softmax", True), ("lovasz_softmax bins", True)],
+)
+def test_vmap_scan_and_remat_agree_with_one_by_one(name, on):
     logits, labels, where = case((3, 2, 4, 5), 3)
-    with x64(on):
-        function = jax.value_and_grad(loss)
+
+    def loss(x, y, w):
+        return PIXEL_LOSSES[name](x, y, where=w)
+
+    with jax.enable_x64(on):
         # Typed here, so that x64 changes what the losses do and not what they get.
-        x, y, w = jnp.asarray(logits), jnp.asarray(labels, jnp.int8), jnp.asarray(where)
-        expected = [function(*each, where=m) for *each, m in zip(x, y, w, strict=True)]
-        batched = jax.vmap(jax.jit(lambda x, y, w: function(x, y, where=w)))(x, y, w)
-        remat = jax.checkpoint(lambda x, y, w: loss(x, y, where=w))
-        scanned = jax.jit(lambda *a: jax.lax.map(lambda each: jax.value_and_grad(remat)(*each), a))(x, y, w)
-        # float64 comes back as float32; its gradient as float64.
-        value, gradient = function(x.astype(jnp.float64 if on else jnp.float32), y, where=w)
-        assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.float64 if on else jnp.float32)
+        arguments = jnp.asarray(logits), jnp.asarray(labels, jnp.int8), jnp.asarray(where)
+        function = jax.jit(jax.value_and_grad(loss))
+        expected = [function(*(x[i] for x in arguments)) for i in range(3)]
+        # Tracing first and batching afterwards is the hard order for what needs x64 inside.
+        batched = jax.vmap(function)(*arguments)
+        remat = jax.value_and_grad(jax.checkpoint(loss))
+        scanned = jax.jit(lambda *a: jax.lax.map(lambda each: remat(*each), a))(*arguments)
     for values, gradients in (batched, scanned):
-        assert values.dtype == jnp.float32
+        assert (values.dtype, gradients.dtype) == (jnp.float32, jnp.float32)
         for i, (value, gradient) in enumerate(expected):
             np.testing.assert_allclose(values[i], value, rtol=2e-6)
             np.testing.assert_allclose(gradients[i], gradient, atol=1e-7)
+
+
+def test_float64_comes_back_as_float32():
+    logits, labels, _ = case((2, 4, 5), 3)
+    with jax.enable_x64(True):
+        value, gradient = jax.jit(jax.value_and_grad(step_losses))(logits.astype(np.float64), labels, labels >= 0)
+    assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.float64)
+    np.testing.assert_allclose(value, STEP(logits, labels, labels >= 0), rtol=2e-6)
 
 
 def test_gradient_compiles_once():
@@ -340,20 +358,14 @@ def test_gradient_compiles_once():
     assert len(compilations) == 1
 
 
-def step_losses(x, y, w):
-    """What a training step takes, on one device's share."""
-    total = losses.lovasz_softmax(x, y, where=w) + losses.lovasz_softmax(x, y, where=w, bins=50)
-    return total + losses.cross_entropy(x, y, where=w) + losses.boundary_weighted_nll(x, y, where=w)
-
-
 def check_devices():
     """pmap and shard_map on all devices against one by one; run below on four."""
     devices = jax.devices()
     logits, labels, where = case((len(devices), 2, 4, 5), 3)
     arguments = jnp.asarray(logits), jnp.asarray(labels, jnp.int8), jnp.asarray(where)
-    function = jax.value_and_grad(step_losses)
+    function = jax.jit(jax.value_and_grad(step_losses))
     expected = [function(*each) for each in zip(*arguments, strict=True)]
-    results = [jax.pmap(jax.jit(function))(*arguments)]
+    results = [jax.pmap(function)(*arguments)]
     mesh = Mesh(np.array(devices), ("data",))
     for check_vma in (True, False):
         mapped = jax.shard_map(

@@ -79,7 +79,8 @@ def test_other_channels_and_class_counts(channels, labels, tmp_path):
 
 def test_there_and_back(tmp_path, capsys):
     make(tmp_path / "spes", cases=("a", "b", "c"), OT=None)
-    assert nnunet.main([f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'raw' / 'Dataset015_SPES'}"]) == 0
+    arguments = [f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'raw' / 'Dataset015_SPES'}"]
+    nnunet.main(arguments)
     assert "3 cases, labels 1 penumbra, 2 core" in capsys.readouterr().out
     before, after = load(tmp_path / "spes"), load(tmp_path / "raw" / "Dataset015_SPES")
     assert (before.channels, before.classes, before.label_values) == (after.channels, after.classes, after.label_values)
@@ -91,10 +92,10 @@ def test_there_and_back(tmp_path, capsys):
         assert (old.labels is None) == (new.labels is None)
         assert old.labels is None or np.array_equal(old.labels, new.labels)
     there = tree(tmp_path)
-    assert nnunet.main([f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'raw' / 'Dataset015_SPES'}"]) == 2
-    assert "Dataset015_SPES: exists" in capsys.readouterr().err
-    assert nnunet.main([f"--input={tmp_path / 'nowhere'}", f"--output={tmp_path / 'x'}"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(InputError, match="Dataset015_SPES: exists"):
+        nnunet.main(arguments)
+    with pytest.raises(InputError, match=r"nowhere: .*"):
+        nnunet.main([f"--input={tmp_path / 'nowhere'}", f"--output={tmp_path / 'x'}"])
     assert tree(tmp_path) == there
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import shutil
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -233,8 +232,8 @@ def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]
     return [path for path in labels if stem(path) not in training]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     from isles_jax.data import load
 
     parser = argparse.ArgumentParser("python -m isles_jax.data.nnunet", description="Writes a data set for nnU-Net.")
@@ -243,15 +242,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--penumbra", type=int, default=1, help="integer of penumbra in the input (default 1)")
     parser.add_argument("--core", type=int, default=2, help="integer of core in the input (default 2)")
     flags = parser.parse_args(arguments)
-    try:
-        dataset = load(flags.input, penumbra=flags.penumbra, core=flags.core)
-        write(dataset, flags.output)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    dataset = load(flags.input, penumbra=flags.penumbra, core=flags.core)
+    write(dataset, flags.output)
     print(f"{flags.output}: {len(dataset.cases)} cases, labels 1 {', 2 '.join(dataset.classes)}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,7 +11,6 @@ As a command: `python -m isles_jax.data.phantom --output=DIR [--cases --shape --
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +110,8 @@ def write_figure(root: Path, path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     defaults = baseline(residual=True, adversarial=True, overlap=True)
     phantom = defaults.data.phantom
     shape = "x".join(map(str, phantom.shape))
@@ -130,16 +129,11 @@ def main(arguments: list[str] | None = None) -> int:
         sides = tuple(int(side) for side in flags.shape.strip("()").replace("x", ",").split(","))
     except ValueError:
         parser.error(f"--shape={flags.shape}: expected three numbers, as in {shape}")
-    try:
-        write_phantom(flags.output, cases=flags.cases, shape=sides, difficulty=flags.difficulty, seed=flags.seed)
-        if flags.figure:
-            write_figure(flags.output, flags.output / "phantom.png")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    write_phantom(flags.output, cases=flags.cases, shape=sides, difficulty=flags.difficulty, seed=flags.seed)
+    if flags.figure:
+        write_figure(flags.output, flags.output / "phantom.png")
     print(f"{flags.output}: {flags.cases} phantom patients")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
