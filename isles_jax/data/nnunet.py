@@ -20,7 +20,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from isles_jax.config import InputError
+from isles_jax.config import InputError, run_command
 from isles_jax.data.case import (
     SUFFIXES,
     Case,

@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from isles_jax.config import InputError, baseline
+from isles_jax.config import InputError, baseline, run_command
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
 
 MARKER = "phantom.json"
