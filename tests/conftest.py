@@ -1,27 +1,22 @@
 import os
+import shutil
+import tempfile
 
 import pytest
 
-# Compiled steps are shared by the tests and the commands they start; tests measure no speed, so little is optimised.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests measure no speed, and compile for most of their time: little is optimised, and the workers of this session and
+# the commands they start share what was compiled.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+if FIRST:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="isles_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """One persistent compile cache for this session, also for the commands it starts."""
-    import jax
-
-    folder = str(tmp_path_factory.mktemp("compile_cache"))
-    options = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in options.items():
-        os.environ[name.upper()] = str(value)
-        jax.config.update(name, value)
-    return folder
+def pytest_unconfigure(config):
+    if FIRST:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +29,7 @@ def phantom_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config():
     """A function that makes a configuration for a tiny network and a few steps."""
     from isles_jax import config

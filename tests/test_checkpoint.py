@@ -22,7 +22,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made(small_config):
     config = small_config()
     return config, parallel.replicate(init_state(config, CLASSES, 3, 10, 0))
@@ -33,13 +33,20 @@ def at(state, step):
     return jax.tree.map(lambda x: x + step if x.dtype == jnp.float32 else x, state).replace(step=jnp.int32(step))
 
 
-@pytest.fixture
-def saved(made, tmp_path):
+@pytest.fixture(scope="module")
+def original(made, tmp_path_factory):
     config, state = made
+    directory = tmp_path_factory.mktemp("original") / "checkpoints"
     meta = {"config": to_dict(config), "classes": list(CLASSES), "channels": ["Tmax", "TTP", "DWI"], "fold": 0}
     for step in (2, 4, 6):
-        checkpoint.save(tmp_path / "checkpoints", at(state, step), meta)
-    return tmp_path / "checkpoints", state
+        checkpoint.save(directory, at(state, step), meta)
+    return directory, state
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(original[0], tmp_path / "checkpoints"), original[1]
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_restored(saved):

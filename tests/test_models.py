@@ -135,7 +135,7 @@ def test_layers_are_those_of_the_table(residual):
             for name in names:
                 x = relu(conv(x, p[f"conv_up{name}"]))
         expected = conv(x, p["output"])
-    got = module.apply(variables, images)
+    got = jax.jit(module.apply)(variables, images)
     assert jnp.linalg.norm(got - expected) < 1e-5 * jnp.linalg.norm(expected)
     assert jnp.std(expected) > 0
 
@@ -145,16 +145,20 @@ def test_residual_adds_shortcuts_only_where_channels_differ():
     assert residual.keys() - plain.keys() == {f"{kind}{i}_shortcut" for kind in ("conv", "norm") for i in (1, 2, 3, 4)}
 
 
+def train(module):
+    return jax.jit(lambda variables, images: module.apply(variables, images, train=True, mutable=["batch_stats"]))
+
+
 @pytest.mark.parametrize("module", [SUMNet(width=4, residual=True), Discriminator(width=4)])
 def test_low_precision_keeps_parameters_and_outputs_in_float32(module):
     low = module.clone(dtype=jnp.bfloat16)
     images = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
-    variables = low.init(jax.random.key(1), images)
+    variables = jax.jit(low.init)(jax.random.key(1), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    output, updates = low.apply(variables, images, train=True, mutable=["batch_stats"])
+    output, updates = train(low)(variables, images)
     assert output.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}
-    exact = module.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+    exact = train(module)(variables, images)[0]
     assert 0 < jnp.linalg.norm(output - exact) < 0.1 * jnp.linalg.norm(exact)
 
 
@@ -162,12 +166,12 @@ def test_low_precision_keeps_parameters_and_outputs_in_float32(module):
 def test_discriminator_gives_one_logit_a_slice(shape):
     module = Discriminator(width=4)
     maps = jax.random.uniform(jax.random.key(0), shape)
-    variables = module.init(jax.random.key(1), maps)
-    logits = module.apply(variables, maps)
+    variables = jax.jit(module.init)(jax.random.key(1), maps)
+    logits = jax.jit(module.apply)(variables, maps)
     assert logits.shape == shape[:1]
     assert logits.dtype == jnp.float32
     # Without batch statistics one slice's verdict does not depend on the others.
-    np.testing.assert_allclose(module.apply(variables, maps[:1])[0], logits[0], rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, maps[:1])[0], logits[0], rtol=1e-5)
 
 
 def test_sides_that_do_not_fit_are_refused():

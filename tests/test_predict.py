@@ -11,10 +11,10 @@ from isles_jax.state import init_state, make_segmenter
 CLASSES = ("penumbra", "core")
 
 
-@pytest.fixture
-def run(tmp_path, small_config):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_config):
     """Two folds of untrained networks, saved as a run saves them."""
-    states = []
+    states, workdir = [], tmp_path_factory.mktemp("predict") / "run"
     for fold in (0, 1):
         config = small_config(adversarial=False)
         states.append(parallel.replicate(init_state(config, CLASSES, 3, 10, fold)))
@@ -22,8 +22,8 @@ def run(tmp_path, small_config):
             "config": to_dict(config), "fold": fold, "classes": list(CLASSES), "channels": ["Tmax", "TTP", "DWI"],
             "label_values": [5, 9],
         }  # fmt: skip
-        checkpoint.save(tmp_path / "run" / f"fold_{fold}" / "checkpoints", states[-1], meta)
-    return tmp_path / "run", config, [state.segmenter.variables for state in states]
+        checkpoint.save(workdir / f"fold_{fold}" / "checkpoints", states[-1], meta)
+    return workdir, config, [state.segmenter.variables for state in states]
 
 
 def make_case(shape, seed=0):
