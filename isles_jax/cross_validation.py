@@ -8,8 +8,11 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from isles_jax import files
+from isles_jax import clinical, data, files
 from isles_jax.config import InputError, flatten, resolve, to_dict
+from isles_jax.data import folds as splits
+from isles_jax.data.case import Dataset, read_label_values
+from isles_jax.data.phantom import MARKER, write_phantom
 
 # Keys that may differ between calls on one workdir: they change what a call does, not what the run is.
 _FREE = ("fold",)
@@ -34,7 +37,7 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
         unfinished = _run(config, workdir)
         if unfinished:
             return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
-    from isles_jax import report
+    from isles_jax import report  # scipy's import, which a mistake in the settings or the data should not wait for
 
     return report.table([report.read_run(workdir)])
 
@@ -64,19 +67,20 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
     """Runs the folds that are to be run and, when all are done, scores; returns the folds that are still to be run."""
-    from isles_jax import data
-    from isles_jax.data import folds as splits
-
     dataset = _dataset(config, workdir)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
     description = data.describe(dataset)
     refuse_changed(dataset, description, workdir / "data.json")
     labelled = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
-    from isles_jax import predict, train  # these import JAX, which a mistake in the data should not wait for
+    names = [case.name for case in labelled.cases]
+    if len(names) < config.folds:
+        raise InputError(
+            f"{dataset.root}: found {len(names)} labelled cases, expected one for each of {config.folds} folds"
+        )
+    from isles_jax import predict, train  # JAX's import, too
 
     plan = train.prepare(config, labelled)
-    names = [case.name for case in labelled.cases]
     held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed)
     # Only now, when nothing in the settings was refused, is the workdir bound to them.
     if not (workdir / "config.json").exists():
@@ -96,10 +100,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
     return unfinished
 
 
-def _dataset(config: ml_collections.ConfigDict, workdir: epath.Path) -> "data.case.Dataset":  # noqa: F821
-    from isles_jax import data
-    from isles_jax.data.phantom import MARKER, write_phantom
-
+def _dataset(config: ml_collections.ConfigDict, workdir: epath.Path) -> Dataset:
     root, phantom = Path(config.data.root), config.data.phantom
     if not config.data.root:
         root = Path(workdir) / "phantom"
@@ -114,7 +115,7 @@ def _dataset(config: ml_collections.ConfigDict, workdir: epath.Path) -> "data.ca
     return data.load(root, penumbra=config.data.labels.penumbra, core=config.data.labels.core)
 
 
-def refuse_changed(dataset: "data.case.Dataset", description: dict, path: epath.Path) -> None:  # noqa: F821
+def refuse_changed(dataset: Dataset, description: dict, path: epath.Path) -> None:
     """Refuses data that are not those the run began with, as its data.json describes them.
 
     Raises:
@@ -129,10 +130,9 @@ def refuse_changed(dataset: "data.case.Dataset", description: dict, path: epath.
         raise InputError(f"{dataset.root}: the data changed since this run began ({names}); choose another --workdir")
 
 
-def _score(dataset: "data.case.Dataset", held_out: list[list[str]], workdir: epath.Path) -> None:  # noqa: F821
-    """Scores every held-out prediction, and the clinical rule on the same cases."""
-    from isles_jax import clinical, evaluate, report
-    from isles_jax.data.case import read_label_values
+def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> None:
+    """Scores every held-out prediction, and the clinical rule on the same cases; writes the report."""
+    from isles_jax import evaluate, report
 
     cases = {case.name: case for case in dataset.cases}
     rows, rule = [], []

@@ -21,7 +21,8 @@ from isles_jax.config import InputError, run_command
 if TYPE_CHECKING:
     from isles_jax.data.case import Case
 
-WHOLE_LESION = "lesion"
+# Not "lesion": data sets with a single class often call it that.
+WHOLE_LESION = "whole lesion"
 METRICS = (
     "dice", "precision", "recall", "assd_mm", "hd_mm", "hd95_mm", "volume_true_ml", "volume_pred_ml", "lesion_f1",
     "lesion_f1_iou", "surface_dice", "volume_difference_ml",
@@ -50,7 +51,7 @@ def score_case(
       classes: names of the values 1...
 
     Returns:
-      One row for each class and, if there are several, one for the whole lesion: "lesion", any foreground. A row has
+      One row for each class and, if there are several, one for the "whole lesion", any foreground. A row has
       the keys `COLUMNS`; `metrics.score` defines them.
 
     Raises:

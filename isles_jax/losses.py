@@ -34,6 +34,8 @@ __all__ = [
 _INFINITY = 0x7F800000
 # Pixels whose flags fill one uint32.
 _WORD = 32
+# Classes whose sum is written out.
+_FEW = 32
 # Independent sorts in one program, at most.
 _GROUPS = 8
 
@@ -125,8 +127,12 @@ def lovasz_softmax(
     shape = _images_by_pixels(name, labels, per_image)
     weights = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
     invalid = _nan_if_invalid(labels, count, mask)
-    labels, mask = labels.reshape(shape), mask.reshape(shape)
-    losses, present = _lovasz_classes(logits.reshape(*labels.shape, count), labels, mask, chosen, bins)
+    # An odd number of whole words: rows of a power of two would meet in the same few lines of a CPU's cache.
+    margin = (0, 0), (0, (_WORD - shape[1]) % (2 * _WORD))
+    mask = mask.reshape(shape)
+    logits = jnp.pad(logits.reshape(*shape, count), (*margin, (0, 0)))
+    padded = jnp.pad(labels.reshape(shape), margin), jnp.pad(mask, margin)
+    losses, present = _lovasz_classes(logits, *padded, chosen, bins)
     weights = jnp.broadcast_to(weights[jnp.array(chosen)], losses.shape)
     if classes == "present":
         weights = jnp.where(present, weights, 0.0)
@@ -325,8 +331,11 @@ def _classes(
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None, gradient: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
     """The result of `_lovasz_classes` and, if wanted, what backward needs: probabilities and slopes, pixels last."""
-    logits = jnp.moveaxis(logits, -1, 0)
-    powers = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, axis=0)))
+    # Without a barrier XLA would evaluate what depends on a constant mask while compiling, for many seconds.
+    mask = lax.optimization_barrier(mask)
+    logits = lax.optimization_barrier(jnp.moveaxis(logits, -1, 0))
+    largest = reduce(jnp.maximum, logits) if len(logits) <= _FEW else jnp.max(logits, axis=0)
+    powers = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
     probabilities = powers / _sum_of_classes(powers)
     picked = probabilities if len(chosen) == len(probabilities) else probabilities[jnp.array(chosen)]
     foreground = (labels == jnp.array(chosen, jnp.int32)[:, None, None]) & mask
@@ -338,13 +347,13 @@ def _classes(
 
 
 def _sum_of_classes(x: Array) -> Array:
-    """Sum over the first axis; XLA's own is slow on CPUs where that axis is short."""
-    return reduce(jnp.add, x) if len(x) <= 8 else jnp.sum(x, axis=0)
+    """Sum over the first axis; XLA's own is slow on CPUs where that axis is short. The barrier: once, not per class."""
+    return lax.optimization_barrier(reduce(jnp.add, x) if len(x) <= _FEW else jnp.sum(x, axis=0))
 
 
 def _sum_of_pixels(x: Array) -> Array:
     """Sum over the last axis, a multiple of 8: in eight lanes first, for the same reason and for accuracy."""
-    return jnp.sum(_sum_of_classes(jnp.moveaxis(x.reshape(len(x), 8, -1), 1, 0)), axis=-1)
+    return jnp.sum(reduce(jnp.add, jnp.moveaxis(x.reshape(len(x), 8, -1), 1, 0)), axis=-1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -356,7 +365,7 @@ def _classes_backward(
     if len(chosen) < len(probabilities):
         slopes = jnp.zeros_like(probabilities).at[jnp.array(chosen)].set(slopes)
     gradient = probabilities * (slopes - _sum_of_classes(probabilities * slopes))
-    return jnp.moveaxis(gradient, 0, -1), None, None
+    return jnp.moveaxis(lax.optimization_barrier(gradient), 0, -1), None, None
 
 
 _lovasz_classes.defvjp(_classes_forward, _classes_backward)
@@ -391,15 +400,23 @@ def _extension(errors: Array, foreground: Array, mask: Array, bins: int | None, 
     shape = errors.shape
     if not errors.size:
         return jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape, jnp.float32)
+    errors, foreground, mask = lax.optimization_barrier((errors, foreground, mask))
     # Whole words of pixels: see _running_count.
     rows = [jnp.pad(x.reshape(-1, shape[-1]), ((0, 0), (0, -shape[-1] % _WORD))) for x in (errors, foreground, mask)]
-    # Groups of rows apart, because XLA's CPU sorts or scatters an array on one thread but several arrays at once.
+    values, steps = _exact(*rows, gradient) if bins is None else _bucketed(*rows, bins, gradient)
+    steps = steps[:, : shape[-1]]
+    return values.reshape(shape[:-1]), steps.reshape(shape) if gradient else steps
+
+
+def _in_groups(function: Callable[..., Array], *rows: Array) -> Array | tuple[Array, ...]:
+    """function(*rows), rows [R, ...], by groups of rows: XLA's CPU sorts an array on one thread, but several at once.
+
+    The barriers keep the groups' memory apart: if they took turns in it, they would have to wait for each other.
+    """
     step = -(-len(rows[0]) // _GROUPS)
     groups = [[x[i : i + step] for x in rows] for i in range(0, len(rows[0]), step)]
-    one = partial(_exact, gradient=gradient) if bins is None else partial(_bucketed, bins=bins, gradient=gradient)
-    values, steps = zip(*[one(*group) for group in groups], strict=True)
-    steps = jnp.concatenate(steps)[:, : shape[-1]]
-    return jnp.concatenate(values).reshape(shape[:-1]), steps.reshape(shape) if gradient else steps
+    results = lax.optimization_barrier([function(*group) for group in lax.optimization_barrier(groups)])
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
 
 def _exact(errors: Array, foreground: Array, mask: Array, gradient: bool) -> tuple[Array, Array]:
@@ -409,7 +426,7 @@ def _exact(errors: Array, foreground: Array, mask: Array, gradient: bool) -> tup
     keys = jnp.where(mask, bits << 1 | (~foreground).astype(jnp.uint32), jnp.uint32(0xFFFFFFFF))
     left = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
     total = jnp.sum(foreground, axis=1, keepdims=True, dtype=jnp.int32)
-    keys, index = lax.platform_dependent(keys, cpu=_sort_cpu, default=_sort)
+    keys, index = lax.platform_dependent(keys, cpu=partial(_in_groups, _sort_cpu), default=_sort)
     place = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
     errors = lax.bitcast_convert_type(jnp.uint32(_INFINITY) - (keys >> 1), jnp.float32)
     valid = place < left
@@ -417,7 +434,7 @@ def _exact(errors: Array, foreground: Array, mask: Array, gradient: bool) -> tup
     values = _sum_of_pixels(jnp.where(valid, errors, 0.0) * steps)
     if not gradient:
         return values, steps[:, :0]
-    return values, jax.vmap(_unsort)(steps, index)
+    return values, _in_groups(jax.vmap(_unsort), steps, index)
 
 
 def _unsort(steps: Array, index: Array) -> Array:
@@ -433,7 +450,8 @@ def _bucketed(errors: Array, foreground: Array, mask: Array, bins: int, gradient
     # Level 0 holds the largest errors; a last slot, of no consequence, what is masked. The clip is for NaN.
     level = (bins - 1) - jnp.clip(jnp.round(errors * (bins - 1)).astype(jnp.int32), 0, bins - 1)
     slot = jnp.where(mask, 2 * level + foreground.astype(jnp.int32), 2 * bins)
-    counts = jax.vmap(lambda s: jnp.zeros(2 * bins + 1, jnp.int32).at[s].add(1, mode="promise_in_bounds"))(slot)
+    count = jax.vmap(lambda s: jnp.zeros(2 * bins + 1, jnp.int32).at[s].add(1, mode="promise_in_bounds"))
+    counts = _in_groups(count, slot)
     counts = counts[:, :-1].reshape(-1, bins, 2)
     after = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
     before = after - counts
@@ -451,7 +469,7 @@ def _bucketed(errors: Array, foreground: Array, mask: Array, bins: int, gradient
     if not gradient:
         return values, off[:, :0]
     table = jnp.pad(jnp.stack([off, on], axis=-1).reshape(-1, 2 * bins), ((0, 0), (0, 1)))
-    return values, jax.vmap(lambda t, s: t.at[s].get(mode="promise_in_bounds"))(table, slot)
+    return values, _in_groups(jax.vmap(lambda t, s: t.at[s].get(mode="promise_in_bounds")), table, slot)
 
 
 def _sort(keys: Array) -> tuple[Array, Array]:

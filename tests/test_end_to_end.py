@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(t
     assert cross_validate(make("proposed", **(keys | {"fold": 0})), tmp_path / "a").count("\n") > 5
 
 
-def test_changed_data_and_a_batch_that_does_not_divide_are_refused(tmp_path, phantom_root):
+def test_changed_data_are_refused(tmp_path, phantom_root):
     shutil.copytree(phantom_root, tmp_path / "data")
     settings = make("bl1", **{"data.root": str(tmp_path / "data"), "fold": 0})
     cross_validate(settings, tmp_path / "run")
@@ -124,6 +125,23 @@ def test_changed_data_and_a_batch_that_does_not_divide_are_refused(tmp_path, pha
     (tmp_path / "run" / "fold_0" / "DONE").unlink()
     with pytest.raises(InputError, match="the data changed"):
         cross_validate(settings, tmp_path / "run")
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path, phantom_root, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    settings = make("bl1", **{"data.root": str(phantom_root), "train.batch_size": 12})
+    with pytest.raises(InputError, match="found 12, expected a multiple of the 8 devices"):
+        cross_validate(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_labelled_cases_are_refused_before_anything_is_written(tmp_path, phantom_root):
+    shutil.copytree(phantom_root, tmp_path / "data")
+    for path in sorted((tmp_path / "data").rglob("*.OT.*.nii"))[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match="found 1 labelled cases, expected one for each of 2"):
+        cross_validate(make("bl1", **{"data.root": str(tmp_path / "data")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, phantom_root):
@@ -171,11 +189,12 @@ def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, ch
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (root / folder).mkdir(parents=True)
     values = list(foreground.values())
-    for case in load(phantom_root, penumbra=1, core=2).cases:
+    dataset = load(phantom_root, penumbra=1, core=2)
+    for case in dataset.cases:
         for number in range(len(channels)):
             image = nib.Nifti1Image(case.images[..., number], case.affine)
-            for folder in ("imagesTr", "imagesTs"):
-                nib.save(image, root / folder / f"{case.name}_{number:04d}.nii.gz")
+            nib.save(image, root / "imagesTr" / f"{case.name}_{number:04d}.nii.gz")
+            nib.save(image, root / "imagesTs" / f"new{case.name}_{number:04d}.nii.gz")
         labels = np.where(case.labels > 0, values[0], 0).astype(np.uint8)
         for number, value in enumerate(values[1:], start=1):
             labels[3 * number : 3 * number + 3, 10:14, 2:5] = value
@@ -187,7 +206,8 @@ def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, ch
     (root / "dataset.json").write_text(json.dumps(description))
     cross_validate(make("proposed", **{"data.root": str(root)}), run)
     rows = evaluate.read_cases_csv(run / "cases.csv")
-    assert {row["class"] for row in rows} - {"lesion"} == foreground.keys() - {"lesion"}
+    whole = {"whole lesion"} if len(foreground) > 1 else set()
+    assert {row["class"] for row in rows} == foreground.keys() | whole
     assert not (run / "clinical_rule.csv").exists()
     critics = {
         name for name in json.loads((run / "fold_0" / "metrics.jsonl").read_text().splitlines()[0]) if "critic" in name
@@ -195,6 +215,7 @@ def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, ch
     assert len(critics) == (1 if len(foreground) == 1 else len(foreground) + 1)
 
     predict.main([f"--workdir={run}", f"--input={root / 'imagesTs'}", f"--output={tmp_path / 'out'}"])
-    written = [np.unique(np.asarray(nib.load(path).dataobj)) for path in sorted((tmp_path / "out").iterdir())]
-    assert len(written) == 6
-    assert set(np.concatenate(written)) <= {0, *values}
+    written = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in written] == [f"new{case.name}.nii.gz" for case in dataset.cases]
+    for path in written:
+        assert set(np.unique(np.asarray(nib.load(path).dataobj))) <= {0, *values}

@@ -40,7 +40,9 @@ def command(folder, *more):
 def test_rows_of_a_case_are_its_classes_and_the_whole_lesion():
     prediction, truth = volume(0), volume(1)
     rows = evaluate.score_case("a", 2, prediction, truth, (2, 2, 3), CLASSES)
-    assert [(row["case"], row["fold"], row["class"]) for row in rows] == [("a", 2, w) for w in (*CLASSES, "lesion")]
+    assert [(row["case"], row["fold"], row["class"]) for row in rows] == [
+        ("a", 2, w) for w in (*CLASSES, "whole lesion")
+    ]
     assert rows[1] == {"case": "a", "fold": 2, "class": "core", **metrics.score(prediction == 2, truth == 2, (2, 2, 3))}
     assert rows[2]["dice"] == metrics.score(prediction > 0, truth > 0, (2, 2, 3))["dice"]
     single = evaluate.score_case(

@@ -118,7 +118,7 @@ def test_table_of_one_run(runs):
     assert "6 cases, 3 folds; data: the built-in phantom" in text
     row = lines_of(text, "proposed")[0]
     summary = evaluate.summarise(runs[1].rows)["classes"]
-    for word in ("penumbra", "core", "lesion"):
+    for word in ("penumbra", "core", "whole lesion"):
         assert f"{summary[word]['dice']['mean']:.3f} ± {summary[word]['dice']['std']:.3f} [" in row
     assert re.search(r"\]\s+0\.881 .*\]\s+0\.877 ", row)
     assert "another set" in text
