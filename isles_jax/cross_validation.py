@@ -12,7 +12,6 @@ from isles_jax import clinical, data, files
 from isles_jax.config import InputError, flatten, resolve, to_dict
 from isles_jax.data import folds as splits
 from isles_jax.data.case import Dataset, read_label_values
-from isles_jax.data.phantom import MARKER, write_phantom
 
 # Keys that may differ between calls on one workdir: they change what a call does, not what the run is.
 _FREE = ("fold",)
@@ -103,6 +102,8 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
 def _dataset(config: ml_collections.ConfigDict, workdir: epath.Path) -> Dataset:
     root, phantom = Path(config.data.root), config.data.phantom
     if not config.data.root:
+        from isles_jax.data.phantom import MARKER, write_phantom  # scipy's import, too
+
         root = Path(workdir) / "phantom"
         print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.\n"
               "For real data: --config.data.root=/data/SPES2015_Training", flush=True)  # fmt: skip
