@@ -1,9 +1,12 @@
-"""Times of this package's parts beside PyTorch's: `python -m experiments.benchmark losses`.
+"""Times of this package's parts beside PyTorch doing the same work, on whatever device is there.
 
-PyTorch is optional (`pip install isles-jax[bench]`); it runs in the same process, on the same number of threads, and
-the two take turns, so that a busy machine slows both. Reported are medians and ratios of medians.
+python -m experiments.benchmark all --output=results.json
 
-A further subject is one more function in `SUBJECTS`.
+Subjects: the losses alone; the network's forward pass; a training step with cross-entropy; the proposed system's
+adversarial step; inference of a case; an epoch; a whole fold, trained and predicted. PyTorch is optional (`pip install
+isles-jax[bench]`). It runs in the same process, on the same number of threads, and all take turns. Runs in which other
+processes took more than a tenth of the machine are left out where at least three others remain. Reported are medians
+with the least and the most, CPU time, ratios to PyTorch eager, and the share of the largest measured matrix product.
 """
 
 import argparse
@@ -11,186 +14,381 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from etils import epath
+from jax.sharding import PartitionSpec
 
-from isles_jax import losses
+from experiments import loss_times
+from isles_jax import config as configs
+from isles_jax import data, parallel, predict, train
+from isles_jax.data.case import Case, Dataset
+from isles_jax.data.phantom import write_phantom
+from isles_jax.data.slices import draw_batch
+from isles_jax.state import State, critic_channels, init_state, make_segmenter
+from isles_jax.step import make_step
 
-# Logits, channels last.
-SIZES = ((8, 96, 128, 3), (2, 96, 96, 96, 3), (8, 512, 512, 21))
-BINS = 16384
+Functions = dict[str, Callable[[], object]]
+CLASSES = ("penumbra", "core")
+CHANNELS = 3
+ACCELERATOR = jax.default_backend() != "cpu"
 
 
-def interleave(functions: dict[str, Callable[[], object]], runs: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each function, taking turns: the median and the least of `runs`, after one to warm up."""
-    times = {name: [] for name in functions}
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU seconds that the machine has spent so far, and those of this process; zeros where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    except OSError:
+        return 0.0, 0.0
+    busy = sum(map(int, fields)) - int(fields[3]) - int(fields[4])
+    own = os.times()
+    return busy / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
+def interleave(functions: Functions, runs: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each function, taking turns, after one run to warm up.
+
+    Returns:
+      For each: median, least and most; the least CPU time; how many runs count, and whether they were left alone.
+    """
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in functions}
     for run in range(runs + 1):
         for name, function in functions.items():
+            machine, own = _cpu_seconds()
             start = time.perf_counter()
             function()
+            seconds = time.perf_counter() - start
+            machine, own = (after - before for after, before in zip(_cpu_seconds(), (machine, own), strict=True))
             if run:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: {"median_ms": statistics.median(t), "min_ms": min(t)} for name, t in times.items()}
-
-
-def torch_lovasz_loop(logits, labels):
-    """The reference's form: class by class, present ones only. Logits [B, C, ...], labels [B, ...]."""
-    import torch
-
-    probabilities = logits.softmax(1).transpose(0, 1).flatten(1)
-    labels, terms = labels.flatten(), []
-    for c, p in enumerate(probabilities):
-        foreground = (labels == c).float()
-        if foreground.sum() == 0:
-            continue
-        errors, order = torch.sort((foreground - p).abs(), dim=0, descending=True)
-        terms.append(torch.dot(errors, torch_jaccard_steps(foreground[order])))
-    return torch.stack(terms).mean()
-
-
-def torch_lovasz_batched(logits, labels):
-    """One sort for all classes."""
-    import torch
-
-    probabilities = logits.softmax(1).transpose(0, 1).flatten(1)
-    foreground = (labels.flatten() == torch.arange(len(probabilities), device=labels.device)[:, None]).float()
-    errors, order = torch.sort((foreground - probabilities).abs(), dim=1, descending=True)
-    terms = (errors * torch_jaccard_steps(foreground.gather(1, order))).sum(1)
-    present = (foreground.sum(1) > 0).float()
-    return (terms * present).sum() / present.sum()
-
-
-def torch_jaccard_steps(foreground):
-    import torch
-
-    total = foreground.sum(-1, keepdim=True)
-    jaccard = 1 - (total - foreground.cumsum(-1)) / (total + (1 - foreground).cumsum(-1))
-    return torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], dim=-1)
-
-
-def torch_band_one_hot(labels, num_classes: int):
-    """Dilation minus erosion of each class by max pooling, the usual form. Labels [B, H, W] or [B, D, H, W]."""
-    import torch.nn.functional as F  # noqa: N812
-
-    pool = F.max_pool2d if labels.ndim == 3 else F.max_pool3d
-    maps = F.one_hot(labels, num_classes).movedim(-1, 1).float()
-    return (pool(maps, 3, 1, 1) + pool(-maps, 3, 1, 1) > 0).any(1)
-
-
-def torch_band_labels(labels, num_classes: int):
-    """The same band from the largest and the smallest label of each window: the shortest form there is."""
-    import torch.nn.functional as F  # noqa: N812
-
-    pool = F.max_pool2d if labels.ndim == 3 else F.max_pool3d
-    maps = labels[:, None].float()
-    return (pool(maps, 3, 1, 1) + pool(-maps, 3, 1, 1) > 0)[:, 0]
-
-
-def jax_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], object]]:
-    x, y = jnp.asarray(logits), jnp.asarray(labels)
-    num_classes, spatial = x.shape[-1], y.ndim - 1
-    exact = jax.jit(jax.value_and_grad(losses.lovasz_softmax))
-    bucketed = jax.jit(jax.value_and_grad(lambda x, y: losses.lovasz_softmax(x, y, bins=BINS)))
-    band = jax.jit(lambda y: losses.boundary_mask(y, num_classes, spatial_ndim=spatial))
-    return {
-        "lovasz, ours, exact": lambda: jax.block_until_ready(exact(x, y)),
-        "lovasz, ours, bucketed": lambda: jax.block_until_ready(bucketed(x, y)),
-        "band, ours": lambda: jax.block_until_ready(band(y)),
-    }
-
-
-def torch_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], object]]:
-    """PyTorch's, each in its own layout: channels first."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(os.cpu_count())
-    x = torch.from_numpy(np.moveaxis(logits, -1, 1).copy()).to(device).requires_grad_()
-    y = torch.from_numpy(labels.astype(np.int64)).to(device)
-
-    def run(function, *arguments):
-        result = function(*arguments)
-        if result.requires_grad:
-            x.grad = None
-            result.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    lovasz = {
-        "loop": torch_lovasz_loop,
-        "batched": torch_lovasz_batched,
-        "compiled": torch.compile(torch_lovasz_batched),
-    }
-    band = {"one-hot": torch_band_one_hot, "labels": torch_band_labels}
-    band["one-hot, compiled"] = torch.compile(torch_band_one_hot)
-    table = {f"lovasz, PyTorch, {name}": (lambda f=f: run(f, x, y)) for name, f in lovasz.items()}
-    return table | {f"band, PyTorch, {name}": (lambda f=f: run(f, y, logits.shape[-1])) for name, f in band.items()}
-
-
-def benchmark_losses(arguments: argparse.Namespace) -> dict:
-    """Lovasz-softmax forward and backward, and the boundary band."""
+                times[name].append((1e3 * seconds, (machine - own) / (seconds * os.cpu_count()), own))
     results = {}
-    for size in SIZES[: arguments.sizes]:
-        rng = np.random.default_rng(arguments.seed)
-        labels = rng.integers(0, size[-1], size[:-1], dtype=np.int32)
-        # Half-trained: the right class is ahead by about one standard deviation.
-        logits = rng.standard_normal(size, dtype=np.float32) + (labels[..., None] == np.arange(size[-1]))
-        floats = rng.random((size[-1], labels.size), dtype=np.float32)
-        functions = jax_functions(logits, labels)
-        if not arguments.no_torch:
-            functions |= torch_functions(logits, labels)
-        functions["numpy sort of the same floats"] = lambda floats=floats: np.sort(floats, axis=1)
-        runs = arguments.runs if labels.size * size[-1] < 10**7 else max(3, arguments.runs // 4)
-        results[str(list(size))] = times = interleave(functions, runs)
-        print(f"\n{list(size)}, {runs} runs")
-        for name, entry in times.items():
-            kind = name.split(",")[0]
-            theirs = [t["median_ms"] for n, t in times.items() if n.startswith(f"{kind}, PyTorch")]
-            if theirs and "ours" in name:
-                entry["times_as_fast_as_best_pytorch"] = round(min(theirs) / entry["median_ms"], 2)
-            ratio = entry.get("times_as_fast_as_best_pytorch", "")
-            print(f"  {name:34s} {entry['median_ms']:10.2f} ms  (least {entry['min_ms']:.2f})  {ratio}")
+    for name, rows in times.items():
+        quiet = [t for t, others, _ in rows if others < 0.1]
+        kept = quiet if len(quiet) >= 3 else [t for t, _, _ in rows]
+        values = {"median_ms": statistics.median(kept), "min_ms": min(kept), "max_ms": max(kept)}
+        # Over all CPUs: what the work costs even where others take the machine.
+        values["cpu_ms"] = 1e3 * min(own for _, _, own in rows)
+        results[name] = {key: round(value, 3) for key, value in values.items()}
+        results[name] |= {"runs": len(kept), "quiet": len(kept) == len(quiet)}
     return results
 
 
-SUBJECTS = {"losses": benchmark_losses}
+def matrix_limit(dtype: str, side: int) -> float:
+    """The best of a few matrix products in JAX, FLOP/s.
+
+    On CPU from the CPU time, as the shares of it are: it holds on a machine that is shared.
+    """
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    entry = interleave({"product": lambda: product(a).block_until_ready()}, 8)["product"]
+    return 2 * side**3 / _seconds(entry)
+
+
+def _seconds(entry: dict[str, float]) -> float:
+    return entry["median_ms"] / 1e3 if ACCELERATOR else entry["cpu_ms"] / 1e3 / os.cpu_count()
+
+
+def make_config(options: argparse.Namespace, system: str, **keys: object) -> ml_collections.ConfigDict:
+    """A resolved configuration of the paper's network: `system` is "bl5" (cross-entropy) or "proposed"."""
+    full = system == "proposed"
+    config = configs.baseline(residual=True, adversarial=full, overlap=full)
+    sizes = {"model.width": options.width, "discriminator.width": options.width, "train.epochs": 50}
+    sizes["model.conv"] = options.conv
+    config.update_from_flattened_dict(sizes | {"augment.enabled": False, "train.batch_size": options.batch} | keys)
+    return configs.resolve(config)
+
+
+def make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of random slices, padded on one side, with a lesion: images [B, H, W, M] and labels [B, H, W]."""
+    height, width = options.size
+    rng = np.random.default_rng(options.seed)
+    labels = np.zeros((options.batch, height, width), np.int8)
+    labels[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    labels[:, height // 3 : height // 2, width // 3 : width // 2] = 2
+    labels[:, :, : width // 16] = -1
+    return rng.standard_normal((*labels.shape, CHANNELS), np.float32) + (labels > 0)[..., None], labels
+
+
+def our_step(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -> Callable[[], dict[str, jax.Array]]:
+    """One call of the compiled step (`train.steps_per_call` steps) on one batch, waited for; it returns the metrics."""
+    per_call = config.train.steps_per_call
+    step = parallel.parallelize(make_step(config, CLASSES, 1000, parallel.AXIS), config.train.parallel)
+    held = [parallel.replicate(init_state(config, CLASSES, CHANNELS, 1000, 0))]
+    placed = parallel.replicate(batch)
+    indices = np.tile(np.arange(len(batch[0]), dtype=np.int32), (per_call, 1))
+    indices = np.moveaxis(indices.reshape(per_call, jax.device_count(), -1), 1, 0)
+
+    def run() -> dict[str, jax.Array]:
+        held[0], metrics = step(held[0], placed, indices)
+        return jax.block_until_ready((held[0], metrics))[1]
+
+    return run
+
+
+def step_flops(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -> float:
+    """Arithmetic of one step with direct convolutions, as XLA counts it before it optimises anything."""
+    config = config.copy_and_resolve_references()
+    config.train.steps_per_call, config.model.conv = 1, "lax"
+    step = make_step(config, CLASSES, 1000, parallel.AXIS)
+    whole = PartitionSpec()
+    mapped = jax.shard_map(step, mesh=parallel.mesh(), in_specs=whole, out_specs=whole, check_vma=False)
+    state = init_state(config, CLASSES, CHANNELS, 1000, 0)
+    indices = np.arange(len(batch[0]), dtype=np.int32)[None]
+    return jax.jit(mapped).lower(state, batch, indices).cost_analysis()["flops"]
+
+
+def check_agreement(options: argparse.Namespace) -> dict:
+    """That PyTorch's networks and steps compute what ours do, from the same weights and batch: relative differences."""
+    if not options.pytorch:
+        return {}
+    from experiments import torch_runs
+
+    batch, results = make_batch(options), {}
+    for system in ("bl5", "proposed"):
+        config, setup = make_config(options, system), state_of(options, system)
+        forward = jax.jit(make_segmenter(config, len(CLASSES) + 1).apply)
+        ours, theirs = np.asarray(forward(setup[0].segmenter.variables, batch[0])), torch_runs.logits(setup[0], batch)
+        results[f"{system}, logits"] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
+        losses, theirs = our_step(config, batch)(), torch_runs.first_loss(setup, batch)
+        results[f"{system}, loss"] = abs(float(losses["loss"][0]) - theirs) / theirs
+    print(json.dumps(results, indent=1))
+    return results
+
+
+def benchmark_forward(options: argparse.Namespace) -> dict:
+    """Logits of a batch, as inference computes them."""
+    images, _ = batch = make_batch(options)
+    functions: Functions = {}
+    for dtype in _dtypes():
+        config = make_config(options, "bl5", dtype=dtype)
+        variables = init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables
+        forward = predict.make_forward(make_segmenter(config, len(CLASSES) + 1))
+        variables, x = jax.device_put(variables), jnp.asarray(images)
+        functions[f"ours, {dtype}"] = lambda f=forward, v=variables, x=x: f(v, x).block_until_ready()
+    if options.pytorch:
+        from experiments import torch_runs
+
+        functions |= torch_runs.forward_functions(options.pytorch, state_of(options, "bl5"), batch)
+    return {f"batch {options.batch}": _measure(functions, options, step_flops(config, batch) / 3)}
+
+
+def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict:
+    """A training step of Residual-SUMNet with cross-entropy and Adam."""
+    batch = make_batch(options)
+    variants = [{"dtype": dtype} for dtype in _dtypes()]
+    if ACCELERATOR:
+        variants.append({"dtype": "bfloat16", "train.steps_per_call": 10})
+    functions, calls = {}, {}
+    for keys in variants:
+        name = ", ".join(["ours", *(f"{key.split('.')[-1]}={value}" for key, value in keys.items())])
+        functions[name] = our_step(make_config(options, system, **keys), batch)
+        calls[name] = keys.get("train.steps_per_call", 1)
+    if options.pytorch:
+        from experiments import torch_runs
+
+        functions |= torch_runs.step_functions(options.pytorch, state_of(options, system), batch)
+    return {
+        f"batch {options.batch}": _measure(functions, options, step_flops(make_config(options, system), batch), calls)
+    }
+
+
+def benchmark_adversarial(options: argparse.Namespace) -> dict:
+    """A step of the proposed system: four losses, three critics, one forward pass of the segmenter."""
+    return benchmark_step(options, "proposed")
+
+
+def state_of(options: argparse.Namespace, system: str) -> tuple[State, list[slice]]:
+    """The initial state of a system and what its critics see."""
+    config = make_config(options, system)
+    return init_state(config, CLASSES, CHANNELS, 1000, 0), list(critic_channels(config, CLASSES).values())
+
+
+def _dtypes() -> tuple[str, ...]:
+    return ("float32", "bfloat16") if ACCELERATOR else ("float32",)
+
+
+def phantom(options: argparse.Namespace, folder: str) -> Dataset:
+    """A phantom data set of the wanted size, read as any other."""
+    root = Path(folder) / "phantom"
+    write_phantom(root, cases=options.cases, shape=tuple(options.shape), difficulty=1.0, seed=options.seed)
+    return data.load(root, penumbra=1, core=2)
+
+
+def benchmark_epoch(options: argparse.Namespace) -> dict:
+    """An epoch of the proposed system as training runs it: batches drawn, augmented, metrics read at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = phantom(options, folder)
+    config = make_config(options, "proposed", **_fold_keys(1))
+    plan = train.prepare(config, dataset)
+    held = [parallel.replicate(init_state(config, CLASSES, CHANNELS, plan.steps, 0))]
+
+    def run() -> None:
+        kept, per_call, pool = [], config.train.steps_per_call, np.arange(len(plan.slices.labels))
+        for start in range(0, plan.steps, per_call):
+            rows = [draw_batch(pool, plan.slices.lesion, options.batch, (start + i,)) for i in range(per_call)]
+            indices = np.moveaxis(np.reshape(rows, (per_call, jax.device_count(), -1)), 1, 0)
+            held[0], metrics = plan.step(held[0], plan.data, indices)
+            kept.append(metrics["loss"])
+        jax.device_get(kept)
+
+    functions: Functions = {"ours": run}
+    if options.pytorch:
+        from experiments import torch_runs
+
+        functions |= torch_runs.epoch_functions(options.pytorch, state_of(options, "proposed"), plan)
+    name = f"{plan.steps} steps of {options.batch}, {plan.slices.labels.shape[1:]}"
+    return {name: interleave(functions, max(1, options.runs // 4)) | {"steps": plan.steps}}
+
+
+def _fold_keys(epochs: int) -> dict[str, object]:
+    """What a run would choose on this device."""
+    fast = {"dtype": "bfloat16", "train.steps_per_call": 10} if ACCELERATOR else {}
+    return {"train.epochs": epochs, "augment.enabled": True, **fast}
+
+
+def benchmark_fold(options: argparse.Namespace) -> dict:
+    """A fold of the proposed system through the package, once: compiled, trained, saved, held-out cases predicted."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = phantom(options, folder)
+        config = make_config(options, "proposed", **_fold_keys(options.epochs))
+        names = [case.name for case in dataset.cases]
+        held_out, directory = names[: len(names) // config.folds], epath.Path(folder) / "fold_0"
+        start = time.perf_counter()
+        plan = train.prepare(config, dataset)
+        train.train_fold(plan, 0, held_out, directory)
+        trained = time.perf_counter() - start
+        predict.predict_fold(config, dataset, held_out, directory)
+        total = time.perf_counter() - start
+    entry = {"training_s": round(trained, 2), "total_s": round(total, 2), "steps": plan.steps}
+    # The proposed system is the slowest of the eight, so this is more than Table 1 takes.
+    entry["table1_at_most_min"] = round(24 * total / 60, 1)
+    if options.pytorch:
+        from experiments import torch_runs
+
+        entry |= torch_runs.fold_seconds(state_of(options, "proposed"), plan, held_out)
+    print(json.dumps(entry, indent=1))
+    return {f"{options.cases} cases of {options.shape}, {options.epochs} epochs": entry}
+
+
+def benchmark_inference(options: argparse.Namespace) -> dict:
+    """A case of the wanted shape: normalised volume in, labels out."""
+    rng = np.random.default_rng(options.seed)
+    images = rng.gamma(2.0, 3.0, (*options.shape, CHANNELS)).astype(np.float32)
+    case = Case("case", images, None, np.eye(4), None)
+    functions: Functions = {}
+    for dtype in _dtypes():
+        config = make_config(options, "bl5", dtype=dtype)
+        folds = [jax.device_put(init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables)]
+        forward = predict.make_forward(make_segmenter(config, len(CLASSES) + 1))
+        functions[f"ours, {dtype}"] = lambda f=forward, v=folds: predict.predict_labels(f, v, case)
+    if options.pytorch:
+        from experiments import torch_runs
+
+        functions |= torch_runs.inference_functions(options.pytorch, state_of(options, "bl5"), case)
+    return {f"one case of {tuple(options.shape)}": _measure(functions, options)}
+
+
+def _measure(
+    functions: Functions, options: argparse.Namespace, flops: float = 0.0, calls: dict[str, int] | None = None
+) -> dict:
+    """Times with ratios to the best PyTorch eager, milliseconds for one step, and the share of the matrix limit."""
+    results = interleave(functions, options.runs)
+    for name, entry in results.items():
+        for key in ("median_ms", "min_ms", "max_ms", "cpu_ms"):
+            entry[key] = round(entry[key] / (calls or {}).get(name, 1), 3)
+    eager = [entry for name, entry in results.items() if name.startswith("PyTorch, eager")]
+    for name, entry in results.items():
+        for key, ratio in (("median_ms", "ratio_to_eager"), ("cpu_ms", "cpu_ratio_to_eager")):
+            if eager:
+                entry[ratio] = round(entry[key] / min(other[key] for other in eager), 3)
+        if flops:
+            low = "bfloat16" in name or "autocast" in name
+            entry["share_of_matrix_limit"] = round(
+                flops / _seconds(entry) / options.limits["bfloat16" if low else "float32"], 3
+            )
+        shares = "  ".join(
+            f"{key} {entry[key]}"
+            for key in ("ratio_to_eager", "cpu_ratio_to_eager", "share_of_matrix_limit")
+            if key in entry
+        )
+        print(f"  {name:42s} {entry['median_ms']:10.2f} ms ({entry['min_ms']:.2f} to {entry['max_ms']:.2f}, "
+              f"{entry['runs']} runs{'' if entry['quiet'] else ', not quiet'})  {shares}", flush=True)  # fmt: skip
+    return results | {"gflop": round(flops / 1e9, 2)}
+
+
+SUBJECTS = {
+    "agreement": check_agreement,
+    "losses": loss_times.benchmark_losses,
+    "forward": benchmark_forward,
+    "step": benchmark_step,
+    "adversarial": benchmark_adversarial,
+    "inference": benchmark_inference,
+    "epoch": benchmark_epoch,
+    "fold": benchmark_fold,
+}
+
+
+def parse() -> argparse.Namespace:
+    """The command line; sizes that are not given suit the device: SPES's on an accelerator, a sample of it on CPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=[*SUBJECTS, "all"])
+    parser.add_argument("--runs", type=int, default=12, help="runs of each function (a quarter where one takes long)")
+    parser.add_argument("--sizes", type=int, default=3, help="how many of the losses' sizes, the small ones first")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=64, help="channels of the first layers; 64 is the paper's network")
+    parser.add_argument("--conv", default="lax" if ACCELERATOR else "winograd", help="as the key model.conv")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 64] if ACCELERATOR else [8])
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), help="sides of a slice")
+    parser.add_argument("--cases", type=int, default=30 if ACCELERATOR else 3, help="phantom cases of epoch and fold")
+    parser.add_argument("--shape", type=int, nargs=3, default=(96, 110, 71) if ACCELERATOR else (96, 110, 8))
+    parser.add_argument("--epochs", type=int, default=50 if ACCELERATOR else 1, help="epochs of the fold")
+    variants = ["eager", "compiled", "compiled, autocast"] if ACCELERATOR else ["eager", "eager, channels last"]
+    parser.add_argument("--pytorch", nargs="*", default=variants, help=f"PyTorch's variants, of {variants} or compiled")
+    parser.add_argument("--no-torch", action="store_true", help="this package and the floor only")
+    parser.add_argument("--output", help="write the results to this JSON file")
+    options = parser.parse_args()
+    if options.no_torch:
+        options.pytorch = []
+    return options
+
+
+def about(options: argparse.Namespace) -> dict:
+    """Where and when: machine, date, versions, options."""
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "numpy", "torch"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].split(":")[1].strip() if names else platform.processor()
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"date": date.today().isoformat(), "machine": f"{os.cpu_count()} x {cpu}; {device}", "versions": versions,
+            "options": {key: value for key, value in vars(options).items() if key != "output"}}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=SUBJECTS)
-    parser.add_argument(
-        "--runs", type=int, default=12, help="runs of each function (a quarter of it at the largest size)"
-    )
-    parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the sizes, the small ones first")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-torch", action="store_true", help="this package and the floor only")
-    parser.add_argument("--output", help="write the results to this JSON file")
-    arguments = parser.parse_args()
-    results = SUBJECTS[arguments.subject](arguments)
-    if arguments.output:
-        versions = {}
-        for package in ("jax", "numpy", "torch"):
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                versions[package] = None
-        about = {
-            "subject": arguments.subject,
-            "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
-            "seed": arguments.seed,
-            "versions": versions,
-        }
-        with open(arguments.output, "w") as file:
-            json.dump(about | {"results": results}, file, indent=1)
-            file.write("\n")
+    options = parse()
+    batches = options.batch
+    options.limits = {dtype: matrix_limit(dtype, 8192 if ACCELERATOR else 2048) for dtype in _dtypes()}
+    results = about(options) | {"results": {}}
+    for subject in SUBJECTS if options.subject == "all" else [options.subject]:
+        # The network's own speed alone is asked at several batch sizes.
+        for options.batch in batches if subject in ("forward", "step", "adversarial") else batches[:1]:
+            print(f"\n{subject}, batch {options.batch}", flush=True)
+            results["results"].setdefault(subject, {}).update(SUBJECTS[subject](options))
+            if options.output:
+                Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

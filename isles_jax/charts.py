@@ -8,7 +8,7 @@ import numpy as np
 WIDTH = 420
 LEFT, RIGHT = 46, 12
 # Room for the words beside the lines of a Bland-Altman chart.
-MARGIN = 104
+MARGIN = 120
 ROW = 30
 
 Coordinate = Callable[[float], float]
@@ -121,7 +121,8 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
         parts.append(
             f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
-        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text:.1f}">{label} {value:+.3g}</text>')
+        number = f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}"
+        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text:.1f}">{label} {number}</text>')
     parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
     return _svg("".join(parts), height + 22, f"Bland-Altman of volumes, {title}")
 

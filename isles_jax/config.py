@@ -4,26 +4,56 @@ A file in `configs/` is one call of `baseline`. Any key can be overridden on the
 `--config.optimizer.learning_rate=3e-4`.
 """
 
+import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 from ml_collections import config_dict
+
+from isles_jax import interrupt
 
 
 class InputError(ValueError):
     """A mistake in what the user gave (a file, a key, a folder): shown as one line, without a traceback."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Reads a command's flags; a mistake in them is one line, as every other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse with what is wrong.
+
+        Raises:
+          InputError: always.
+        """
+        raise InputError(f"{message}; --help lists the flags")
+
+
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command; a user's mistake is one line (one for each bad case of a folder) and exit code 2."""
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Runs a command; whatever the user must act on is one line on stderr (one for each bad case of a folder).
+
+    Exit codes: 2 for a mistake of the user's or a disk that is full, 143 after SIGTERM, 130 after SIGINT.
+    """
+    with interrupt.listening():
+        try:
+            main()
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, InputError):
+                line, code = f"error: {error}", 2
+            elif isinstance(error, KeyboardInterrupt) or interrupt.requested():
+                # A library that was left in mid-air may have turned the interruption into another exception.
+                saved = str(error) if isinstance(error, interrupt.Interrupted) else ""
+                line, code = interrupt.words(saved), interrupt.exit_code()
+            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
+            else:
+                raise
+            print(line, file=sys.stderr)
+            sys.exit(code)
 
 
 def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collections.ConfigDict:
@@ -76,6 +106,10 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     # Where batch norm stands: "encoder", "all" or "none".
     model.batch_norm = "encoder"
 
+    # What convolves: "lax", "winograd" (isles_jax/conv.py: faster on CPU, longer to compile), or "auto": the second on
+    # CPU where the run is long enough to repay its compilation.
+    model.conv = "auto"
+
     config.discriminator = discriminator = ml_collections.ConfigDict()
     # Train with one discriminator for each foreground class and one for all of them together.
     discriminator.enabled = adversarial
@@ -121,6 +155,10 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     train.log_every_steps = 10
     # Steps between two checkpoints; the last step of a fold is always one.
     train.checkpoint_every_steps = 200
+    # Also write event files for TensorBoard: losses, settings and, at each checkpoint, pictures of held-out slices.
+    train.tensorboard = False
+    # Steps to trace with JAX's profiler, after the first ten of each fold that a call trains; 0: none.
+    train.profile = 0
     # How the step is spread over devices: "pmap" or "shard_map"; both give the same numbers.
     train.parallel = "pmap"
 
@@ -134,6 +172,12 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     # Gain and offset (in standard deviations) of each channel, plus or minus up to this.
     augment.intensity = 0.1
 
+    config.predict = predict = ml_collections.ConfigDict()
+    # Average the prediction of each slice with that of its left-right mirror image; takes twice the time.
+    predict.flips = False
+    # A lesion (26-connected, of any foreground class) smaller than this many ml becomes background; 0: none does.
+    predict.min_volume_ml = 0.0
+
     return config.lock()
 
 
@@ -146,12 +190,13 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.adversarial",
-    "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup", "augment.rotation_degrees", "augment.scale",
-    "augment.intensity",
+    "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup", "train.profile", "augment.rotation_degrees",
+    "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip
 _WORDS = {
     "dtype": ("float32", "bfloat16"),
     "model.batch_norm": ("encoder", "all", "none"),
+    "model.conv": ("auto", "lax", "winograd"),
     "train.parallel": ("pmap", "shard_map"),
 }
 

@@ -1,20 +1,27 @@
 """A whole run: every fold is trained, predicts its held-out cases, and all are scored once."""
 
+import contextlib
 import dataclasses
-import shutil
+import functools
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 import numpy as np
 from etils import epath
 
-from isles_jax import clinical, data, files
+from isles_jax import clinical, data, files, interrupt, lock, processes
 from isles_jax.config import InputError, flatten, resolve, to_dict
 from isles_jax.data import folds as splits
 from isles_jax.data.case import Dataset, read_label_values
+from isles_jax.writer import require_tensorboard
+
+if TYPE_CHECKING:
+    from isles_jax.train import Plan
 
 # Keys that may differ between calls on one workdir: they change what a call does, not what the run is.
-_FREE = ("fold",)
+_FREE = ("fold", "train.parallel", "train.profile", "train.tensorboard")
 
 
 def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> str:
@@ -28,14 +35,23 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
       The table of results, as text.
 
     Raises:
-      InputError: a mistake in the configuration or the data; a workdir that holds another run.
+      InputError: a mistake in the configuration or the data; a workdir that holds another run, or in which another
+        process is at work on one of the folds; a file that cannot be written.
     """
-    config, workdir = resolve(config), epath.Path(workdir)
-    refuse_other(config, workdir)
-    if not (workdir / "DONE").exists():
+    config, workdir = resolve(config), files.location(workdir)
+    if not processes.decide(lambda: _is_done(config, workdir)):
         unfinished = _run(config, workdir)
         if unfinished:
             return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
+    return processes.decide(lambda: _table(workdir))
+
+
+def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
+    refuse_other(config, workdir)
+    return (workdir / "DONE").exists()
+
+
+def _table(workdir: epath.Path) -> str:
     from isles_jax import report  # scipy's import, which a mistake in the settings or the data should not wait for
 
     return report.table([report.read_run(workdir)])
@@ -66,54 +82,111 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
     """Runs the folds that are to be run and, when all are done, scores; returns the folds that are still to be run."""
-    dataset = _dataset(config, workdir)
+    if config.train.tensorboard:
+        require_tensorboard(workdir)
+    folds = range(config.folds) if config.fold is None else [config.fold]
+    with contextlib.ExitStack() as stack:
+        # Process 0 holds the locks for all.
+        hold = lock.hold(workdir, folds) if processes.first() else contextlib.nullcontext(contextlib.nullcontext)
+        alone = processes.together(lambda: stack.enter_context(hold))
+        with alone():
+            plan, held_out = _prepare(config, workdir)
+        from isles_jax import predict, train
+
+        for fold in folds:
+            directory = workdir / f"fold_{fold}"
+            if processes.decide(functools.partial(_is_fold_done, directory)):
+                continue
+            train.train_fold(plan, fold, held_out[fold], directory)
+            predict.predict_fold(config, plan.dataset, held_out[fold], directory)
+            processes.decide(functools.partial(files.write_atomic, directory / "DONE", ""))
+        with alone():
+            return processes.decide(lambda: _finish(config, plan.dataset, held_out, workdir))
+
+
+def _is_fold_done(directory: epath.Path) -> bool:
+    files.remove_parts(directory, directory / "predictions")
+    return (directory / "DONE").exists()
+
+
+def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple["Plan", list[list[str]]]:
+    """Makes or reads the data and the folds, checks both, and binds the workdir to them."""
+    processes.decide(lambda: _clear(config, workdir))
+    dataset, description = processes.together(lambda: _read(config, workdir))
+    from isles_jax import train  # JAX's import, too
+
+    plan = processes.together(lambda: train.prepare(config, dataset))
+    return plan, processes.decide(lambda: _begin(config, workdir, dataset, description))
+
+
+def _clear(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Makes the workdir ready to be read: removes what is left of calls that ended too early; writes the phantom."""
+    # Again, now that no other run can begin here.
+    refuse_other(config, workdir)
+    files.remove_parts(workdir)
+    begun = (workdir / "config.json").exists()
+    if not begun:
+        # What a call left behind that ended before it had begun a run.
+        for name in ("folds.json", "data.json"):
+            (workdir / name).unlink(missing_ok=True)
+    if not config.data.root:
+        _make_phantom(config, workdir / "phantom", begun)
+
+
+def _make_phantom(config: ml_collections.ConfigDict, root: epath.Path, begun: bool) -> None:
+    from isles_jax.data.phantom import MARKER, write_phantom  # scipy's import, too
+
+    phantom = config.data.phantom
+    print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.\n"
+          "For real data: --config.data.root=/data/SPES2015_Training", flush=True)  # fmt: skip
+    # What a call that failed left behind may be another phantom; once a run has begun, it is the run's own.
+    if (root / MARKER).exists() and not begun:
+        # Renamed first: a kill must not leave half a phantom under this name.
+        root.replace(files.part_of(root)).rmtree()
+    if (root / MARKER).exists():
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        local = Path(temporary) / "phantom" if files.is_bucket(root) else Path(root)
+        write_phantom(local, cases=phantom.cases, shape=tuple(phantom.shape), difficulty=phantom.difficulty,
+                      seed=config.seed)  # fmt: skip
+        if files.is_bucket(root):
+            # The marker is copied last, and what lies there without it is a copy that was cut off.
+            root.rmtree(missing_ok=True)
+            files.copy(epath.Path(local), root)
+
+
+def _read(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Dataset, dict]:
+    """The labelled cases, enough for the folds, and the description of the data, the same as when the run began."""
+    labels, root = config.data.labels, config.data.root or workdir / "phantom"
+    dataset = data.load(files.fetch(root), penumbra=labels.penumbra, core=labels.core)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
     description = data.describe(dataset)
     refuse_changed(dataset, description, workdir / "data.json")
     labelled = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
-    names = [case.name for case in labelled.cases]
-    if len(names) < config.folds:
-        raise InputError(
-            f"{dataset.root}: found {len(names)} labelled cases, expected one for each of {config.folds} folds"
-        )
-    from isles_jax import predict, train  # JAX's import, too
+    if len(labelled.cases) < config.folds:
+        found = f"found {len(labelled.cases)} labelled cases"
+        raise InputError(f"{dataset.root}: {found}, expected one for each of {config.folds} folds")
+    return labelled, description
 
-    plan = train.prepare(config, labelled)
+
+def _begin(config: ml_collections.ConfigDict, workdir: epath.Path, dataset: Dataset, description: dict) -> list:
+    """Binds the workdir to the settings, now that none was refused; returns the held-out cases of each fold."""
+    names = [case.name for case in dataset.cases]
     held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed)
-    # Only now, when nothing in the settings was refused, is the workdir bound to them.
     if not (workdir / "config.json").exists():
         files.write_json(workdir / "data.json", description)
         files.write_json(workdir / "config.json", to_dict(config))
-    for fold in range(config.folds) if config.fold is None else [config.fold]:
-        directory = workdir / f"fold_{fold}"
-        if (directory / "DONE").exists():
-            continue
-        train.train_fold(plan, fold, held_out[fold], directory)
-        predict.predict_fold(config, labelled, held_out[fold], directory)
-        files.write_atomic(directory / "DONE", "")
+    return held_out
+
+
+def _finish(config: ml_collections.ConfigDict, dataset: Dataset, held_out: list, workdir: epath.Path) -> list[int]:
+    """Scores once every fold is done; returns the folds that are still to be run."""
     unfinished = [fold for fold in range(config.folds) if not (workdir / f"fold_{fold}" / "DONE").exists()]
-    if not unfinished:
-        _score(labelled, held_out, workdir)
+    if not unfinished and not (workdir / "DONE").exists():
+        _score(dataset, held_out, workdir)
         files.write_atomic(workdir / "DONE", "")
     return unfinished
-
-
-def _dataset(config: ml_collections.ConfigDict, workdir: epath.Path) -> Dataset:
-    root, phantom = Path(config.data.root), config.data.phantom
-    if not config.data.root:
-        from isles_jax.data.phantom import MARKER, write_phantom  # scipy's import, too
-
-        root = Path(workdir) / "phantom"
-        print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.\n"
-              "For real data: --config.data.root=/data/SPES2015_Training", flush=True)  # fmt: skip
-        # What a call that failed left behind may be another phantom; once a run has begun, it is the run's own.
-        if (root / MARKER).exists() and not (workdir / "config.json").exists():
-            shutil.rmtree(root)
-        if not (root / MARKER).exists():
-            write_phantom(root, cases=phantom.cases, shape=tuple(phantom.shape), difficulty=phantom.difficulty,
-                          seed=config.seed)  # fmt: skip
-    return data.load(root, penumbra=config.data.labels.penumbra, core=config.data.labels.core)
 
 
 def refuse_changed(dataset: Dataset, description: dict, path: epath.Path) -> None:
@@ -143,12 +216,15 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
     rule_applies = {"Tmax", "DWI"} <= set(dataset.channels) and {"penumbra", "core"} <= set(dataset.classes)
     words = {"channels": dataset.channels, "classes": dataset.classes}
     for fold, names in enumerate(held_out):
+        interrupt.leave_if_requested()
+        predictions = files.fetch(workdir / f"fold_{fold}" / "predictions")
         if rule_applies:
             training = [case for case in dataset.cases if case.name not in names]
             threshold = clinical.fit_core_threshold(training, **words)
         for name in names:
+            interrupt.leave_if_requested()
             case = cases[name]
-            values = read_label_values(Path(workdir) / f"fold_{fold}" / "predictions" / f"{name}.nii.gz", case)
+            values = read_label_values(predictions / f"{name}.nii.gz", case)
             prediction = table[values]
             rows += evaluate.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)
             if rule_applies:

@@ -3,7 +3,6 @@
 python -m isles_jax.evaluate --predictions=DIR --labels=DIR
 """
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from isles_jax import files, metrics
-from isles_jax.config import InputError, run_command
+from isles_jax import files, interrupt, metrics
+from isles_jax.config import InputError, Parser, run_command
 
 if TYPE_CHECKING:
     from isles_jax.data.case import Case
@@ -172,6 +171,7 @@ def score_folders(
         print(f"note: without a label and not scored: {', '.join(extra)}", file=sys.stderr)
     rows = []
     for name, case in cases.items():
+        interrupt.leave_if_requested()
         case = _flat_case(case, values) if isinstance(case, Path) else case
         rows += score_case(name, 0, _read_classes(found[name], case, values), case.labels, case.spacing_mm, classes)
     return rows
@@ -256,7 +256,7 @@ def text_summary(summary: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores label volumes of any tool with the measures of this package."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m isles_jax.evaluate",
         description=f"{main.__doc__} Prints the means; --output also writes cases.csv (a row for each case and class) "
         "and summary.json.",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from isles_jax import processes
 from isles_jax.config import InputError, run_command
 
 DEFAULT = "configs/proposed.py"
@@ -26,16 +27,26 @@ flags.DEFINE_string(
     "workdir",
     None,
     "Folder or bucket for checkpoints, predictions, table and report; runs/NAME if not given, with the config's name. "
-    "The same command resumes what is there, and of a finished run prints the table.",
+    "The same command resumes what is there, and of a finished run prints the table. SIGTERM and Ctrl-C save and "
+    "leave; exit codes: 143 and 130 for those, 2 for a mistake or a full disk.",
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0 where several processes (machines) train together, started one by one with this command; "
+    "not needed on a TPU slice of several hosts nor under Slurm or Open MPI, where they are found.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.", flag_values=FLAGS)
+flags.DEFINE_integer("process", None, "With --coordinator: which process this one is, from 0.", flag_values=FLAGS)
 flags.DEFINE_boolean("help", False, "Show this text.", short_name="h", flag_values=FLAGS)
 
 
 def usage() -> str:
     """What --help shows."""
     lines = [__doc__.strip(), ""]
-    for name in ("config", "workdir", "help"):
+    for name in ("config", "workdir", "coordinator", "processes", "process", "help"):
         lines += [f"--{name}", textwrap.fill(FLAGS[name].help, 100, initial_indent="    ", subsequent_indent="    ")]
     example = "python -m isles_jax.main --config=configs/bl5.py --config.data.root=/data/SPES --workdir=runs/spes"
     return "\n".join([*lines, "", "Your own data, another system:", f"    {example}"])
@@ -76,9 +87,10 @@ def main() -> None:
         print(usage())
         return
     workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
+    processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     from isles_jax.cross_validation import cross_validate
 
-    print(cross_validate(FLAGS.config, workdir))
+    processes.run(lambda: print(cross_validate(FLAGS.config, workdir)))
 
 
 if __name__ == "__main__":

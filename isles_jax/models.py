@@ -104,6 +104,7 @@ class SUMNet(nn.Module):
       batch_norm: "encoder", "all" (decoder too) or "none" (the published SUMNet of 2018).
       dtype: compute type; parameters and statistics are float32.
       axis_name: device axis over which batch norm's statistics are averaged, or None.
+      conv: stands in for `lax.conv_general_dilated`, as in Flax's `nn.Conv`; None: that itself.
     """
 
     num_classes: int = 3
@@ -112,6 +113,7 @@ class SUMNet(nn.Module):
     batch_norm: str = "encoder"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    conv: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -124,14 +126,16 @@ class SUMNet(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype,
                        axis_name=self.axis_name)  # fmt: skip
 
+        convolution = partial(nn.Conv, dtype=self.dtype, kernel_init=_init, conv_general_dilated=self.conv)
+
         def conv(x: Array, channels: float, name: str, normed: bool, size: int = 3) -> Array:
             # A bias before a batch norm has no effect, but its rounding makes devices drift apart.
-            x = nn.Conv(max(1, int(channels * self.width)), (size, size), use_bias=not normed, dtype=self.dtype,
-                        kernel_init=_init, name=f"conv{name}")(x)  # fmt: skip
+            channels = max(1, int(channels * self.width))
+            x = convolution(channels, (size, size), use_bias=not normed, name=f"conv{name}")(x)
             return norm(name=f"norm{name}")(x) if normed else x
 
         x = images.astype(self.dtype)
-        x = nn.relu(nn.Conv(3, (1, 1), dtype=self.dtype, kernel_init=_init, name="preconv")(x))
+        x = nn.relu(convolution(3, (1, 1), name="preconv")(x))
         skips = []
         normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):
@@ -145,7 +149,7 @@ class SUMNet(nn.Module):
             # The public SUMNet counts a decoder's convolutions backwards: donv5b, then donv5a.
             for channels, letter in zip(widths, "ba" if len(widths) == 2 else ("",), strict=True):
                 x = nn.relu(conv(x, channels, f"_up{stage}{letter}", self.batch_norm == "all"))
-        x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, kernel_init=_init, name="output")(x)
+        x = convolution(self.num_classes, (1, 1), name="output")(x)
         return x.astype(jnp.float32)
 
     def _encoder_stage(self, x: Array, stage: int, widths: tuple, conv: Callable[..., Array]) -> Array:
@@ -171,11 +175,13 @@ class Discriminator(nn.Module):
       width: channels of the first layer.
       dtype: compute type; parameters and statistics are float32.
       axis_name: device axis over which batch norm's statistics are averaged, or None.
+      conv: stands in for `lax.conv_general_dilated`, as in Flax's `nn.Conv`; None: that itself.
     """
 
     width: int = 64
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    conv: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, maps: Array, train: bool = False) -> Array:
@@ -188,7 +194,7 @@ class Discriminator(nn.Module):
                 # An odd last row or column is dropped, as in PyTorch's pooling.
                 x, _ = max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
             x = nn.Conv(channels * self.width, (3, 3), use_bias=i == 0, dtype=self.dtype, kernel_init=_init,
-                        name=f"conv{i + 1}")(x)  # fmt: skip
+                        conv_general_dilated=self.conv, name=f"conv{i + 1}")(x)  # fmt: skip
             if i:
                 x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name,
                                  name=f"norm{i + 1}")(x)  # fmt: skip

@@ -21,7 +21,7 @@ def page(
     reference: str,
     cases: Sequence[Picture],
     chosen: Mapping[str, str],
-    versions: Mapping[str, str],
+    versions: Sequence[Mapping[str, str]],
 ) -> str:
     """The page.
 
@@ -30,7 +30,7 @@ def page(
       reference: the row that the others are compared with.
       cases: pictures of them, or none: then the page says that the images were not found.
       chosen: {"best": case, "median": case, "worst": case} for the still panels.
-      versions: of the packages that the result depends on.
+      versions: for each run, those of the packages that trained it; none where they were not kept.
     """
     assets = importlib.resources.files("isles_jax")
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -305,18 +305,24 @@ def _viewer(cases: Sequence[Picture], runs: Sequence[Run], reference: str) -> st
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def _settings(runs: Sequence[Run], versions: Mapping[str, str]) -> str:
-    flat = {f"{number}": _flatten(run.config) for number, run in enumerate(runs)}
-    keys = list(dict.fromkeys(key for config in flat.values() for key in config))
-    head = ["key", *(escape(run.name) for run in runs)]
-    body = [[escape(key), *(escape(str(config.get(key, ""))) for config in flat.values())] for key in keys]
+def _settings(runs: Sequence[Run], versions: Sequence[Mapping[str, str]]) -> str:
+    columns = [
+        _flatten(run.config) | {f"version of {name}": version for name, version in mine.items()}
+        for run, mine in zip(runs, versions, strict=True)
+    ]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    head = ["key", *(escape(label) for label in results.systems(runs) if label != results.RULE)]
+    body = [[escape(key), *(escape(str(column.get(key, ""))) for column in columns)] for key in keys]
     differing = [row for row in body if len(set(row[1:])) > 1]
     text = "<h2>Configuration and versions</h2>"
     if differing:
         text += f"<h3>Where the runs differ</h3>{_table(head, differing)}"
     text += f"<details><summary>Every key</summary>{_table(head, body)}</details>"
-    listed = "".join(f"<li>{escape(name)} {escape(version)}</li>" for name, version in versions.items())
-    return text + f'<ul class="notes"><li>isles_jax {__version__}</li>{listed}</ul>'
+    # What all runs share in a line; where they differ the table above says so.
+    shared = [f"{name} {version}" for name, version in versions[0].items()
+              if all(mine.get(name) == version for mine in versions)]  # fmt: skip
+    trained = f"Trained with {escape(', '.join(shared))}; this" if shared else "This"
+    return text + f'<p class="soft">{trained} page was made by isles_jax {__version__}.</p>'
 
 
 def _flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:

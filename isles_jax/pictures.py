@@ -10,11 +10,11 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from isles_jax.data.case import Case, Dataset, brain_mask, read_label_values
+from isles_jax import files
+from isles_jax.data.case import Case, Dataset, brain_mask, radiological, read_label_values
 from isles_jax.results import Run
 
 # Gray levels in a sprite: more than an eye tells apart in a noisy scan, and a third smaller than all 256.
@@ -84,7 +84,7 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool)
     for label, run in runs.items():
         fold = next(number for number, names in enumerate(run.folds) if case.name in names)
         path = run.workdir / f"fold_{fold}" / "predictions" / f"{case.name}.nii.gz"
-        results[label] = table[read_label_values(Path(path), case)]
+        results[label] = table[read_label_values(files.fetch(path), case)]
     brain = brain_mask(case.images)
     wanted = brain if whole else np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
     slices = np.flatnonzero((wanted if wanted.any() else brain).any(axis=(0, 1)))
@@ -95,7 +95,7 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool)
         inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
         box.append(slice(max(0, inside[0] - 2), inside[-1] + 3))
     cut = (*box, slice(slices.start, slices.stop))
-    flips, sides = _radiological(case.affine)
+    flips, sides = radiological(case.affine)
 
     def show(volume: np.ndarray) -> np.ndarray:
         # [X, Y, Z] -> [Z, rows, columns]: x runs along a row, y down the columns.
@@ -111,16 +111,6 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool)
         pixel=(y_mm, x_mm),
         sides=sides,
     )
-
-
-def _radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:
-    """Steps (+1 or -1) along x and y for the display, and the sides; no flip where the axes are not R-L and A-P."""
-    from nibabel import aff2axcodes
-
-    codes = aff2axcodes(affine)[:2]
-    if codes[0] not in "RL" or codes[1] not in "AP":
-        return (1, 1), ""
-    return (-1 if codes[0] == "R" else 1, -1 if codes[1] == "A" else 1), "RLAP"
 
 
 def _gray(image: np.ndarray, brain: np.ndarray) -> np.ndarray:

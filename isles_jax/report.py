@@ -3,16 +3,14 @@
 python -m isles_jax.report RUN [RUN ...] --output=report.html
 """
 
-import argparse
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from etils import epath
 
 from isles_jax import evaluate, files, results, statistics
-from isles_jax.config import run_command
+from isles_jax.config import Parser, run_command
 from isles_jax.evaluate import Row
 from isles_jax.results import Run, read_run
 
@@ -116,15 +114,15 @@ def write_report(path: epath.PathLike, runs: Sequence[Run], reference: str | Non
     by_label = dict(zip(labels, runs, strict=True))
     chosen = _chosen(by_label[base] if base in by_label else runs[-1])
     first = runs[0]
-    root = Path(first.config["data"]["root"] or first.workdir / "phantom")
+    root = epath.Path(first.config["data"]["root"] or first.workdir / "phantom")
     cases = []
     # A page about runs whose data are elsewhere has all but the pictures, and says so.
     if root.is_dir():
         values = first.config["data"]["labels"]
-        dataset = data.load(root, penumbra=values["penumbra"], core=values["core"])
+        dataset = data.load(files.fetch(root), penumbra=values["penumbra"], core=values["core"])
         cases = pictures.make(dataset, by_label, list(chosen.values()))
-    folder = first.workdir / "fold_0" / "checkpoints"
-    versions = checkpoint.read_meta(folder)["versions"] if folder.is_dir() else {}
+    folders = [run.workdir / "fold_0" / "checkpoints" for run in runs]
+    versions = [checkpoint.read_meta(folder)["versions"] if folder.is_dir() else {} for folder in folders]
     files.write_atomic(path, page.page(runs, base, cases, chosen, versions))
 
 
@@ -143,7 +141,7 @@ def _chosen(run: Run) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table of one or more finished runs on the same data and writes their page."""
-    parser = argparse.ArgumentParser(prog="python -m isles_jax.report", description=main.__doc__)
+    parser = Parser(prog="python -m isles_jax.report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
     parser.add_argument("--output", default="report.html", metavar="FILE", help="default: report.html")
     parser.add_argument("--reference", metavar="ROW", help="the row that the others are compared with, for example bl1")

@@ -1,5 +1,7 @@
 """The training state: everything that a step changes, as one pytree."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from isles_jax.conv import conv_general_dilated
 from isles_jax.models import MULTIPLE, Discriminator, SUMNet
 
 
@@ -38,18 +41,33 @@ class State:
     critics: dict[str, Network]
 
 
-def make_segmenter(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> SUMNet:
-    """The segmentation network of a configuration."""
+# A network that runs this often repays the longer compilation of `isles_jax.conv` (a minute and more on two cores).
+_LONG = 1000
+
+
+def make_segmenter(
+    config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None, runs: int = 0
+) -> SUMNet:
+    """The segmentation network of a configuration; `runs` says how often it will be called."""
     model = config.model
     return SUMNet(
         num_classes=num_classes, residual=model.residual, width=model.width, batch_norm=model.batch_norm,
-        dtype=jnp.dtype(config.dtype), axis_name=axis_name,
+        dtype=jnp.dtype(config.dtype), axis_name=axis_name, conv=_convolution(config, runs),
     )  # fmt: skip
 
 
-def make_critic(config: ml_collections.ConfigDict, axis_name: str | None = None) -> Discriminator:
-    """The discriminator of a configuration; one module serves all critics."""
-    return Discriminator(width=config.discriminator.width, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
+def make_critic(config: ml_collections.ConfigDict, axis_name: str | None = None, runs: int = 0) -> Discriminator:
+    """The discriminator of a configuration; one module serves all critics. `runs` as for the segmenter."""
+    return Discriminator(
+        width=config.discriminator.width, dtype=jnp.dtype(config.dtype), axis_name=axis_name,
+        conv=_convolution(config, runs),
+    )  # fmt: skip
+
+
+def _convolution(config: ml_collections.ConfigDict, runs: int) -> Callable[..., Array] | None:
+    """What the networks convolve by: None stands for `lax`."""
+    repaid = jax.default_backend() == "cpu" and runs >= _LONG
+    return conv_general_dilated if config.model.conv == "winograd" or (config.model.conv == "auto" and repaid) else None
 
 
 def critic_channels(config: ml_collections.ConfigDict, classes: tuple[str, ...]) -> dict[str, slice]:
@@ -93,7 +111,10 @@ def init_state(
 
     def network(module: nn.Module, planes: int, optimizer: optax.GradientTransformation) -> Network:
         variables = _init_variables(module, planes, generator)
-        opt_state = jax.jit(optimizer.init)(variables["params"])
+        # Adam and its schedule begin with zeros: nothing to compile.
+        opt_state = jax.tree.map(
+            lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(optimizer.init, variables["params"])
+        )
         return Network(variables["params"], variables.get("batch_stats", {}), opt_state)
 
     trained = network(make_segmenter(config, len(classes) + 1), channels, segmenter_optimizer(config, steps))
@@ -104,7 +125,6 @@ def init_state(
 
 def _init_variables(module: nn.Module, planes: int, generator: np.random.Generator) -> Any:
     """He's normal initialisation by NumPy: JAX would compile a random generator for every shape, half a minute here."""
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, MULTIPLE, MULTIPLE, planes))))
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if path[-1].key == "kernel":
@@ -112,4 +132,10 @@ def _init_variables(module: nn.Module, planes: int, generator: np.random.Generat
             return deviation * generator.standard_normal(leaf.shape, np.float32)
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
 
-    return jax.tree.map_with_path(fill, shapes)
+    return jax.tree.map_with_path(fill, _shapes(module, planes))
+
+
+@functools.cache
+def _shapes(module: nn.Module, planes: int) -> Any:
+    """The shapes of a network's variables; tracing it takes longer than filling them."""
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, MULTIPLE, MULTIPLE, planes))))

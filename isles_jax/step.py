@@ -42,8 +42,8 @@ def make_step(config: ml_collections.ConfigDict, classes: tuple[str, ...], steps
     """
     rate = learning_rate(config, steps)
     optimizer = segmenter_optimizer(config, steps)
-    segmenter = make_segmenter(config, len(classes) + 1, axis_name)
-    update_critics, fool_critics = _adversary(config, classes, axis_name)
+    segmenter = make_segmenter(config, len(classes) + 1, axis_name, steps)
+    update_critics, fool_critics = _adversary(config, classes, steps, axis_name)
 
     def one_step(state: State, data: tuple[Array, Array], indices: Array) -> tuple[State, Metrics]:
         images, labels = _load(config, state, data, indices, axis_name)
@@ -122,10 +122,10 @@ def _supervised(
 
 
 def _adversary(
-    config: ml_collections.ConfigDict, classes: tuple[str, ...], axis_name: str
+    config: ml_collections.ConfigDict, classes: tuple[str, ...], steps: int, axis_name: str
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The critics' side of a step, as two functions: their update, and the loss by which the segmenter fools them."""
-    critic, optimizer = make_critic(config, axis_name), critic_optimizer(config)
+    critic, optimizer = make_critic(config, axis_name, steps), critic_optimizer(config)
     views = critic_channels(config, classes)
     average, weight = config.discriminator.average, config.loss.adversarial
 

@@ -41,3 +41,27 @@ def small_config():
         return config.resolve(made)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory, small_config):
+    """(workdir, config, variables of each fold): three folds of untrained networks, saved as a run saves them.
+
+    The last fold is as if it were not finished.
+    """
+    from isles_jax import checkpoint, config, parallel
+    from isles_jax.state import init_state
+
+    classes, variables = ("penumbra", "core"), []
+    made, workdir = small_config(adversarial=False), tmp_path_factory.mktemp("untrained") / "run"
+    for fold in (0, 1, 2):
+        state = parallel.replicate(init_state(made, classes, 3, 10, fold))
+        variables.append(state.segmenter.variables)
+        meta = {
+            "config": config.to_dict(made), "fold": fold, "classes": list(classes), "label_values": [5, 9],
+            "channels": ["Tmax", "TTP", "DWI"],
+        }  # fmt: skip
+        checkpoint.save(workdir / f"fold_{fold}" / "checkpoints", state, meta)
+    for fold in (0, 1):
+        (workdir / f"fold_{fold}" / "DONE").touch()
+    return workdir, made, variables

@@ -1,4 +1,8 @@
+import resource
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,19 +92,19 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["removed", "emptied", "truncated", "flipped"])
-def test_any_damaged_file_of_the_newest_step_means_the_step_before(saved, tmp_path, kind):
+def test_any_damaged_file_of_the_newest_step_means_the_step_before(saved, kind):
     directory, _ = saved
-    files = sorted(path.relative_to(directory / "6") for path in (directory / "6").rglob("*") if path.is_file())
-    assert len(files) > 10
-    for name in files:
-        copy = tmp_path / "copy"
-        shutil.copytree(directory, copy)
-        damage(copy / "6" / name, kind)
-        if (copy / "6" / name).exists() and (copy / "6" / name).read_bytes() == (directory / "6" / name).read_bytes():
+    paths = sorted(path for path in (directory / "6").rglob("*") if path.is_file())
+    assert len(paths) > 10
+    for path in paths:
+        content = path.read_bytes()
+        if kind != "removed" and not content:
             continue  # an empty file cannot be emptied
+        damage(path, kind)
         with pytest.warns(UserWarning, match="6 is passed over"):
-            assert checkpoint.newest(copy) == 4, name
-        shutil.rmtree(copy)
+            assert checkpoint.newest(directory) == 4, path
+        path.write_bytes(content)
+    assert checkpoint.newest(directory) == 6
 
 
 def test_a_damaged_step_is_removed_when_the_step_before_is_restored(saved):
@@ -125,10 +129,84 @@ def test_nothing_readable_left_is_an_error(saved):
     assert checkpoint.steps(directory) == [4, 6], "nothing is deleted"
 
 
+@pytest.mark.parametrize("kind", ["removed", "emptied", "truncated", "flipped"])
+def test_the_only_step_damaged_is_an_error_whatever_file_it_is(original, tmp_path, kind):
+    only = shutil.copytree(original[0] / "6", tmp_path / "checkpoints" / "6")
+    for path in sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size):
+        content = path.read_bytes()
+        damage(path, kind)
+        with pytest.warns(UserWarning, match="6 is passed over"), pytest.raises(InputError, match="no readable"):
+            checkpoint.newest(only.parent)
+        path.write_bytes(content)
+    assert checkpoint.newest(only.parent) == 6
+
+
+def test_what_a_kill_during_a_save_leaves_is_removed(saved):
+    directory, state = saved
+    shutil.copytree(directory / "6", directory / "8.orbax-checkpoint-tmp")
+    (directory / checkpoint.SAVING).write_text("8")
+    # The oldest step was being deleted.
+    damage(directory / "4" / checkpoint.MANIFEST, "removed")
+    damage(directory / "4" / "_CHECKPOINT_METADATA", "removed")
+    assert equal(checkpoint.restore(directory, state), at(state, 6))
+    assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
+    checkpoint.save(directory, at(state, 8), {"config": {}})
+    assert sorted(path.name for path in directory.iterdir()) == ["6", "8"]
+    assert checkpoint.newest(directory) == 8
+
+
+@pytest.fixture
+def no_room():
+    """A limit on the size of files stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_for_which_there_is_no_room_is_refused_before_it_begins(saved, no_room):
+    directory, state = saved
+    no_room()
+    with pytest.raises(InputError, match=r"checkpoints/8: cannot be written \(File too large\)$"):
+        checkpoint.save(directory, at(state, 8), {"config": {}})
+    assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
+    assert checkpoint.newest(directory) == 6
+
+
+FILLED = """
+import resource, sys
+import jax.numpy as jnp
+from isles_jax import checkpoint, config, parallel
+from isles_jax.state import init_state
+
+def main():
+    settings = config.baseline(residual=True, adversarial=True, overlap=True)
+    settings.update_from_flattened_dict({"model.width": 4, "discriminator.width": 4, "train.epochs": 1})
+    state = parallel.replicate(init_state(config.resolve(settings), ("penumbra", "core"), 3, 10, 0))
+    checkpoint._reserve = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    checkpoint.save(sys.argv[1], state.replace(step=jnp.int32(8)), {"config": {}})
+
+config.run_command(main)
+"""
+
+
+def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
+    directory, state = saved
+    command = [sys.executable, "-c", FILLED, str(directory)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {directory}/8: cannot be written (File too large); the checkpoints before are kept\n"
+    )
+    assert (directory / checkpoint.SAVING).exists()
+    assert equal(checkpoint.restore(directory, state), at(state, 6))
+    assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
+
+
 def test_a_first_save_that_was_cut_off_is_no_damage(saved):
     directory, state = saved
     shutil.rmtree(directory / "4")
     damage(directory / "6" / checkpoint.MANIFEST, "removed")
+    (directory / checkpoint.SAVING).write_text("6")
     with pytest.warns(UserWarning, match="did not finish"):
         assert checkpoint.restore(directory, state) is None
-    assert checkpoint.steps(directory) == []
+    assert list(directory.iterdir()) == []

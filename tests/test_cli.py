@@ -36,6 +36,9 @@ def test_help_explains_every_flag():
         (["configs/bl1.py"], ["configs/bl1.py", "--help"]),
         (["--config.data.root=/nowhere/SPES"], ["/nowhere/SPES", "does not exist"]),
         (["--config.data.root=README.md"], ["README.md", "is a file"]),
+        (["--processes=2", "--process=0"], ["no --coordinator", "together"]),
+        (["--coordinator=here", "--processes=2", "--process=0"], ["--coordinator=here", "HOST:PORT"]),
+        (["--coordinator=a:1", "--processes=2", "--process=2"], ["--process=2", "0 to 1"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):

@@ -90,6 +90,7 @@ def test_unknown_keys_and_other_types_are_refused():
         ("loss.boundary_size", 4), ("loss.adversarial", -1.0), ("optimizer.learning_rate", 0.0),
         ("optimizer.warmup", 1.0), ("train.batch_size", 1), ("train.epochs", -1), ("train.parallel", "jit"),
         ("train.steps_per_call", 3), ("augment.scale", -0.1), ("discriminator.width", -2),
+        ("predict.min_volume_ml", -1.0),
     ],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_named(key, value):

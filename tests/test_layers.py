@@ -5,11 +5,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "isles_jax"
 ORDER = (
-    "losses", "metrics", "models", "augment", "config", "files", "data", "state", "step", "parallel", "checkpoint",
-    "writer", "train", "predict", "clinical", "evaluate", "statistics", "results", "charts", "pictures", "page",
-    "report", "cross_validation", "main",
+    "losses", "metrics", "conv", "models", "augment", "interrupt", "config", "processes", "files", "lock", "data",
+    "state", "step", "parallel", "checkpoint", "weights", "writer", "predict", "export", "panels", "train", "clinical",
+    "evaluate", "statistics", "results", "charts", "pictures", "page", "report", "cross_validation", "main",
 )  # fmt: skip
-ALONE = {"losses": set(), "metrics": set(), "models": set(), "augment": set(), "config": set(), "files": set()}
+ALONE = {name: set() for name in ("losses", "metrics", "conv", "models", "augment", "interrupt")}
+ALONE |= {"config": {"interrupt"}, "processes": {"config", "interrupt"}, "files": {"config"}}
 
 
 def rooms(path):

@@ -41,12 +41,15 @@ print(jax.device_count(), float(metrics["loss"][0]))
 """
 
 
-def train(output, devices, kind="pmap", steps=STEPS):
+def environment(devices):
+    """The environment of a process that sees `devices` virtual CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+def train(output, devices, kind="pmap", steps=STEPS):
     command = [sys.executable, "-c", PROGRAM, str(output), kind, str(steps)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(f"{devices} ")
     with np.load(output) as arrays:

@@ -14,7 +14,7 @@ import pytest
 from isles_jax import charts, clinical, config, data, evaluate, files, page, pictures, report, results, statistics
 from isles_jax.config import InputError
 from isles_jax.data import folds
-from isles_jax.data.case import write_labels
+from isles_jax.data.case import radiological, write_labels
 
 CELLS = {"bl1": (False, False, False), "proposed": (True, True, True)}
 
@@ -287,16 +287,16 @@ def test_display_is_radiological_however_the_volume_is_stored(dataset, runs, tmp
         for flip_y in (False, True):
             index = (slice(None, None, -1 if flip_x else 1), slice(None, None, -1 if flip_y else 1))
             affine = case.affine @ np.diag([-1 if flip_x else 1, -1 if flip_y else 1, 1, 1])
-            steps, sides = pictures._radiological(affine)
+            steps, sides = radiological(affine)
             assert sides == "RLAP"
             seen.append(case.labels[index][:: steps[0], :: steps[1]])
             assert nib.aff2axcodes(affine)[0] != codes[0] or not flip_x
     for other in seen[1:]:
         assert np.array_equal(other, seen[0])
     # The first column is the patient's right, the first row the front.
-    assert pictures._radiological(np.diag([2.0, 2, 2, 1]))[0] == (-1, -1)
-    assert pictures._radiological(np.diag([-2.0, -2, 2, 1]))[0] == (1, 1)
-    assert pictures._radiological(np.eye(4)[[2, 1, 0, 3]]) == ((1, 1), "")
+    assert radiological(np.diag([2.0, 2, 2, 1]))[0] == (-1, -1)
+    assert radiological(np.diag([-2.0, -2, 2, 1]))[0] == (1, 1)
+    assert radiological(np.eye(4)[[2, 1, 0, 3]]) == ((1, 1), "")
 
 
 def test_large_sets_show_the_lesion_and_as_many_cases_as_fit(dataset, runs, monkeypatch):
@@ -332,10 +332,12 @@ def test_charts_of_degenerate_values():
         charts.curves("x", {"fold 0": ([1, 2], [0.5, 0.5]), "fold 1": ([1], [None])}),
         charts.bland_altman("x", [("a", 0.0, 0.0)]),
         charts.bland_altman("x", [("a", 1.0, 2.0), ("b", 1.0, 2.0)]),
+        charts.bland_altman("x", [("a", 1e3, 2e3), ("b", 1.0, -2e3)]),
         charts.strip({"a": [("c", 1.0)]}, {"a": (1.0, 0.0, 1.0)}, {"a": None}, "x"),
     ):
         assert "nan" not in drawn
         assert "inf" not in drawn
+        assert "e+0" not in drawn
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -393,6 +395,16 @@ def test_page_shows_what_it_promises(written, runs):
     assert written.stat().st_size < 3e6
 
 
+def test_versions_stand_beside_the_settings(runs):
+    text = page._settings(runs, [{"jax": "0.10.2", "flax": "0.12.8"}, {"jax": "0.11.2", "flax": "0.12.8"}])
+    differing, every = text.split("Every key")
+    assert "Trained with flax 0.12.8; this page" in every
+    assert "version of jax" in differing
+    assert "0.10.2" in differing
+    assert "version of flax" not in differing
+    assert "This page was made by" in page._settings(runs, [{}, {}])
+
+
 def test_a_name_from_outside_cannot_become_markup(runs, dataset, tmp_path):
     evil = '</script><script>alert(1)</script><b onclick="x">&\''
     old = dataset.cases[0].name
@@ -405,7 +417,7 @@ def test_a_name_from_outside_cannot_become_markup(runs, dataset, tmp_path):
                           renamed(run.rule), run.curves)  # fmt: skip
     picture = pictures.make(dataset, {evil: run}, [])[0]
     shown = pictures.Picture(evil, *[getattr(picture, field.name) for field in dataclasses.fields(picture)[1:]])
-    text = page.page([changed], results.RULE, [shown], {"best": evil}, {evil: evil})
+    text = page.page([changed], results.RULE, [shown], {"best": evil}, [{evil: evil}])
     parsed = Page(text)
     assert parsed.tags.count("script") == 2
     assert "b" not in parsed.tags

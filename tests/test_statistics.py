@@ -44,6 +44,19 @@ def test_interval_covers_a_skewed_truth_at_the_stated_rate(cases, monkeypatch):
     assert abs(covered / trials - 0.95) < 0.027
 
 
+def test_rare_total_misses_narrow_the_intervals_as_the_notes_say(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    rng = np.random.default_rng(0)
+    trials, mean, covered = 800, 0.95 * 8 / 9.5, 0
+    for _ in range(trials):
+        low, high = statistics.interval(rng.beta(8, 1.5, 24) * (rng.random(24) >= 0.05), (0, 1))
+        covered += low <= mean <= high
+    # Three standard errors of the simulation about 88 to 90%.
+    assert 0.88 - 0.032 < covered / trials < 0.90 + 0.032
+    run = type("Stub", (), {"rows": [{"case": str(n), "class": "core", "dice": 0.5} for n in range(24)]})()
+    assert "88 to 90%" in " ".join(results.caveats([run], 1))
+
+
 def test_bootstrap_p_is_close_to_students_and_uniform_without_a_difference(monkeypatch):
     values = draw(2, 60, mean=0.012)
     assert statistics.bootstrap_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.015)
@@ -136,3 +149,14 @@ def test_report_says_what_few_cases_cannot_show():
     assert "6 cases are too few" in said
     many = type("Stub", (), {"rows": [{"case": str(n), "class": "core", "dice": 0.5} for n in range(30)]})()
     assert "cannot" not in " ".join(results.caveats([many], 7))
+    assert "may still be there" in " ".join(results.caveats([many], 7))
+    assert "may still be there" not in " ".join(results.caveats([many], 0))
+
+
+def test_a_difference_of_1_4_half_widths_is_found_in_four_studies_of_five(monkeypatch):
+    """What the notes say of small differences, by simulation."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    rng = np.random.default_rng(12)
+    width = np.mean([np.ptp(statistics.interval(rng.normal(0, 0.1, 24))) for _ in range(200)]) / 2
+    found = [statistics.interval(rng.normal(1.4 * width, 0.1, 24))[0] > 0 for _ in range(600)]
+    assert abs(np.mean(found) - 0.8) < 0.05

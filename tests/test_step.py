@@ -18,22 +18,24 @@ from isles_jax.state import (
 from isles_jax.step import make_step
 
 CLASSES = ("penumbra", "core")
+# One class has one critic, which compiles in a third of the time.
+ONE = ("lesion",)
 STEPS = 10
 
 
-def data():
+def data(classes=CLASSES):
     rng = np.random.default_rng(0)
     labels = np.zeros((6, 32, 32), np.int8)
     labels[:, 8:20, 6:20], labels[:, 12:16, 10:15], labels[:, :3] = 1, 2, -1
     images = rng.normal(size=(6, 32, 32, 3)).astype(np.float32) + (labels > 0)[..., None]
-    return jnp.asarray(images), jnp.asarray(labels)
+    return jnp.asarray(images), jnp.asarray(np.minimum(labels, len(classes)))
 
 
-def run(config, indices):
+def run(config, indices, classes=CLASSES):
     """The compiled step on a fresh state; indices [K, B]."""
-    step = parallel.parallelize(make_step(config, CLASSES, STEPS, parallel.AXIS), config.train.parallel)
-    state = parallel.replicate(init_state(config, CLASSES, 3, STEPS, 0))
-    return step(state, parallel.replicate(data()), np.asarray(indices, np.int32)[None])
+    step = parallel.parallelize(make_step(config, classes, STEPS, parallel.AXIS), config.train.parallel)
+    state = parallel.replicate(init_state(config, classes, 3, STEPS, 0))
+    return step(state, parallel.replicate(data(classes)), np.asarray(indices, np.int32)[None])
 
 
 def trace(config):
@@ -73,21 +75,21 @@ def test_what_has_no_weight_is_absent(small_config):
 def plain_step(config, state, images, labels):
     """The same step, written without sharing: every update runs the segmenter for itself."""
     where = labels >= 0
-    segmenter, critic = make_segmenter(config, 3), make_critic(config)
+    segmenter, critic = make_segmenter(config, 2), make_critic(config)
     variables = state.segmenter.variables
 
     def logits_of(params):
         return segmenter.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
 
     def maps(logits, view):
-        real = jax.nn.one_hot(labels, 3) * where[..., None]
+        real = jax.nn.one_hot(labels, 2) * where[..., None]
         return real[..., view], (jax.nn.softmax(logits) * where[..., None])[..., view]
 
     def judge(params, stats, maps):
         verdict, new = critic.apply({"params": params, "batch_stats": stats}, maps, train=True, mutable=["batch_stats"])
         return verdict, new["batch_stats"]
 
-    views, updated = critic_channels(config, CLASSES), {}
+    views, updated = critic_channels(config, ONE), {}
     for name, view in views.items():
         network = state.critics[name]
         real, fake = maps(jax.lax.stop_gradient(logits_of(state.segmenter.params)[0]), view)
@@ -127,10 +129,10 @@ def test_step_is_the_plain_step(small_config):
     # A large adversarial weight and no warm-up, so that every term and the first update count.
     config = small_config(**{"augment.enabled": False, "loss.adversarial": 0.5, "optimizer.warmup": 0.0})
     rows = np.array([0, 2, 3, 5])
-    images, labels = (array[rows] for array in data())
-    before = init_state(config, CLASSES, 3, STEPS, 0)
+    images, labels = (array[rows] for array in data(ONE))
+    before = init_state(config, ONE, 3, STEPS, 0)
     value, params, stats, critics = jax.jit(lambda s: plain_step(config, s, images, labels.astype(jnp.int32)))(before)
-    state, metrics = run(config, [rows])
+    state, metrics = run(config, [rows], ONE)
     np.testing.assert_allclose(metrics["loss"][0], value, rtol=1e-5)
     # Adam's first update is the gradient's sign times the rate: compare the change, where rounding may flip few signs.
     moved = jax.tree.map(jnp.subtract, state.segmenter.params, before.segmenter.params)
@@ -170,7 +172,7 @@ def test_training_fits_one_batch(small_config):
 
 
 def test_low_precision_keeps_the_state_in_float32(small_config):
-    state, metrics = run(small_config(dtype="bfloat16"), [[0, 1, 2, 3]])
+    state, metrics = run(small_config(dtype="bfloat16"), [[0, 1, 2, 3]], ONE)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state.segmenter, state.critics)) if leaf.dtype.kind == "f"}
     assert kinds == {jnp.dtype(jnp.float32)}
     assert all(np.isfinite(value[0]) for value in metrics.values())
@@ -200,3 +202,12 @@ def test_one_critic_a_class_and_one_for_all(small_config, classes, names):
 def test_unknown_parallel_kind_is_refused():
     with pytest.raises(ValueError, match="pmap"):
         parallel.parallelize(lambda *_: None, "vmap")
+
+
+def test_there_is_one_critic_for_each_class_and_one_for_all(small_config):
+    config = small_config()
+    assert critic_channels(config, ("lesion",)) == {"lesion": slice(1, 2)}
+    four = critic_channels(config, ("core", "penumbra", "old", "bleeding"))
+    assert [range(5)[view] for view in four.values()] == [range(k, k + 1) for k in range(1, 5)] + [range(1, 5)]
+    assert list(four)[-1] == "all classes"
+    assert critic_channels(small_config(adversarial=False), CLASSES) == {}

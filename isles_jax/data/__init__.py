@@ -26,7 +26,7 @@ def load(root: Path, *, penumbra: int, core: int) -> Dataset:
     # Imported here, so that `python -m isles_jax.data.nnunet` is not imported twice.
     from isles_jax.data import nnunet, spes
 
-    _check_folder(root)
+    check_folder(root)
     described = (root / "dataset.json").is_file()
     dataset = nnunet.read(root) if described else spes.read(root, penumbra=penumbra, core=core)
     verify_labels(dataset)
@@ -46,7 +46,7 @@ def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
     """
     from isles_jax.data import nnunet, spes
 
-    _check_folder(path)
+    check_folder(path)
     if nnunet.is_image_folder(path):
         cases = nnunet.read_image_folder(path, channels)
     else:
@@ -55,7 +55,8 @@ def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
     return Dataset(path, cases, channels, (), (), (path / "phantom.json").is_file(), notes)
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """InputError unless `path` is a folder."""
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path}: {found}; expected a folder of cases")

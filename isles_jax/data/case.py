@@ -97,6 +97,19 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
     return np.any(np.isfinite(images) & (images != 0), axis=-1)
 
 
+def radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:
+    """How a slice [X, Y] is shown as radiologists do: the patient's right on the left, the front at the top.
+
+    Returns:
+      Steps (+1 or -1) along x, a row of the picture, and along y, its columns; and what then lies at the left, right,
+      top and bottom. No flip and "" where the axes are not right-left and front-back.
+    """
+    codes = nib.aff2axcodes(affine)[:2]
+    if codes[0] not in "RL" or codes[1] not in "AP":
+        return (1, 1), ""
+    return (-1 if codes[0] == "R" else 1, -1 if codes[1] == "A" else 1), "RLAP"
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -287,12 +300,12 @@ def write_labels(path: Path, labels: np.ndarray, case: Case, label_values: Seque
 
 
 def write_volume(path: Path, volume: np.ndarray, case: Case) -> None:
-    """Writes a float32 volume [X, Y, Z] (a probability map) on the case's grid, atomically."""
+    """Writes a float32 volume [X, Y, Z], or [X, Y, Z, C] (class probabilities), on the case's grid, atomically."""
     _write(path, np.asarray(volume, np.float32), case)
 
 
 def _write(path: Path, data: np.ndarray, case: Case) -> None:
-    if data.shape != case.images.shape[:3]:
+    if data.shape[:3] != case.images.shape[:3]:
         raise ValueError(f"{case.name}: a volume of shape {data.shape} for a grid of shape {case.images.shape[:3]}")
     header = case.header.copy()
     header.set_data_dtype(data.dtype)

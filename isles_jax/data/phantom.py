@@ -11,7 +11,6 @@ As a command: `python -m isles_jax.data.phantom --output=DIR [--cases --shape --
 import argparse
 import json
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from isles_jax.config import InputError, baseline, run_command
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
+from isles_jax.files import part_of, writing
 
 MARKER = "phantom.json"
 
@@ -35,22 +35,21 @@ def write_phantom(root: Path, *, cases: int, shape: tuple[int, int, int], diffic
       seed: fixes everything.
 
     Raises:
-      InputError: numbers out of range; `root` holds something already.
+      InputError: numbers out of range; `root` holds something already, or cannot be written.
     """
     if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10:
         found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}"
         raise InputError(f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    temporary = Path(part_of(root))
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with ThreadPoolExecutor(2) as pool:
+        with writing(root), ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda index: _write_case(temporary, index, shape, difficulty, seed), range(cases)))
-        settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
-        (temporary / MARKER).write_text(json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n")
-        temporary.chmod(0o755)
-        temporary.replace(root)
+            settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
+            (temporary / MARKER).write_text(json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n")
+            temporary.replace(root)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -64,8 +64,10 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
     Raises:
       InputError: lists every bad case, one line each.
     """
-    files = _nifti_files(path)
-    alone = all(len(_named(files, channel)) == 1 for channel in channels) or any(is_nifti(p) for p in list_folder(path))
+    named = [_named(_nifti_files(path), channel) for channel in channels]
+    # A case's own folder holds files, or a folder for each channel; one folder with all of them is a case in a folder.
+    apart = len({found[0].parent for found in named if found}) > 1
+    alone = (apart and all(len(found) == 1 for found in named)) or any(is_nifti(entry) for entry in list_folder(path))
     folders = [path] if alone else case_folders(path)
     return read_all(folders, lambda folder: read_images(folder.resolve().name, image_files(folder, channels)))
 

@@ -1,0 +1,44 @@
+"""Choices that the paper leaves open, each against the default: the proposed system with one key changed.
+
+python -m experiments.ablation --workdir=DIR
+"""
+
+from collections.abc import Sequence
+
+from experiments.table1 import Rows, command, finish, override, run_rows
+from isles_jax.config import baseline, run_command
+
+# Name of the row: what differs from configs/proposed.py.
+CHOICES = {
+    "proposed": [],
+    "adversarial 1e-4": ["--config.loss.adversarial=1e-4"],
+    "adversarial 1e-2": ["--config.loss.adversarial=1e-2"],
+    "adversarial 1e-1": ["--config.loss.adversarial=1e-1"],
+    "RaSGAN": ["--config.discriminator.average=True"],
+    "batch norm all": ["--config.model.batch_norm=all"],
+    "boundary 5": ["--config.loss.boundary_size=5"],
+    "Lovasz per image": ["--config.loss.lovasz_per_image=True"],
+}
+
+
+def ablation_rows(overrides: Sequence[str]) -> Rows:
+    """The configuration of each choice, by name; `overrides` are applied to all."""
+    rows = {}
+    for name, changed in CHOICES.items():
+        config = override(baseline(residual=True, adversarial=True, overlap=True), [*overrides, *changed])
+        config.name = name
+        rows[name] = config
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains the proposed system with one choice changed at a time and compares it with the default."""
+    options, overrides = command("python -m experiments.ablation", main.__doc__, arguments)
+    rows = ablation_rows(overrides)
+    runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
+    if runs:
+        finish(runs, options.workdir, options.seeds, "proposed")
+
+
+if __name__ == "__main__":
+    run_command(main)

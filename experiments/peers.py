@@ -1,0 +1,169 @@
+"""What a user would pick instead, on the folds of Table 1: PyTorch's SUMNet and MONAI's BasicUNet.
+
+python -m experiments.peers --workdir=DIR
+
+DIR is that of a finished `experiments.table1`: data, folds, settings and the rows to compare with are read there. Each
+peer sees the slices that our systems see, augmented in the same way, for the same number of steps, with the same Adam
+and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments.table1 import seconds_file, write_table
+from isles_jax import evaluate, files, report, results
+from isles_jax.augment import augment
+from isles_jax.config import InputError, run_command
+from isles_jax.data import load
+from isles_jax.data.case import Case, Dataset, brain_mask, write_labels
+from isles_jax.data.slices import Slices, draw_batch, make_slices, normalise, pad, padded_size, unpad
+from isles_jax.models import MULTIPLE
+from isles_jax.results import Run
+from isles_jax.state import learning_rate
+
+
+def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
+    """SUMNet without residuals, at our width, with cross-entropy."""
+    import torch.nn.functional as F  # noqa: N812
+
+    from experiments.torch_twin import SUMNet
+
+    network = SUMNet(channels, outputs, residual=False, width=config.model.width)
+    return network, lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=-1)
+
+
+def monai_unet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
+    """BasicUNet with its default features, and MONAI's Dice + cross-entropy as its tutorials set it."""
+    from monai.losses import DiceCELoss
+    from monai.networks.nets import BasicUNet
+
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    network = BasicUNet(spatial_dims=2, in_channels=channels, out_channels=outputs)
+    # MONAI's loss knows no pixels to ignore: padding is background, as its users have it.
+    return network, lambda logits, labels: loss(logits, labels.clamp(min=0)[:, None])
+
+
+PEERS = {"PyTorch SUMNet, CE": torch_sumnet, "MONAI BasicUNet, Dice+CE": monai_unet}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all peers share: our row's settings and folds, the data, and how many steps a fold takes."""
+
+    config: ml_collections.ConfigDict
+    folds: list[list[str]]
+    dataset: Dataset
+    slices: Slices
+    steps: int
+
+
+def read_task(run: Run) -> Task:
+    """The task of a finished run."""
+    config = ml_collections.ConfigDict(run.config)
+    dataset = load(Path(config.data.root), penumbra=config.data.labels.penumbra, core=config.data.labels.core)
+    dataset = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
+    return Task(config, run.folds, dataset, make_slices(dataset.cases, MULTIPLE), run.curves[0][-1]["step"])
+
+
+def train(task: Task, fold: int, network: object, loss: Callable, device: str) -> None:
+    """Trains a peer on the batches that our own systems see in this fold."""
+    import torch
+
+    config, slices = task.config, task.slices
+    training = [i for i, case in enumerate(task.dataset.cases) if case.name not in task.folds[fold]]
+    pool = np.flatnonzero(np.isin(slices.case, training))
+    options, schedule = config.augment, learning_rate(config, task.steps)
+    degrees, scale, intensity = options.rotation_degrees, options.scale, options.intensity
+    change = jax.jit(partial(augment, rotation_degrees=degrees, scale=scale, intensity=intensity))
+    optimizer = torch.optim.Adam(network.parameters(), weight_decay=config.optimizer.weight_decay)
+    for step in range(task.steps):
+        rows = draw_batch(pool, slices.lesion, config.train.batch_size, (config.seed, fold, step))
+        images, labels = slices.images[rows], slices.labels[rows].astype(np.int32)
+        if options.enabled:
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + fold), step), len(rows))
+            images, labels = (np.array(array) for array in change(keys, images, labels))
+        x = torch.from_numpy(images).movedim(-1, 1).to(device, memory_format=torch.channels_last)
+        y = torch.from_numpy(labels.astype(np.int64)).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = float(schedule(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(x), y).backward()
+        optimizer.step()
+
+
+def segment(network: object, case: Case, device: str) -> np.ndarray:
+    """The most probable class of each voxel, uint8 [X, Y, Z], background where there is no brain."""
+    import torch
+
+    brain, shape = brain_mask(case.images), case.images.shape[:2]
+    stack = np.moveaxis(pad(normalise(case.images, brain), padded_size(shape, MULTIPLE)), 2, 0)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(stack.copy()).movedim(-1, 1).to(device, memory_format=torch.channels_last))
+    labels = unpad(np.moveaxis(logits.argmax(1).cpu().numpy(), 0, 2), shape)
+    return np.where(brain, labels, 0).astype(np.uint8)
+
+
+def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row], float]:
+    """Trains, predicts and scores a peer, fold by fold; finished folds are kept. Returns its rows and its seconds."""
+    import torch
+
+    device, seconds = "cuda" if torch.cuda.is_available() else "cpu", 0.0
+    for fold, held_out in enumerate(task.folds):
+        done = directory / f"fold_{fold}.json"
+        if not done.exists():
+            print(f"--- {name}, fold {fold}: {task.steps} steps on {device}; to {directory}", flush=True)
+            torch.manual_seed(task.config.seed + fold)
+            start = time.monotonic()
+            network, loss = PEERS[name](task.config, len(task.dataset.channels), len(task.dataset.classes) + 1)
+            network = network.to(device, memory_format=torch.channels_last)
+            train(task, fold, network, loss, device)
+            network.eval()
+            for case in task.dataset.cases:
+                if case.name in held_out:
+                    path = directory / "predictions" / f"{case.name}.nii.gz"
+                    write_labels(path, segment(network, case, device), case, task.dataset.label_values)
+            files.write_json(done, {"seconds": round(time.monotonic() - start, 1)})
+        seconds += json.loads(done.read_text())["seconds"]
+    values = {} if (task.dataset.root / "dataset.json").exists() else {"values": task.dataset.label_values}
+    rows = evaluate.score_folders(directory / "predictions", task.dataset.root, **values)
+    fold_of = {case: fold for fold, names in enumerate(task.folds) for case in names}
+    return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains other tools' networks on the folds of a finished experiments.table1 and compares them with our systems."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.peers", description=main.__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="that of experiments.table1; peers/ is added to it")
+    options = parser.parse_args(arguments)
+    ours = [results.read_run(options.workdir / "seed_0" / name) for name in ("bl1", "proposed")]
+    try:
+        import monai  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
+    task, peers, times = read_task(ours[-1]), [], {}
+    for name in PEERS:
+        rows, times[name] = run_peer(name, task, options.workdir / "peers" / name.split(",")[0].replace(" ", "_"))
+        peers.append(dataclasses.replace(ours[-1], name=name, rows=rows))
+    for run in ours:
+        if seconds_file(Path(run.workdir)).exists():
+            times[run.name] = files.read_json(seconds_file(Path(run.workdir)))
+    runs = [*peers, *ours]
+    print(report.table(runs, "proposed"))
+    print("seconds for all folds: "
+          + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()))  # fmt: skip
+    write_table(options.workdir / "peers.csv", runs, "proposed")
+    print(f"\n{options.workdir / 'peers.csv'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

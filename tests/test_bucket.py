@@ -1,0 +1,100 @@
+"""A whole run in a bucket: a folder of this machine that is reached as gs://, as no bucket is at hand."""
+
+import importlib.util
+import os
+
+import fsspec
+import pytest
+from etils import epath
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from test_end_to_end import files as files_in
+from test_end_to_end import make
+
+from isles_jax import checkpoint, files, predict, report
+from isles_jax.config import InputError
+from isles_jax.cross_validation import cross_validate
+
+FIND = importlib.util.find_spec
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The folder behind gs://bucket. Orbax alone sees the folder: it goes to buckets through TensorStore."""
+
+    class Bucket(DirFileSystem):
+        protocol = ("gs", "gcs")
+        cachable = False
+
+        def __init__(self, **options):
+            assert options.pop("use_listings_cache") is False, "listings would not show what other processes write"
+            super().__init__(path=str(tmp_path), fs=LocalFileSystem(auto_mkdir=True))
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return os.fspath(path).removeprefix("gs://")
+
+        def _join(self, path):
+            return super()._join(self._strip_protocol(path) if isinstance(path, str) else path)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "gcsfs" or FIND(name, *more))
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()
+    manager = checkpoint._manager
+    monkeypatch.setattr(checkpoint, "_manager", lambda path: manager(str(path).replace("gs://", f"{tmp_path}/")))
+    (tmp_path / "bucket").mkdir()
+    yield tmp_path / "bucket"
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
+    settings = make("bl1", **{"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)})
+    table = cross_validate(settings, "gs://bucket/runs/one")
+    assert cross_validate(settings, tmp_path / "local") == table
+    ours, theirs = (
+        {name: path for name, path in files_in(run).items() if "checkpoints/" not in name}  # Orbax's names are random
+        for run in (bucket / "runs" / "one", tmp_path / "local")
+    )
+    assert ours.keys() == theirs.keys() - {".lock"}
+    assert len([name for name in ours if name.startswith("phantom/")]) == 17
+    for name, path in ours.items():
+        if path.suffix in (".csv", ".gz", ".nii", ".jsonl") or path.name in ("data.json", "summary.json", "folds.json"):
+            assert path.read_bytes() == theirs[name].read_bytes(), name
+    # The report has the pictures, which are made of the phantom and the predictions.
+    assert (bucket / "runs" / "one" / "report.html").read_text().count("data:image/png") > 4
+    assert not any(name.endswith(".part") for name in files_in(bucket))
+
+    # It goes on, and is refused, like any other.
+    for name in ("DONE", "fold_1/DONE"):
+        (bucket / "runs" / "one" / name).unlink()
+    [cut, *_] = sorted((bucket / "runs" / "one" / "fold_1" / "predictions").iterdir())
+    before = cut.read_bytes()
+    cut.unlink()
+    assert cross_validate(settings, "gs://bucket/runs/one") == table
+    assert cut.read_bytes() == before
+    with pytest.raises(InputError, match="holds another run: seed is 0 there and 1 here"):
+        cross_validate(make("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
+                       "gs://bucket/runs/one")  # fmt: skip
+    assert report.table([report.read_run("gs://bucket/runs/one")]) == table
+
+    # New patients from a bucket to a bucket.
+    where = ["--workdir=gs://bucket/runs/one", "--input=gs://bucket/runs/one/phantom", "--output=gs://bucket/new"]
+    predict.main(where)
+    assert [path.name for path in sorted((bucket / "new").iterdir())] == [f"{n:02d}.nii.gz" for n in range(1, 5)]
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^gs://bucket/run: found no package gcsfs, expected the extra gcs.*$"):
+        cross_validate(make("bl1"), "gs://bucket/run")
+
+
+def test_what_is_fetched_is_itself_or_a_copy(bucket):
+    (bucket / "folder" / "inner").mkdir(parents=True)
+    (bucket / "folder" / "inner" / "file").write_bytes(b"content")
+    assert files.fetch(bucket) == bucket
+    copied = files.fetch("gs://bucket/folder")
+    assert copied.parts[-2:] == ("bucket", "folder")
+    assert (copied / "inner" / "file").read_bytes() == b"content"
+    assert files.fetch("gs://bucket/folder/inner/file").read_bytes() == b"content"
+    assert not files.fetch("gs://bucket/nothing").exists()

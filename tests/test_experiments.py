@@ -1,0 +1,95 @@
+"""Table 1 and the ablation: which configurations they run, that their parts add up, and what a row is over seeds."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import ablation, table1
+from isles_jax import evaluate, results
+from isles_jax.config import InputError, flatten
+from isles_jax.cross_validation import cross_validate
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 4), "model.width": 4, "discriminator.width": 4,
+    "train.epochs": 1, "train.batch_size": 4, "folds": 2,
+}  # fmt: skip
+OVERRIDES = [f"--config.{key}={value}" for key, value in SMALL.items()]
+
+
+def test_the_rows_are_the_files_in_configs():
+    rows = table1.table_rows([])
+    assert list(rows) == list(results.PAPER)
+    for name, config in rows.items():
+        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert flatten(config) == flatten(module.get_config())
+
+
+def test_overrides_reach_every_row():
+    for rows in (table1.table_rows(OVERRIDES), ablation.ablation_rows(OVERRIDES)):
+        for config in rows.values():
+            assert SMALL.items() <= flatten(config).items()
+
+
+def test_each_choice_of_the_ablation_changes_one_key():
+    rows = {name: flatten(config) for name, config in ablation.ablation_rows([]).items()}
+    default = rows.pop("proposed")
+    changed = [tuple(sorted(key for key in default if row[key] != default[key])) for row in rows.values()]
+    assert all(len(keys) == 2 and "name" in keys for keys in changed)
+    assert len({tuple(str(value) for value in row.values()) for row in rows.values()}) == len(rows)
+
+
+@pytest.mark.parametrize("words", [["--config.modl.width=3"], ["--config.model.width=wide"], ["nonsense"]])
+def test_a_wrong_override_is_refused(words):
+    with pytest.raises(InputError, match=r"modl|wide|nonsense"):
+        table1.table_rows(words)
+
+
+def test_a_wrong_row_or_fold_is_refused_before_anything_is_written(tmp_path):
+    rows = table1.table_rows(OVERRIDES)
+    with pytest.raises(InputError, match=r"--rows=bl9: expected some of bl1,.*proposed"):
+        table1.run_rows(rows, tmp_path / "table", only=["bl9"])
+    with pytest.raises(InputError, match=r"--config.fold: found 2, expected 0 to 1"):
+        table1.run_rows(rows, tmp_path / "table", folds=[2])
+    assert not (tmp_path / "table").exists()
+
+
+def test_parts_run_apart_are_collected_and_are_what_the_main_command_gives(tmp_path, capsys):
+    table = tmp_path / "table"
+    rows = {name: config for name, config in table1.table_rows(OVERRIDES).items() if name in ("bl1", "bl5")}
+    assert table1.run_rows(rows, table, only=["bl1"], folds=[1]) is None
+    assert sorted(path.name for path in (table / "seed_0").iterdir()) == ["bl1"]
+    assert not (table / "seed_0" / "bl1" / "fold_0" / "checkpoints").exists()
+    assert table1.run_rows(rows, table, only=["bl1"]) is None
+    assert "still to be finished: bl5 of seed 0" in capsys.readouterr().out
+    runs = table1.run_rows(rows, table)
+    assert [run.name for run in runs] == ["bl1", "bl5"]
+    capsys.readouterr()
+    assert table1.run_rows(rows, table)[0].rows == runs[0].rows
+    assert capsys.readouterr().out == "", "nothing is trained again"
+
+    table1.finish(runs, table, 1, "bl5")
+    written = list(csv.DictReader((table / "table.csv").read_text().splitlines()))
+    assert [(row["row"], row["class"]) for row in written][:3] == [
+        ("clinical rule", "penumbra"), ("bl1", "penumbra"), ("bl5", "penumbra")
+    ]  # fmt: skip
+    dice = [row["dice"] for row in runs[0].rows if row["class"] == "core"]
+    [line] = [row for row in written if (row["row"], row["class"]) == ("bl1", "core")]
+    assert float(line["dice"]) == pytest.approx(np.mean(dice), abs=1e-6)
+    assert "<html" in (table / "report.html").read_text()
+
+    config = rows["bl1"]
+    cross_validate(config, tmp_path / "alone")
+    alone = evaluate.read_cases_csv(tmp_path / "alone" / "cases.csv")
+    assert alone == evaluate.read_cases_csv(table / "seed_0" / "bl1" / "cases.csv")
+
+    one, other = (results.read_run(table / "seed_0" / name) for name in ("bl1", "bl5"))
+    both = table1.average([one, other])
+    for row, first, second in zip(both.rows, one.rows, other.rows, strict=True):
+        assert (row["case"], row["class"]) == (first["case"], first["class"])
+        assert row["dice"] == pytest.approx((first["dice"] + second["dice"]) / 2)

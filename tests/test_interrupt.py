@@ -1,0 +1,93 @@
+"""Real signals to real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isles_jax import interrupt
+
+ROOT = Path(__file__).parents[1]
+BEGIN = """
+import os, signal, sys, time
+from isles_jax import interrupt
+from isles_jax.config import run_command
+
+# Tests may run in a background job, whose children do not hear SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def send(name):
+    os.kill(os.getpid(), signal.Signals[name])
+"""
+
+
+def run(main):
+    """What a command does whose main function has this body."""
+    code = f"{BEGIN}\ndef main():\n" + "".join(f"    {line}\n" for line in main.splitlines()) + "run_command(main)\n"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_is_one_line_and_its_exit_code(name, code):
+    done = run(f"send('{name}')\nprint('not reached')")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"stopped by {name}; to go on, run the same command again\n"
+
+
+def test_where_it_is_postponed_the_code_says_when_and_what_was_saved():
+    done = run(
+        "with interrupt.postponed():\n"
+        "    assert not interrupt.requested()\n"
+        "    interrupt.leave_if_requested('not reached')\n"
+        "    send('SIGTERM')\n"
+        "    print('requested' if interrupt.requested() else 'not requested')\n"
+        "    interrupt.leave_if_requested('step 7 is saved')\n"
+        "    print('not reached')"
+    )
+    assert (done.returncode, done.stdout) == (143, "requested\n")
+    assert done.stderr == "stopped by SIGTERM: step 7 is saved; to go on, run the same command again\n"
+
+
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_ends_the_process(second):
+    done = run(f"with interrupt.postponed():\n    send('SIGTERM')\n    send('{second}')\n    print('not reached')")
+    assert (done.returncode, done.stdout) == (-signal.Signals[second], "")
+
+
+def test_an_interruption_that_becomes_another_error_is_no_traceback():
+    done = run("try:\n    send('SIGTERM')\nexcept BaseException as error:\n    raise SystemError('lost') from error")
+    assert done.returncode == 143
+    assert done.stderr == "stopped by SIGTERM; to go on, run the same command again\n"
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2():
+    done = run("raise OSError(28, 'No space left on device', 'figure.png')")
+    assert (done.returncode, done.stderr) == (2, "error: figure.png: cannot be written (No space left on device)\n")
+
+
+def test_an_error_of_the_program_is_still_a_traceback():
+    done = run("raise SystemError('a mistake of ours')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_the_handlers_before_are_back_afterwards():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with interrupt.listening(), interrupt.postponed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    with interrupt.listening():
+        assert not interrupt.requested(), "the next command starts afresh"
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupt.listening():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,94 @@
+"""Locks between real processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isles_jax import lock
+from isles_jax.config import InputError
+
+ROOT = Path(__file__).parents[1]
+HOLDER = """
+import sys
+from isles_jax import lock
+with lock.hold(sys.argv[1], [int(sys.argv[2])]) as alone:
+    with alone():
+        print("held", flush=True)
+        sys.stdin.readline()
+    print("shared", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds fold 0 of a workdir and what the folds share; a line on its stdin lets go of the latter."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_fold_is_held_until_its_process_is_gone_however_it_goes(holder, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="another run at work on fold 0") as refused, lock.hold(run, [0, 1]):
+        pass
+    assert "\n" not in str(refused.value)
+    assert (run / lock.NAME).exists(), "a run that is refused takes nothing away from the one at work"
+    with lock.hold(run, [1, 2]):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock.hold(run, [0, 1]) as alone, alone():
+        pass
+
+
+def test_the_command_is_refused_in_one_line(holder, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "isles_jax.main", f"--workdir={run}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {run}: found another run at work on fold 0, ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == [lock.NAME]
+
+
+def test_what_the_folds_share_is_waited_for(holder, tmp_path, monkeypatch):
+    waited = []
+
+    def sleep(seconds):
+        if not waited:
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "shared\n"
+        waited.append(seconds)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with lock.hold(tmp_path / "run", [1]) as alone:
+        with alone():
+            assert len(waited) == 1
+        with alone():
+            assert len(waited) == 1
+
+
+def test_a_workdir_in_which_nothing_was_written_is_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock.hold(tmp_path / "a", [0]):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a").exists()
+    with lock.hold(tmp_path / "b", [0]):
+        (tmp_path / "b" / "config.json").touch()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [lock.NAME, "config.json"]
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/run/\.lock: cannot be written \(Not a directory\)"):
+        lock.hold(tmp_path / "file" / "run", [0]).__enter__()
+
+
+def test_buckets_have_no_locks():
+    with lock.hold("gs://bucket/run", [0]) as alone, alone():
+        pass

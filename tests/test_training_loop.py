@@ -1,0 +1,106 @@
+"""What a fold's training asks of the compiler and of the device, looked at from outside."""
+
+import dataclasses
+from importlib.metadata import version
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax._src.array import ArrayImpl
+
+from isles_jax import checkpoint, data, parallel, train
+
+
+@pytest.fixture
+def compiled():
+    """Names of the functions that XLA compiles while the test runs."""
+    names = []
+
+    def listen(event, duration, **words):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(words["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def guard(monkeypatch):
+    """A dict; while its `training` is true, no array's values may come to the host but to be logged or saved.
+
+    JAX's own guard sees nothing on CPU, where host and device share memory: every reading goes through `_value`.
+    """
+    state, value = {"training": False, "allowed": False}, ArrayImpl._value
+
+    def guarded(array):
+        assert state["allowed"] or not state["training"], "an array was read between two logs"
+        return value.fget(array)
+
+    def allow(function):
+        def allowed(*arguments):
+            state["allowed"] = True
+            with jax.transfer_guard_device_to_host("allow"):
+                result = function(*arguments)
+            state["allowed"] = False
+            return result
+
+        return allowed
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
+    monkeypatch.setattr(train, "_read", allow(train._read))
+    monkeypatch.setattr(train, "_refuse_broken", allow(train._refuse_broken))
+    monkeypatch.setattr(checkpoint, "save", allow(checkpoint.save))
+    return state
+
+
+@pytest.mark.parametrize(("platform", "given"), [("cpu", None), ("gpu", None), ("gpu", "/elsewhere")])
+def test_accelerators_keep_what_they_compile(monkeypatch, tmp_path, platform, given):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", given)
+        parallel.keep_compiled()
+        found = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    expected = given if given or platform == "cpu" else f"{tmp_path}/isles_jax/gpu-jaxlib-{version('jaxlib')}"
+    assert found == expected
+
+
+def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_streaming_changes_no_bit(
+    small_config, phantom_root, tmp_path, compiled, guard, capsys
+):
+    often = {"train.epochs": 2, "train.log_every_steps": 4, "train.checkpoint_every_steps": 8}
+    config = small_config(False, False, False, **often)
+    dataset = data.load(phantom_root, penumbra=1, core=2)
+    train._parallel_step.cache_clear()
+    plan, calls, compilations = train.prepare(config, dataset), [], []
+
+    def step(*arguments):
+        guard["training"] = True
+        calls.append(arguments[0])
+        before, result = len(compiled), plan.step(*arguments)
+        compilations.extend(compiled[before:])
+        return result
+
+    for fold in (0, 1):
+        held_out = [case.name for case in dataset.cases[2 * fold : 2 * fold + 2]]
+        with jax.transfer_guard_device_to_host("disallow"):
+            train.train_fold(dataclasses.replace(plan, step=step), fold, held_out, epath.Path(tmp_path) / str(fold))
+        guard["training"] = False
+    assert len(calls) == 2 * plan.steps > 16
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(calls[:-1])), "the state is donated"
+    assert len(compilations) == 1, compilations
+    # The same fold again, with a device that is too small for the data.
+    capsys.readouterr()
+    streamed = train.prepare(config, dataset, memory=1000)
+    assert streamed.data is None
+    assert "streamed from the host" in capsys.readouterr().out
+    train.train_fold(streamed, 0, [case.name for case in dataset.cases[:2]], epath.Path(tmp_path) / "streamed")
+    folders = [epath.Path(tmp_path) / name / "checkpoints" for name in ("0", "streamed")]
+    resident, streamed = (jax.tree.leaves(checkpoint.load_variables(folder)[0]) for folder in folders)
+    for one, other in zip(resident, streamed, strict=True):
+        np.testing.assert_array_equal(one, other)
