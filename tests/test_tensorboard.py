@@ -38,7 +38,8 @@ def lines(folder):
 
 def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
     """Scalars equal metrics.jsonl, pictures are those of the checkpoints, settings are there; so after a resume."""
-    settings = make("bl1", **{"data.root": str(phantom_root), "fold": 0, "train.tensorboard": True})
+    keys = {"data.root": str(phantom_root), "fold": 0, "train.tensorboard": True, "train.checkpoint_every_steps": 1}
+    settings = make("bl1", **keys)
     directory = tmp_path / "run" / "fold_0"
     cross_validate(settings, tmp_path / "run")
     last = checkpoint.newest(directory / "checkpoints")
