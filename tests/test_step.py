@@ -202,12 +202,3 @@ def test_one_critic_a_class_and_one_for_all(small_config, classes, names):
 def test_unknown_parallel_kind_is_refused():
     with pytest.raises(ValueError, match="pmap"):
         parallel.parallelize(lambda *_: None, "vmap")
-
-
-def test_there_is_one_critic_for_each_class_and_one_for_all(small_config):
-    config = small_config()
-    assert critic_channels(config, ("lesion",)) == {"lesion": slice(1, 2)}
-    four = critic_channels(config, ("core", "penumbra", "old", "bleeding"))
-    assert [range(5)[view] for view in four.values()] == [range(k, k + 1) for k in range(1, 5)] + [range(1, 5)]
-    assert list(four)[-1] == "all classes"
-    assert critic_channels(small_config(adversarial=False), CLASSES) == {}
