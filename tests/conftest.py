@@ -7,7 +7,7 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests measure no speed, and compile for most of their time: little is optimised, and the workers of this session and
 # the commands they start share what was compiled.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if FIRST:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="isles_jax_tests_")

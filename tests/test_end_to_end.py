@@ -102,7 +102,7 @@ def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(t
     keys = {"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6), "fold": 1}
     states = []
     for run in (tmp_path / "a", tmp_path / "b"):
-        said = cross_validate(make("proposed", **keys), run)
+        said = cross_validate(make("bl6", **keys), run)
         assert said == "folds 0 are still to be run; the last one makes the table"
         assert "not patients" in capsys.readouterr().out
         states.append(state_of(run / "fold_1" / "checkpoints"))
@@ -110,8 +110,8 @@ def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(t
         np.testing.assert_array_equal(states[0][key], states[1][key], err_msg=key)
     # The other fold may be run by another call, and another configuration is refused.
     with pytest.raises(InputError, match=r"holds another run: seed is 0 there and 1 here"):
-        cross_validate(make("proposed", seed=1, **keys), tmp_path / "a")
-    assert cross_validate(make("proposed", **(keys | {"fold": 0})), tmp_path / "a").count("\n") > 5
+        cross_validate(make("bl6", seed=1, **keys), tmp_path / "a")
+    assert cross_validate(make("bl6", **(keys | {"fold": 0})), tmp_path / "a").count("\n") > 5
 
 
 def test_changed_data_are_refused(tmp_path, phantom_root):

@@ -14,7 +14,7 @@ from jax import lax
 
 from isles_jax import parallel
 from isles_jax.models import DECODER, ENCODER
-from isles_jax.state import critic_channels, init_state
+from isles_jax.state import critic_channels, init_state, make_critic, make_segmenter
 from isles_jax.step import make_step
 
 # One class has one critic; three would take three times as long to compile.
@@ -168,6 +168,24 @@ def plain(small_config):
     return made
 
 
+def running_statistics(config, state, images, labels):
+    """The segmenter's after its one pass; a critic's after the real maps and then the prediction's."""
+    segmenter, critic, inside = make_segmenter(config, len(CLASSES) + 1), make_critic(config), (labels >= 0)[..., None]
+
+    def passed(network, variables, x):
+        found, updates = network.apply(variables, x, train=True, mutable=["batch_stats"])
+        return found, updates["batch_stats"]
+
+    logits, stats = passed(segmenter, state.segmenter.variables, images)
+    maps, found = (jax.nn.one_hot(labels, len(CLASSES) + 1) * inside, jax.nn.softmax(logits) * inside), [stats]
+    for name, view in critic_channels(config, CLASSES).items():
+        stats = state.critics[name].batch_stats
+        for x in maps:
+            _, stats = passed(critic, {"params": state.critics[name].params, "batch_stats": stats}, x[..., view])
+        found.append(stats)
+    return found
+
+
 def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
@@ -195,3 +213,8 @@ def test_gradients_are_those_of_the_plain_step(small_config, plain, residual, ad
     for name, gradient in got.items():
         error = np.linalg.norm(gradient - expected[name]) / np.linalg.norm(expected[name])
         assert error < 1e-3, (name, error)
+    statistics = jax.jit(lambda before: running_statistics(config, before, *batch()))
+    expected = flat(statistics(init_state(config, CLASSES, 3, 10, 0)))
+    got = flat([state.segmenter.batch_stats, *(network.batch_stats for network in state.critics.values())])
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert int(state.step) == 1

@@ -2,19 +2,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from isles_jax import losses, parallel
+from isles_jax import parallel
 from isles_jax.models import Discriminator, SUMNet
-from isles_jax.state import (
-    critic_channels,
-    critic_optimizer,
-    init_state,
-    make_critic,
-    make_segmenter,
-    segmenter_optimizer,
-)
+from isles_jax.state import init_state
 from isles_jax.step import make_step
 
 CLASSES = ("penumbra", "core")
@@ -72,77 +64,9 @@ def test_what_has_no_weight_is_absent(small_config):
         assert (critics == 0) == (key == "adversarial")
 
 
-def plain_step(config, state, images, labels):
-    """The same step, written without sharing: every update runs the segmenter for itself."""
-    where = labels >= 0
-    segmenter, critic = make_segmenter(config, 2), make_critic(config)
-    variables = state.segmenter.variables
-
-    def logits_of(params):
-        return segmenter.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-
-    def maps(logits, view):
-        real = jax.nn.one_hot(labels, 2) * where[..., None]
-        return real[..., view], (jax.nn.softmax(logits) * where[..., None])[..., view]
-
-    def judge(params, stats, maps):
-        verdict, new = critic.apply({"params": params, "batch_stats": stats}, maps, train=True, mutable=["batch_stats"])
-        return verdict, new["batch_stats"]
-
-    views, updated = critic_channels(config, ONE), {}
-    for name, view in views.items():
-        network = state.critics[name]
-        real, fake = maps(jax.lax.stop_gradient(logits_of(state.segmenter.params)[0]), view)
-
-        def critic_loss(params, network=network, real=real, fake=fake):
-            on_real, stats = judge(params, network.batch_stats, real)
-            on_fake, stats = judge(params, stats, fake)
-            return losses.relativistic_discriminator_loss(on_real, on_fake), stats
-
-        gradients, stats = jax.grad(critic_loss, has_aux=True)(network.params)
-        changes, _ = critic_optimizer(config).update(gradients, network.opt_state, network.params)
-        updated[name] = optax.apply_updates(network.params, changes), stats
-
-    def loss(params):
-        logits, new = logits_of(params)
-        total = losses.cross_entropy(logits, labels, where=where)
-        total += losses.lovasz_softmax(logits, labels, where=where)
-        total += losses.boundary_weighted_nll(logits, labels, where=where)
-        for name, view in views.items():
-            real, fake = maps(logits, view)
-            on_real, on_fake = (judge(*updated[name], m)[0] for m in (real, fake))
-            total += config.loss.adversarial * losses.relativistic_generator_loss(on_real, on_fake)
-        return total, new["batch_stats"]
-
-    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.segmenter.params)
-    optimizer = segmenter_optimizer(config, STEPS)
-    changes, _ = optimizer.update(gradients, state.segmenter.opt_state, state.segmenter.params)
-    return value, optax.apply_updates(state.segmenter.params, changes), stats, updated
-
-
 def close(got, expected, tolerance):
     got, expected = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (got, expected))
     assert jnp.linalg.norm(got - expected) <= tolerance * jnp.linalg.norm(expected)
-
-
-def test_step_is_the_plain_step(small_config):
-    # A large adversarial weight and no warm-up, so that every term and the first update count.
-    config = small_config(**{"augment.enabled": False, "loss.adversarial": 0.5, "optimizer.warmup": 0.0})
-    rows = np.array([0, 2, 3, 5])
-    images, labels = (array[rows] for array in data(ONE))
-    before = init_state(config, ONE, 3, STEPS, 0)
-    value, params, stats, critics = jax.jit(lambda s: plain_step(config, s, images, labels.astype(jnp.int32)))(before)
-    state, metrics = run(config, [rows], ONE)
-    np.testing.assert_allclose(metrics["loss"][0], value, rtol=1e-5)
-    # Adam's first update is the gradient's sign times the rate: compare the change, where rounding may flip few signs.
-    moved = jax.tree.map(jnp.subtract, state.segmenter.params, before.segmenter.params)
-    expected = jax.tree.map(jnp.subtract, params, before.segmenter.params)
-    close(moved, expected, 0.05)
-    close(state.segmenter.batch_stats, stats, 1e-5)
-    for name, (critic_params, critic_stats) in critics.items():
-        close(state.critics[name].params, critic_params, 1e-3)
-        close(state.critics[name].batch_stats, critic_stats, 1e-5)
-    assert int(state.step) == 1
 
 
 def test_scanned_steps_are_the_same_steps(small_config):
