@@ -1,11 +1,14 @@
 """Choices that the paper leaves open, each against the default: the proposed system with one key changed.
 
 python -m experiments.ablation --workdir=DIR
+
+DIR may be that of `experiments.table1`: the proposed row is then not trained again.
 """
 
+import sys
 from collections.abc import Sequence
 
-from experiments.table1 import Rows, command, finish, override, run_rows
+from experiments.table1 import Rows, command, override
 from isles_jax.config import baseline, run_command
 
 # Name of the row: what differs from configs/proposed.py.
@@ -33,11 +36,7 @@ def ablation_rows(overrides: Sequence[str]) -> Rows:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains the proposed system with one choice changed at a time and compares it with the default."""
-    options, overrides = command("python -m experiments.ablation", main.__doc__, arguments)
-    rows = ablation_rows(overrides)
-    runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
-    if runs:
-        finish(runs, options.workdir, options.seeds, "proposed")
+    command("ablation", main.__doc__, ablation_rows, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

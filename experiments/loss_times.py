@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.timing import interleave
 from isles_jax import losses
 
 # Logits, channels last.
@@ -61,7 +62,6 @@ def torch_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callabl
 
 def benchmark_losses(options: argparse.Namespace) -> dict:
     """Lovasz-softmax forward and backward, and the boundary band."""
-    from experiments.benchmark import interleave
 
     results = {}
     for size in SIZES[: options.sizes]:

@@ -7,7 +7,6 @@ peer sees the slices that our systems see, augmented in the same way, for the sa
 and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
 """
 
-import argparse
 import dataclasses
 import json
 import time
@@ -22,7 +21,7 @@ import numpy as np
 from experiments.table1 import seconds_file, write_table
 from isles_jax import evaluate, files, report, results
 from isles_jax.augment import augment
-from isles_jax.config import InputError, run_command
+from isles_jax.config import InputError, Parser, run_command
 from isles_jax.data import load
 from isles_jax.data.case import Case, Dataset, brain_mask, write_labels
 from isles_jax.data.slices import Slices, draw_batch, make_slices, normalise, pad, padded_size, unpad
@@ -141,7 +140,7 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains other tools' networks on the folds of a finished experiments.table1 and compares them with our systems."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.peers", description=main.__doc__)
+    parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="that of experiments.table1; peers/ is added to it")
     options = parser.parse_args(arguments)
     ours = [results.read_run(options.workdir / "seed_0" / name) for name in ("bl1", "proposed")]

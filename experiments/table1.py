@@ -3,16 +3,16 @@
 python -m experiments.table1 --workdir=DIR --config.data.root=/data/SPES2015_Training
 """
 
-import argparse
 import csv
 import dataclasses
 import io
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from isles_jax import evaluate, files, report, results
-from isles_jax.config import InputError, baseline, resolve, run_command
+from isles_jax.config import InputError, Parser, baseline, resolve, run_command
 from isles_jax.results import Run
 
 Rows = dict[str, ml_collections.ConfigDict]
@@ -193,29 +193,40 @@ def write_table(path: Path, runs: Sequence[Run], reference: str) -> None:
     files.write_atomic(path, text.getvalue())
 
 
-def finish(runs: Sequence[Run], workdir: Path, seeds: int, reference: str) -> None:
-    """Prints the table of all rows and writes table.csv and report.html."""
+def finish(runs: Sequence[Run], workdir: Path, seeds: int, stem: str, reference: str = "proposed") -> None:
+    """Prints the table of all rows, compared with `reference`, and writes it as `stem`.csv and `stem`.html."""
     print("\n" + report.table(runs, reference))
     if seeds > 1:
         print(f"Every score is a case's mean over {seeds} seeds.")
-    write_table(workdir / "table.csv", runs, reference)
-    report.write_report(workdir / "report.html", runs, reference)
-    print(f"\n{workdir / 'table.csv'}, {workdir / 'report.html'}")
+    write_table(workdir / f"{stem}.csv", runs, reference)
+    report.write_report(workdir / f"{stem}.html", runs, reference)
+    print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
 
 
-def command(prog: str, description: str, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that this and the ablation share, and the --config.KEY=VALUE among the arguments."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog="Any --config.KEY=VALUE of isles_jax.main applies to every row."
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="where runs, table.csv and report.html go")
+def command(stem: str, description: str, make_rows: Callable[[Sequence[str]], Rows], arguments: Sequence[str]) -> None:
+    """The command line that this and the ablation share: runs the rows and, when all are done, makes their table.
+
+    Args:
+      stem: of the module, and of the files with the table.
+      description: what --help says.
+      make_rows: from the --config.KEY=VALUE among the arguments to the rows.
+      arguments: the command line.
+    """
+    parser = Parser(
+        prog=f"python -m experiments.{stem}", description=description,
+        epilog="Any --config.KEY=VALUE of isles_jax.main applies to every row.",
+    )  # fmt: skip
+    parser.add_argument("--workdir", type=Path, required=True, help=f"where runs, {stem}.csv and {stem}.html go")
     parser.add_argument("--rows", type=names, metavar="NAMES", help="run these only, for example bl1,proposed")
     parser.add_argument("--folds", type=numbers, metavar="NUMBERS", help="run these only, for example 0,1")
     parser.add_argument("--seeds", type=int, default=1, help="repeat everything with so many seeds (default 1)")
     options, overrides = parser.parse_known_args(arguments)
     if options.seeds < 1:
         raise InputError(f"--seeds={options.seeds}: expected 1 or more")
-    return options, overrides
+    rows = make_rows(overrides)
+    runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
+    if runs:
+        finish(runs, options.workdir, options.seeds, stem)
 
 
 def names(text: str) -> list[str]:
@@ -230,11 +241,7 @@ def numbers(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains all eight systems of the paper on one data set and makes its table; run again, it goes on."""
-    options, overrides = command("python -m experiments.table1", main.__doc__, arguments)
-    rows = table_rows(overrides)
-    runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
-    if runs:
-        finish(runs, options.workdir, options.seeds, "proposed")
+    command("table1", main.__doc__, table_rows, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

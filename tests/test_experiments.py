@@ -73,15 +73,15 @@ def test_parts_run_apart_are_collected_and_are_what_the_main_command_gives(tmp_p
     assert table1.run_rows(rows, table)[0].rows == runs[0].rows
     assert capsys.readouterr().out == "", "nothing is trained again"
 
-    table1.finish(runs, table, 1, "bl5")
-    written = list(csv.DictReader((table / "table.csv").read_text().splitlines()))
+    table1.finish(runs, table, 1, "table1", "bl5")
+    written = list(csv.DictReader((table / "table1.csv").read_text().splitlines()))
     assert [(row["row"], row["class"]) for row in written][:3] == [
         ("clinical rule", "penumbra"), ("bl1", "penumbra"), ("bl5", "penumbra")
     ]  # fmt: skip
     dice = [row["dice"] for row in runs[0].rows if row["class"] == "core"]
     [line] = [row for row in written if (row["row"], row["class"]) == ("bl1", "core")]
     assert float(line["dice"]) == pytest.approx(np.mean(dice), abs=1e-6)
-    assert "<html" in (table / "report.html").read_text()
+    assert "<html" in (table / "table1.html").read_text()
 
     config = rows["bl1"]
     cross_validate(config, tmp_path / "alone")

@@ -1,0 +1,76 @@
+"""All that RESULTS.md shows, in one command: Table 1, the ablation and the peers on a phantom of 60 patients.
+
+python -m experiments.phantom_study --workdir=runs/study
+
+The sizes are chosen so that two CPU cores need about an hour. Needs the extras `peers` and `report`. Run again, it
+goes on.
+"""
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import ablation, peers, table1
+from isles_jax.config import Parser, run_command
+
+# A quarter of the paper's width on 60 patients of 8 slices, of which a training fold has about 320, four times.
+SIZE = [
+    "--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)", "--config.model.width=16",
+    "--config.train.epochs=4",
+]  # fmt: skip
+TITLES = {
+    "table1": "the eight systems",
+    "peers": "other tools on the same folds",
+    "ablation": "proposed, one choice changed",
+}
+
+
+def draw(output: Path) -> None:
+    """The mean Dice of each row of the three tables with its 95% interval, as output/dice.png."""
+    from matplotlib import pyplot as plt
+
+    tables = {stem: list(csv.DictReader((output / f"{stem}.csv").read_text().splitlines())) for stem in TITLES}
+    heights = [len({row["row"] for row in rows}) for rows in tables.values()]
+    figure, axes = plt.subplots(
+        3, 2, figsize=(10, 0.3 * sum(heights) + 2), sharex="col", height_ratios=heights, layout="constrained"
+    )
+    for line, (stem, rows) in zip(axes, tables.items(), strict=True):
+        for axis, word in zip(line, ("penumbra", "core"), strict=True):
+            chosen = [row for row in rows if row["class"] == word]
+            for place, row in enumerate(chosen):
+                mean, low, high = (float(row[key]) for key in ("dice", "low", "high"))
+                colour = {"proposed": "#c0392b", "clinical rule": "#888888"}.get(row["row"], "#2c5d8a")
+                axis.plot([low, high], [place, place], color=colour, linewidth=2)
+                axis.plot(mean, place, "o", color=colour)
+            names = [row["row"] for row in chosen] if word == "penumbra" else [""] * len(chosen)
+            axis.set_yticks(range(len(chosen)), names)
+            axis.invert_yaxis()
+            axis.grid(axis="x", alpha=0.3)
+            axis.set_title(f"{word}: {TITLES[stem]}", fontsize=10, loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel("Dice on the phantom, mean over 60 cases, 95% interval")
+    figure.savefig(output / "dice.png", dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the three comparisons and puts their tables and figure where RESULTS.md has them."""
+    parser = Parser(prog="python -m experiments.phantom_study", description=main.__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="where the runs and reports go")
+    folder = Path(__file__).parent / "results"
+    parser.add_argument("--output", type=Path, default=folder, help="where tables and figure go (default %(default)s)")
+    options = parser.parse_args(arguments)
+    where = f"--workdir={options.workdir}"
+    for run in (table1, ablation):
+        run.main([where, *SIZE])
+    peers.main([where])
+    options.output.mkdir(parents=True, exist_ok=True)
+    for stem in TITLES:
+        shutil.copy(options.workdir / f"{stem}.csv", options.output)
+    draw(options.output)
+    print(f"\n{options.output}")
+
+
+if __name__ == "__main__":
+    run_command(main)
