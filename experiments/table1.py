@@ -13,11 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import ml_collections
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from isles_jax import evaluate, files, report, results
@@ -62,13 +62,18 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_
 
 
 def run_rows(
-    rows: Rows, workdir: Path, *, only: Sequence[str] | None = None, folds: Sequence[int] | None = None, seeds: int = 1
+    rows: Rows,
+    workdir: epath.Path,
+    *,
+    only: Sequence[str] | None = None,
+    folds: Sequence[int] | None = None,
+    seeds: int = 1,
 ) -> list[Run] | None:
     """Trains, predicts and scores what is not there yet of several configurations on one data set.
 
     Args:
       rows: configurations by name; a run is `workdir`/seed_S/NAME.
-      workdir: a folder that several machines may share, each with its own part of rows and folds.
+      workdir: a folder or bucket that several machines may share, each with its own part of rows and folds.
       only: names of the rows to run now; None: all.
       folds: folds to run now; None: all.
       seeds: how many seeds, counted from the configuration's own. A seed is another training on other folds, the same
@@ -78,7 +83,7 @@ def run_rows(
       One run for each row, its scores the means over the seeds; None if some are still to be finished.
 
     Raises:
-      InputError: an unknown row or fold; as `cross_validate`.
+      InputError: an unknown row or fold; no data for a bucket; as `cross_validate`.
     """
     from isles_jax.cross_validation import cross_validate
 
@@ -120,16 +125,16 @@ def run_rows(
     return [average([results.read_run(_directory(workdir, seed, name)) for seed in range(seeds)]) for name in rows]
 
 
-def _directory(workdir: Path, seed: int, name: str) -> Path:
+def _directory(workdir: epath.Path, seed: int, name: str) -> epath.Path:
     return workdir / f"seed_{seed}" / name
 
 
-def seconds_file(run: Path) -> Path:
+def seconds_file(run: epath.Path) -> epath.Path:
     """Holds how long a run took if it was done in one go: training, prediction, scores and report."""
     return run.with_suffix(".seconds.json")
 
 
-def _one_data_set(rows: Rows, workdir: Path) -> Rows:
+def _one_data_set(rows: Rows, workdir: epath.Path) -> Rows:
     """The rows on the data of --config.data.root, or all on one phantom in `workdir`, made if it is not there."""
     resolved = {name: resolve(config) for name, config in rows.items()}
     first = next(iter(resolved.values()))
@@ -137,11 +142,13 @@ def _one_data_set(rows: Rows, workdir: Path) -> Rows:
         return resolved
     from isles_jax.data.phantom import write_phantom
 
+    if files.is_bucket(workdir):
+        raise InputError(f"{workdir}: a bucket, found no --config.data.root, expected one")
     root = workdir / "phantom"
     if not root.exists():
         workdir.mkdir(parents=True, exist_ok=True)
         # Under another name first: several machines may begin at once.
-        made = Path(tempfile.mkdtemp(prefix=".phantom_", dir=workdir))
+        made = epath.Path(tempfile.mkdtemp(prefix=".phantom_", dir=workdir))
         phantom = first.data.phantom
         write_phantom(made / "phantom", cases=phantom.cases, shape=tuple(phantom.shape), difficulty=phantom.difficulty,
                       seed=first.seed)  # fmt: skip
@@ -174,7 +181,7 @@ def _average(seeds: Sequence[Sequence[evaluate.Row]]) -> list[evaluate.Row]:
     return [mean(rows) for rows in zip(*by_case, strict=True)]
 
 
-def write_table(path: Path, runs: Sequence[Run], reference: str) -> None:
+def write_table(path: epath.Path, runs: Sequence[Run], reference: str) -> None:
     """Writes a CSV with one line for each row and class: Dice, its interval, the difference from `reference`, tests."""
     rows = results.systems(runs)
     text = io.StringIO()
@@ -193,7 +200,7 @@ def write_table(path: Path, runs: Sequence[Run], reference: str) -> None:
     files.write_atomic(path, text.getvalue())
 
 
-def finish(runs: Sequence[Run], workdir: Path, seeds: int, stem: str, reference: str = "proposed") -> None:
+def finish(runs: Sequence[Run], workdir: epath.Path, seeds: int, stem: str, reference: str = "proposed") -> None:
     """Prints the table of all rows, compared with `reference`, and writes it as `stem`.csv and `stem`.html."""
     print("\n" + report.table(runs, reference))
     if seeds > 1:
@@ -216,7 +223,9 @@ def command(stem: str, description: str, make_rows: Callable[[Sequence[str]], Ro
         prog=f"python -m experiments.{stem}", description=description,
         epilog="Any --config.KEY=VALUE of isles_jax.main applies to every row.",
     )  # fmt: skip
-    parser.add_argument("--workdir", type=Path, required=True, help=f"where runs, {stem}.csv and {stem}.html go")
+    parser.add_argument(
+        "--workdir", type=files.location, required=True, help=f"where runs, {stem}.csv and {stem}.html go"
+    )
     parser.add_argument("--rows", type=names, metavar="NAMES", help="run these only, for example bl1,proposed")
     parser.add_argument("--folds", type=numbers, metavar="NUMBERS", help="run these only, for example 0,1")
     parser.add_argument("--seeds", type=int, default=1, help="repeat everything with so many seeds (default 1)")

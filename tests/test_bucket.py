@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 
 import fsspec
 import pytest
@@ -11,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from test_end_to_end import files as files_in
 from test_end_to_end import make
 
+from experiments import table1
 from isles_jax import checkpoint, files, predict, report
 from isles_jax.config import InputError
 from isles_jax.cross_validation import cross_validate
@@ -76,6 +78,15 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
         cross_validate(make("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
                        "gs://bucket/runs/one")  # fmt: skip
     assert report.table([report.read_run("gs://bucket/runs/one")]) == table
+
+    # Table 1 there: what other machines have finished is collected.
+    table = files.location("gs://bucket/table")
+    with pytest.raises(InputError, match=r"^gs://bucket/table: a bucket, found no --config.data.root, expected one$"):
+        table1.run_rows({"bl1": settings}, table)
+    shutil.copytree(bucket / "runs" / "one", bucket / "table" / "seed_0" / "bl1")
+    settings.data.root = str(tmp_path / "local" / "phantom")
+    table1.finish(table1.run_rows({"bl1": settings}, table), table, 1, "table1", "bl1")
+    assert (bucket / "table" / "table1.csv").read_text().count("\nbl1,") == 3
 
     # New patients from a bucket to a bucket.
     where = ["--workdir=gs://bucket/runs/one", "--input=gs://bucket/runs/one/phantom", "--output=gs://bucket/new"]
