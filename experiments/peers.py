@@ -2,7 +2,7 @@
 
 python -m experiments.peers --workdir=DIR
 
-DIR is that of a finished `experiments.table1`: data, folds, settings and the rows to compare with are read there. Each
+DIR is that of an `experiments.table1` whose row `proposed` is finished: data, folds and settings are read there. Each
 peer sees the slices that our systems see, augmented in the same way, for the same number of steps, with the same Adam
 and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
 """
@@ -139,24 +139,23 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains other tools' networks on the folds of a finished experiments.table1 and compares them with our systems."""
+    """Trains other tools' networks on the folds of experiments.table1 and compares them with its row `proposed`."""
     parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="that of experiments.table1; peers/ is added to it")
     options = parser.parse_args(arguments)
-    ours = [results.read_run(options.workdir / "seed_0" / name) for name in ("bl1", "proposed")]
+    ours = results.read_run(options.workdir / "seed_0" / "proposed")
     try:
         import monai  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
         raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
-    task, peers, times = read_task(ours[-1]), [], {}
+    task, peers, times = read_task(ours), [], {}
     for name in PEERS:
         rows, times[name] = run_peer(name, task, options.workdir / "peers" / name.split(",")[0].replace(" ", "_"))
-        peers.append(dataclasses.replace(ours[-1], name=name, rows=rows))
-    for run in ours:
-        if seconds_file(Path(run.workdir)).exists():
-            times[run.name] = files.read_json(seconds_file(Path(run.workdir)))
-    runs = [*peers, *ours]
+        peers.append(dataclasses.replace(ours, name=name, rows=rows))
+    if seconds_file(ours.workdir).exists():
+        times[ours.name] = files.read_json(seconds_file(ours.workdir))
+    runs = [*peers, ours]
     print(report.table(runs, "proposed"))
     print("seconds for all folds: "
           + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()))  # fmt: skip
