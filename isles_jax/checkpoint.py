@@ -142,6 +142,7 @@ def _one_line(folder: epath.Path) -> Iterator[None]:
         sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else hook(what)
         for name in ("asyncio", "absl"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept") from error
     finally:
         logging.disable(disabled)

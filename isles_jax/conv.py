@@ -17,6 +17,7 @@ from jax import Array, lax
 _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
+_TURNED = (3, 1, 2, 0)
 # With fewer channels on either side the transforms cost more than the products they save.
 _CHANNELS = 16
 # In larger slices the transforms of a forward pass are bound by memory, and the plain convolution is ahead.
@@ -53,17 +54,32 @@ def conv(x: Array, kernel: Array) -> Array:
     Returns:
       [B, H, W, K].
     """
+    return _convolve(x, kernel, transposed=False)
+
+
+def _convolve(x: Array, kernel: Array, transposed: bool) -> Array:
+    """Convolution with a kernel, or with the one that takes the gradient back: turned by 180 degrees, channels swapped.
+
+    The large kernels are not copied for that, since a product reads its second factor in either order.
+    """
     b, h, w, c = x.shape
     if len(kernel) == 1:
-        return (x.reshape(-1, c) @ kernel[0, 0]).reshape(b, h, w, -1)
+        return _product(x.reshape(-1, c), kernel[0, 0], transposed).reshape(b, h, w, -1)
     if _tileable(x, kernel) and h * w <= _PIXELS:
-        return _winograd(x, kernel)
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return _winograd(x, kernel, transposed)
+    order = "HWIO"
+    if transposed:
+        kernel, order = jnp.flip(kernel, (0, 1)), "HWOI"
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", order, "NHWC"))
+
+
+def _product(x: Array, weights: Array, transposed: bool) -> Array:
+    return lax.dot_general(x, weights, (((1,), (int(transposed),)), ((), ())))
 
 
 def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    of_x = conv(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    of_x = _convolve(gradient, kernel, transposed=True)
     rows = gradient.reshape(-1, gradient.shape[-1])
     if len(kernel) == 1:
         return of_x, (x.reshape(-1, x.shape[-1]).T @ rows)[None, None]
@@ -83,11 +99,18 @@ def _tileable(x: Array, kernel: Array) -> bool:
     return x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0 and min(kernel.shape[2:]) >= _CHANNELS
 
 
-def _winograd(x: Array, kernel: Array) -> Array:
-    b, h, w, _ = x.shape
+def _winograd(x: Array, kernel: Array, transposed: bool) -> Array:
     weights = _both(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
+    if transposed:
+        # Turning the kernel exchanges the first row of _KERNEL and the last: the forward pass's weights serve again.
+        weights = [[weights[i][j] for j in _TURNED] for i in _TURNED]
+
+    b, h, w, _ = x.shape
     # Sixteen products: one batched product is slower on CPU.
-    products = [[t @ u for t, u in zip(*rows, strict=True)] for rows in zip(_tiles(x), weights, strict=True)]
+    products = [
+        [_product(t, u, transposed) for t, u in zip(*rows, strict=True)]
+        for rows in zip(_tiles(x), weights, strict=True)
+    ]
     rows = [jnp.stack([y.reshape(b, h // 2, w // 2, -1) for y in row], axis=3) for row in _both(_OUTPUT, products)]
     return jnp.stack(rows, axis=2).reshape(b, h, w, -1)
 
