@@ -1,4 +1,4 @@
-"""Choices that the paper leaves open, each against the default: the proposed system with one key changed.
+"""Choices that the paper leaves open, and the compute type, each against the default: one key changed at a time.
 
 python -m experiments.ablation --workdir=DIR
 
@@ -21,6 +21,7 @@ CHOICES = {
     "batch norm all": ["--config.model.batch_norm=all"],
     "boundary 5": ["--config.loss.boundary_size=5"],
     "Lovasz per image": ["--config.loss.lovasz_per_image=True"],
+    "bfloat16": ["--config.dtype=bfloat16"],
 }
 
 

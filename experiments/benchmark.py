@@ -24,7 +24,7 @@ from etils import epath
 from jax.sharding import PartitionSpec
 
 from experiments import loss_times
-from experiments.timing import ACCELERATOR, Functions, about, interleave, matrix_limit, measure
+from experiments.timing import ACCELERATOR, Functions, about, interleave, keep_memory, matrix_limit, measure
 from isles_jax import config as configs
 from isles_jax import data, parallel, predict, train
 from isles_jax.data.case import Case, Dataset
@@ -274,6 +274,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    keep_memory()
     options = parse()
     batches = options.batch
     options.limits = {dtype: matrix_limit(dtype, 8192 if ACCELERATOR else 2048) for dtype in _dtypes()}

@@ -14,9 +14,9 @@ from pathlib import Path
 from experiments import ablation, peers, table1
 from isles_jax.config import Parser, run_command
 
-# 60 patients of 8 slices; a training fold has about 320 of them, and sees each four times.
+# 60 patients of 8 slices; a training fold has about 320 of them, and sees each eight times.
 SIZE = [
-    "--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)", "--config.train.epochs=4",
+    "--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)", "--config.train.epochs=8",
 ]  # fmt: skip
 # A quarter of the paper's width for the many rows; for the one beside other tools, which run at their own width, half.
 NARROW, WIDE = ["--config.model.width=16"], ["--config.model.width=32"]

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from isles_jax import evaluate, files, report, results
 from isles_jax.config import InputError, Parser, baseline, resolve, run_command
+from isles_jax.main import one_line
 from isles_jax.results import Run
 
 Rows = dict[str, ml_collections.ConfigDict]
@@ -54,8 +55,7 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
         rest = values(words)
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        told = ". ".join(line.strip() for line in str(error.args[0]).splitlines() if line.strip())
-        raise InputError(f"--config: {told}") from error
+        raise InputError(f"--config: {one_line(error)}") from error
     if len(rest) > 1:
         raise InputError(f"found {rest[1]!r}, expected --config.KEY=VALUE")
     return values.config

@@ -100,7 +100,7 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
       title: of the chart.
       points: (case, mean in ml, difference in ml).
     """
-    means, differences = ([point[axis] for point in points] for axis in (1, 2))
+    means, differences = [mean for _, mean, _ in points], [change for _, _, change in points]
     lines = {"mean": float(np.mean(differences))}
     if len(points) > 1:
         spread = 1.96 * float(np.std(differences, ddof=1))

@@ -32,6 +32,7 @@ def fit_core_threshold(
     dice = np.zeros((len(cases), len(GRID)))
     for row, case in zip(dice, cases, strict=True):
         at_risk, dwi = _at_risk(case, channels), _relative_dwi(case, channels)
+        assert case.labels is not None
         truth = case.labels == core
         # The number of voxels above every threshold at once, from the sorted values.
         found = at_risk.sum() - np.searchsorted(np.sort(dwi[at_risk]), GRID, side="right")

@@ -105,7 +105,6 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     model.width = 0
     # Where batch norm stands: "encoder", "all" or "none".
     model.batch_norm = "encoder"
-
     # What convolves: "lax", "winograd" (isles_jax/conv.py: faster on CPU, longer to compile), or "auto": the second on
     # CPU where the run is long enough to repay its compilation.
     model.conv = "auto"

@@ -7,7 +7,7 @@ transformed by additions and halvings, multiplied place by place, which over all
 transformed back to 2x2 outputs. On GPU and TPU `lax` is right. experiments/speed.md has the measurements.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,10 @@ def _both(matrix: Matrix, planes: Planes) -> Planes:
 
 
 def _apply(matrix: Matrix, planes: tuple[Array, ...]) -> list[Array]:
-    return [sum(factor * plane for factor, plane in zip(row, planes, strict=True) if factor) for row in matrix]
+    # No row is all zeros, so no sum is the int that it begins with.
+    return [
+        cast(Array, sum(factor * plane for factor, plane in zip(row, planes, strict=True) if factor)) for row in matrix
+    ]
 
 
 def _transpose(matrix: Matrix) -> Matrix:

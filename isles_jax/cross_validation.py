@@ -224,6 +224,7 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
         for name in names:
             interrupt.leave_if_requested()
             case = cases[name]
+            assert case.labels is not None
             values = read_label_values(predictions / f"{name}.nii.gz", case)
             prediction = table[values]
             rows += evaluate.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)

@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,13 +173,14 @@ def score_folders(
     for name, case in cases.items():
         interrupt.leave_if_requested()
         case = _flat_case(case, values) if isinstance(case, Path) else case
+        assert case.labels is not None
         rows += score_case(name, 0, _read_classes(found[name], case, values), case.labels, case.spacing_mm, classes)
     return rows
 
 
 def _labelled_cases(
     labels: Path, classes: Sequence[str] | None, values: Sequence[int] | None
-) -> tuple[dict[str, "Case | Path"], Sequence[str], Sequence[int]]:
+) -> tuple[Mapping[str, "Case | Path"], Sequence[str], Sequence[int]]:
     """The reference cases by name (of a flat folder only their files), the names of the classes and their integers."""
     from isles_jax import data
     from isles_jax.data.case import is_nifti, list_folder

@@ -11,6 +11,7 @@ The second is a function of the first (`jax.export`; readable for months, not fo
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from isles_jax import files, predict, weights
 from isles_jax.config import InputError, Parser, run_command
@@ -44,7 +45,7 @@ def inference(trained: Trained) -> bytes:
         found = [forward(variables, images) for variables in networks]
         if trained.config.predict.flips:
             found += [forward(variables, images[:, ::-1])[:, ::-1] for variables in networks]
-        return sum(found) / len(found)
+        return cast(jax.Array, sum(found) / len(found))
 
     like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.flat(trained).items()}
     shape = jax.export.symbolic_shape(f"b, {MULTIPLE}*h, {MULTIPLE}*w, {len(trained.channels)}")

@@ -12,8 +12,11 @@ function is traced. Every function works under `jit`, `grad`, `vmap`, `pmap` and
 `pmap` and `shard_map` it sees its own device's pixels only.
 """
 
+# Longer than this package's other modules, because it is to be copied as one file; two fifths of it is documentation.
+
 from collections.abc import Callable
 from functools import partial, reduce
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +41,8 @@ _WORD = 32
 _FEW = 32
 # Independent sorts in one program, at most.
 _GROUPS = 8
+
+_Result = TypeVar("_Result")
 
 
 def cross_entropy(
@@ -377,10 +382,11 @@ def _lovasz_binary(errors: Array, foreground: Array, mask: Array) -> Array:
     return _extension(errors, foreground, mask, None, False)[0]
 
 
-_lovasz_binary.defvjp(
-    lambda errors, foreground, mask: _extension(errors, foreground, mask, None, True),
-    lambda steps, cotangent: (steps * cotangent[:, None], None, None),
-)
+def _binary_forward(errors: Array, foreground: Array, mask: Array) -> tuple[Array, Array]:
+    return _extension(errors, foreground, mask, None, True)
+
+
+_lovasz_binary.defvjp(_binary_forward, lambda steps, cotangent: (steps * cotangent[:, None], None, None))
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -402,13 +408,18 @@ def _extension(errors: Array, foreground: Array, mask: Array, bins: int | None, 
         return jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape, jnp.float32)
     errors, foreground, mask = lax.optimization_barrier((errors, foreground, mask))
     # Whole words of pixels: see _running_count.
-    rows = [jnp.pad(x.reshape(-1, shape[-1]), ((0, 0), (0, -shape[-1] % _WORD))) for x in (errors, foreground, mask)]
-    values, steps = _exact(*rows, gradient) if bins is None else _bucketed(*rows, bins, gradient)
+    errors, foreground, mask = (
+        jnp.pad(x.reshape(-1, shape[-1]), ((0, 0), (0, -shape[-1] % _WORD))) for x in (errors, foreground, mask)
+    )
+    if bins is None:
+        values, steps = _exact(errors, foreground, mask, gradient)
+    else:
+        values, steps = _bucketed(errors, foreground, mask, bins, gradient)
     steps = steps[:, : shape[-1]]
     return values.reshape(shape[:-1]), steps.reshape(shape) if gradient else steps
 
 
-def _in_groups(function: Callable[..., Array], *rows: Array) -> Array | tuple[Array, ...]:
+def _in_groups(function: Callable[..., _Result], *rows: Array) -> _Result:
     """function(*rows), rows [R, ...], by groups of rows: XLA's CPU sorts an array on one thread, but several at once.
 
     The barriers keep the groups' memory apart: if they took turns in it, they would have to wait for each other.
@@ -474,7 +485,9 @@ def _bucketed(errors: Array, foreground: Array, mask: Array, bins: int, gradient
 
 def _sort(keys: Array) -> tuple[Array, Array]:
     """Sorted uint32 keys and where each came from, int32."""
-    return lax.sort((keys, lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)), num_keys=1, is_stable=False)
+    places = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+    keys, index = lax.sort((keys, places), num_keys=1, is_stable=False)
+    return keys, index
 
 
 def _sort_cpu(keys: Array) -> tuple[Array, Array]:

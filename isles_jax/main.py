@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,8 +20,9 @@ FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
     "config",
     None,  # a default would be loaded, and could fail, before the command line is read
-    "File of the system to run: configs/bl1.py to configs/bl7.py or configs/proposed.py (the default). Any key is "
-    "overridden by --config.KEY=VALUE, as in --config.train.epochs=20; isles_jax/config.py explains them all.",
+    "File of the system to run: configs/bl1.py to configs/bl7.py or configs/proposed.py (the default), found from any "
+    "folder, or a file of your own. Any key is overridden by --config.KEY=VALUE, as in --config.train.epochs=20; "
+    "isles_jax/config.py explains them all.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -59,8 +61,7 @@ def parse(arguments: Sequence[str]) -> None:
       InputError: an unknown flag or key, a value of another type, a config file that cannot be read.
     """
     try:
-        given = any(argument.lstrip("-").split("=")[0] == "config" for argument in arguments)
-        rest = FLAGS([*arguments[:1], *([] if given else [f"--config={DEFAULT}"]), *arguments[1:]])
+        rest = FLAGS([*arguments[:1], *_with_config(arguments[1:])])
         if FLAGS.help:
             return
         path = config_flags.get_config_filename(FLAGS["config"])
@@ -68,15 +69,35 @@ def parse(arguments: Sequence[str]) -> None:
             raise InputError(f"--config={path}: found no such file, expected one like {DEFAULT}")
         FLAGS.config.to_dict()  # a file that fails does so only when it is read
     except flags.Error as error:
-        raise InputError(_one_line(error)) from error
+        raise InputError(one_line(error)) from error
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--config: found no key {_one_line(error)}") from error
+        raise InputError(f"--config: found no key {one_line(error)}") from error
     if len(rest) > 1:
         raise InputError(f"found {rest[1]!r}, expected flags only; --help lists them")
 
 
-def _one_line(error: BaseException) -> str:
+def _with_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments with one --config=FILE in front: the one given, else the default.
+
+    A file that is not there as given may be one of those that come with the package.
+    """
+    path, rest, words = DEFAULT, [], iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            path = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    # In the wheel the eight files lie in the package, in a checkout beside it.
+    places = [Path(path), *(folder / path for folder in Path(__file__).parents[:2])]
+    return [f"--config={next((place for place in places if place.is_file()), path)}", *rest]
+
+
+def one_line(error: BaseException) -> str:
+    """What the flags' parser or ml_collections found wrong, for a message."""
     text = error.args[0] if error.args else type(error).__name__
+    while isinstance(text, BaseException):  # ml_collections wraps a KeyError, whose own text would be quoted
+        text = text.args[0]
     return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 # (first convolutions' channels, last convolution's channels) of the five stages, as multiples of `width`.
-ENCODER = ((1,), (2,), (4, 4), (8, 8), (8, 8))
+ENCODER: tuple[tuple[float, ...], ...] = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 # The same for the decoder, from the deepest stage to the first; the last is half the width.
-DECODER = ((8, 8), (8, 4), (4, 2), (1,), (0.5,))
+DECODER: tuple[tuple[float, ...], ...] = ((8, 8), (8, 4), (4, 2), (1,), (0.5,))
 # Sides of the input must be divisible by 2 ** (number of poolings).
 MULTIPLE = 2 ** len(ENCODER)
 

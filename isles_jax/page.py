@@ -137,8 +137,8 @@ def _differences(rows: Mapping[str, list[Row]], runs: Sequence[Run], reference: 
     head = ["system", "class", "difference of Dice", "p, Wilcoxon", "p, bootstrap"]
     text = f"<h2>Differences from {escape(reference)}</h2>{_table([escape(c) for c in head], body, left=2)}"
     text += '<p class="soft">Paired over cases, 95% intervals; p values corrected with Holm over the systems.</p>'
-    effects = {word: results.design_effects(runs, word) for word in words}
-    if all(effects.values()):
+    effects = {word: found for word in words if (found := results.design_effects(runs, word))}
+    if len(effects) == len(words):
         body = [[escape(FACTOR_WORDS[factor]), *(_effect(*effects[word][factor]) for word in words)]
                 for factor in statistics.FACTORS]  # fmt: skip
         text += f"<h3>Main effects of the 2 × 2 × 2 design on Dice</h3>{_table(['factor', *map(escape, words)], body)}"

@@ -22,7 +22,7 @@ def mesh() -> Mesh:
     return _row([device for process in processes for device in jax.local_devices(process_index=process)])
 
 
-def _row(devices: Sequence[jax.Device]) -> Mesh:
+def _row(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
@@ -79,7 +79,7 @@ def keep_compiled() -> None:
     That is below ~/.cache/isles_jax. On CPU, and for another place, set JAX_COMPILATION_CACHE_DIR.
     """
     platform = jax.default_backend()
-    if platform != "cpu" and not jax.config.jax_compilation_cache_dir:
+    if platform != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "isles_jax" / f"{platform}-jaxlib-{jax.lib.__version__}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -120,7 +120,7 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         )  # fmt: skip
         compiled, sharding = jax.jit(mapped, donate_argnums=(0,)), NamedSharding(mesh(), split)
 
-        def call(state: Any, data: Any, indices: np.ndarray) -> Any:
+        def call(state: Any, data: Any, indices: np.ndarray | jax.Array) -> Any:
             if jax.process_count() > 1:
                 rows = indices
                 indices = jax.make_array_from_callback(rows.shape, sharding, lambda place: rows[place])

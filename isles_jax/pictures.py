@@ -67,7 +67,8 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
     cases = {case.name: case for case in dataset.cases}
     held_out = sorted(name for fold in next(iter(runs.values())).folds for name in fold)
     whole = sum(int(np.prod(cases[name].images.shape)) for name in held_out) <= ALL_SLICES_VOXELS
-    pictures, used = [], 0
+    pictures: list[Picture] = []
+    used = 0
     for name in dict.fromkeys([*first, *held_out]):
         picture = _picture(cases[name], dataset, runs, whole)
         used += sum(map(len, picture.sheets))
@@ -78,6 +79,7 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
 
 
 def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool) -> Picture:
+    assert case.labels is not None
     table = np.zeros(256, np.uint8)
     table[list(dataset.label_values)] = np.arange(1, len(dataset.label_values) + 1)
     results = {}
@@ -87,9 +89,9 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool)
         results[label] = table[read_label_values(files.fetch(path), case)]
     brain = brain_mask(case.images)
     wanted = brain if whole else np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
-    slices = np.flatnonzero((wanted if wanted.any() else brain).any(axis=(0, 1)))
+    places = np.flatnonzero((wanted if wanted.any() else brain).any(axis=(0, 1)))
     margin = 0 if whole else 2
-    slices = range(max(0, slices[0] - margin), min(brain.shape[2], slices[-1] + 1 + margin))
+    slices = range(max(0, places[0] - margin), min(brain.shape[2], places[-1] + 1 + margin))
     box = []
     for axis in (0, 1):
         inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))

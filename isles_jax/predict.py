@@ -35,7 +35,8 @@ def make_forward(segmenter: "SUMNet") -> Callable[[Any, "jax.Array"], "jax.Array
     """
     import jax
 
-    return jax.jit(lambda variables, images: jax.nn.softmax(segmenter.apply(variables, images)))
+    # Flax's type is a pair too, which `apply` returns with `mutable` only.
+    return jax.jit(lambda variables, images: jax.nn.softmax(segmenter.apply(variables, images)))  # type: ignore[arg-type]
 
 
 def predict_case(

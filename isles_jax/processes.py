@@ -57,7 +57,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         return
     import jax
 
-    options = {"shutdown_timeout_seconds": LEAVE_SECONDS}
+    options: dict[str, Any] = {"shutdown_timeout_seconds": LEAVE_SECONDS}
     try:
         if coordinator:
             # All devices of this machine are this process's, whatever cluster it runs in.

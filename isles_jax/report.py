@@ -36,8 +36,8 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
     compared = len(rows) - 1
     if compared:
         parts += ["", *_comparison_lines(runs, classes, base, width)]
-    effects = {word: results.design_effects(runs, word) for word in classes}
-    if all(effects.values()):
+    effects = {word: found for word in classes if (found := results.design_effects(runs, word))}
+    if len(effects) == len(classes):
         parts += ["", "main effects of the design on Dice [95% interval]"]
         for factor in statistics.FACTORS:
             cells = "   ".join(f"{word} {_signed(effects[word][factor])}" for word in classes)

@@ -14,6 +14,8 @@ RESAMPLES = 10_000
 SEED = 0
 FACTORS = ("residual", "adversarial", "overlap")
 
+Values = Sequence[float] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -26,7 +28,7 @@ class Comparison:
     bootstrap: float
 
 
-def interval(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
+def interval(values: Values, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
     """The studentised bootstrap interval of the mean (Efron and Tibshirani 1993, section 12.5), at `LEVEL`.
 
     Unlike the percentile interval it is wide enough for the small and skewed samples that Dice gives. Of very few
@@ -39,11 +41,11 @@ def interval(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, np
     Returns:
       The lower and upper end; `bounds` for a single value.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
+    cases = np.asarray(values, dtype=np.float64)
+    if len(cases) < 2:
         return bounds
-    mean, error = values.mean(), _standard_error(values)
-    pivots = _pivots(values)
+    mean, error = cases.mean(), _standard_error(cases)
+    pivots = _pivots(cases)
     # A quantile between two infinite neighbours must not become nan: take order statistics, outwards.
     low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     upper = np.quantile(pivots, high, method="higher")
@@ -53,14 +55,14 @@ def interval(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, np
     return float(np.clip(mean - upper * error, *bounds)), float(np.clip(mean - lower * error, *bounds))
 
 
-def bootstrap_p(differences: Sequence[float]) -> float:
+def bootstrap_p(differences: Values) -> float:
     """Two-sided p of a mean difference of 0, from the same resamples as `interval`; 1 if no case differs."""
-    differences = np.asarray(differences, dtype=np.float64)
-    error = _standard_error(differences) if len(differences) > 1 else 0.0
-    if not differences.any() or len(differences) < 2:
+    values = np.asarray(differences, dtype=np.float64)
+    error = _standard_error(values) if len(values) > 1 else 0.0
+    if not values.any() or len(values) < 2:
         return 1.0
-    observed = np.inf if error == 0 else abs(differences.mean()) / error
-    return float((1 + np.sum(np.abs(_pivots(differences)) >= observed)) / (1 + RESAMPLES))
+    observed = np.inf if error == 0 else abs(values.mean()) / error
+    return float((1 + np.sum(np.abs(_pivots(values)) >= observed)) / (1 + RESAMPLES))
 
 
 def _standard_error(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -79,16 +81,17 @@ def _pivots(values: np.ndarray) -> np.ndarray:
         return np.where(shift == 0, 0.0, shift / error)
 
 
-def wilcoxon_p(differences: Sequence[float]) -> float:
+def wilcoxon_p(differences: Values) -> float:
     """Two-sided p of the Wilcoxon signed-rank test, exact where scipy can; cases without a difference are dropped."""
     from scipy import stats
 
-    differences = np.asarray(differences, dtype=np.float64)
-    differences = differences[differences != 0]
-    if not len(differences):
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[values != 0]
+    if not len(values):
         return 1.0
-    exact = len(differences) <= 50 and len(np.unique(np.abs(differences))) == len(differences)
-    return float(stats.wilcoxon(differences, method="exact" if exact else "asymptotic").pvalue)
+    exact = len(values) <= 50 and len(np.unique(np.abs(values))) == len(values)
+    method = "exact" if exact else "asymptotic"
+    return float(stats.wilcoxon(values, method=method).pvalue)  # type: ignore[call-overload]  # lacks "asymptotic"
 
 
 def smallest_wilcoxon_p(cases: int) -> float:

@@ -1,5 +1,6 @@
 """One training step on one device: pure, compiled, the segmenter and its critics together."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ def make_step(config: ml_collections.ConfigDict, classes: tuple[str, ...], steps
         trained = Network(params, batch_stats, opt_state)
         metrics = lax.pmean({"loss": total, **terms, **critic_metrics}, axis_name)
         metrics["learning_rate"] = rate(state.step)
-        return state.replace(step=state.step + 1, segmenter=trained, critics=critics), metrics
+        return dataclasses.replace(state, step=state.step + 1, segmenter=trained, critics=critics), metrics
 
     def step(state: State, data: tuple[Array, Array], indices: Array) -> tuple[State, Metrics]:
         # A scan of one would still be a loop, and on CPU convolutions inside a loop are many times slower.

@@ -212,6 +212,7 @@ def _feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tup
         if before is not None:
             yield before
         before = data, indices
+    assert before is not None
     yield before
 
 

@@ -51,6 +51,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
     assert not (tmp_path / "run").exists(), "nothing half-written"
 
 
+@pytest.mark.parametrize("flags", [["--config=configs/bl3.py"], ["--config", "configs/bl3.py"], []])
+def test_the_configs_are_found_from_any_folder(flags, tmp_path):
+    done = call(*flags, "--config.modl=1", cwd=tmp_path)
+    assert done.stderr == 'error: --config: found no key \'modl\'. Did you mean "model" instead of "modl"?\n'
+    assert call(*flags, "--config.data.root=nowhere", cwd=tmp_path).stderr.startswith("error: nowhere")
+
+
 def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_root):
     import shutil
 

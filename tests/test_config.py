@@ -5,6 +5,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
+from experiments.config_page import PAGE, comments, page
 from isles_jax.config import InputError, baseline, flatten, resolve, to_dict
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,11 @@ def test_every_key_is_read_somewhere_and_has_a_comment():
         leaf = key.split(".")[-1]
         assert re.search(rf"\.{leaf}\b", source), f"{key} is read nowhere"
         assert re.search(rf"    # [^\n]+\n    (config|[\w.]+)\.{leaf} = ", body), f"{key} has no comment"
+
+
+def test_the_page_of_all_settings_is_made_of_the_comments():
+    assert comments().keys() == flatten(baseline(residual=True, adversarial=True, overlap=True)).keys()
+    assert PAGE.read_text() == page(), "run python -m experiments.config_page"
 
 
 def test_keys_chosen_by_the_data():

@@ -1,4 +1,4 @@
-"""The order of the modules: each imports only from those before it."""
+"""The structure: each module imports only from those before it, and modules and functions stay short."""
 
 import ast
 from pathlib import Path
@@ -53,3 +53,26 @@ def test_losses_imports_jax_alone():
         "typing",
         "operator",
     }
+
+
+# Longer, with the reason in a comment at its head.
+LONG = {"losses.py"}
+
+
+def code_lines(node, source):
+    """Lines of a function that are neither blank, nor comment, nor docstring."""
+    doc = node.body[0] if ast.get_docstring(node) is not None else None
+    inside = set(range(doc.lineno, doc.end_lineno + 1)) if doc else set()
+    lines = ((number, source[number - 1].strip()) for number in range(node.lineno, node.end_lineno + 1))
+    return sum(bool(line) and not line.startswith("#") and number not in inside for number, line in lines)
+
+
+def test_modules_and_functions_stay_short():
+    found = set()
+    for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "experiments").glob("*.py")]:
+        source = path.read_text().splitlines()
+        if len(source) > 350:
+            found.add(path.name)
+        functions = [n for n in ast.walk(ast.parse("\n".join(source))) if isinstance(n, ast.FunctionDef)]
+        found |= {node.name for node in functions if code_lines(node, source) > 60}
+    assert found == LONG

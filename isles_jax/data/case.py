@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import nibabel as nib
 import numpy as np
@@ -32,8 +32,10 @@ _READ_ERRORS = (
     zlib.error,
 )
 # The fields that place a volume in space. No other field of a header is ever copied: texts can name a patient.
-_GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
-_GEOMETRY += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
+_GEOMETRY = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
 # Deflate cannot shrink anything further than this (RFC 1951: 258 bytes for 2 bits).
 _MAX_DEFLATE_RATIO = 1032
 
@@ -143,7 +145,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
       InputError: the file is missing, damaged, not a 3-D volume of real numbers in mm, or too large for the memory.
     """
     try:
-        image = nib.load(path)
+        image = cast(nib.Nifti1Image, nib.load(path))
         shape = _volume_shape(path, image)
         _check_size(path, image)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -215,10 +217,10 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     Raises:
       InputError: as `read_volume`; shapes or affines differ between the files; no voxel differs from 0.
     """
-    images, affine, header, notes = None, None, None, []
+    notes = []
     for index, path in enumerate(files):
         data, this_affine, this_header = read_volume(path)
-        if images is None:
+        if index == 0:
             images = np.empty((*data.shape, len(files)), np.float32)
             affine, header = this_affine, this_header
         check_grid(path, data.shape, this_affine, files[0], images.shape[:3], affine)
@@ -262,6 +264,7 @@ def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
 def _check_size(path: Path, image: nib.Nifti1Image) -> None:
     """InputError if the header claims more voxels than the file or the memory can hold; reads no voxel."""
     voxels = math.prod(int(n) for n in image.shape)
+    assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy)
     claimed = image.dataobj.offset + voxels * image.get_data_dtype().itemsize
     held = path.stat().st_size
     if path.name.lower().endswith(".gz"):

@@ -56,6 +56,7 @@ def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> di
     for name in ("DWI", "Tmax"):
         raised = []
         for case in cases:
+            assert case.labels is not None
             inside, channel = case.labels == value, case.images[..., channels.index(name)]
             healthy = channel[brain_mask(case.images) & (case.labels == 0)]
             if inside.any() and healthy.size:
@@ -66,6 +67,7 @@ def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> di
 
 def volume_ml(case: Case, value: int) -> float:
     """The volume of a class in ml."""
+    assert case.labels is not None
     return float((case.labels == value).sum() * abs(np.linalg.det(case.affine[:3, :3])) / 1000)
 
 

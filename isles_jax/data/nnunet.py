@@ -67,7 +67,8 @@ def read(root: Path) -> Dataset:
         case = read_images(item, _in_order(folder / item, (training | testing)[item], len(channels)))
         return _with_labels(case, root / "labelsTr" / f"{item}{ending}", values) if item in training else case
 
-    cases = read_all([*sorted(training | testing), *stray], read_case)
+    items: list[str | Path] = [*sorted(training | testing), *stray]
+    cases = read_all(items, read_case)
     notes = tuple(note for case in cases for note in case.notes)
     return Dataset(root, cases, channels, classes, values, (root / "phantom.json").is_file(), notes)
 

@@ -3,6 +3,7 @@
 The equations, the numbers and their sources are in docs/data.md; those of the perfusion are in `perfusion.py`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ class Tissue(NamedTuple):
     volume: np.ndarray
 
 
-def make_patient(shape: tuple[int, int, int], difficulty: float, rng: np.random.Generator) -> Patient:
+def make_patient(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator) -> Patient:
     """Draws a patient and scans them."""
     points = grid_mm(shape)
     tissue = make_tissue(points, difficulty, rng)
@@ -65,7 +66,7 @@ def make_patient(shape: tuple[int, int, int], difficulty: float, rng: np.random.
     return Patient(tmax, ttp, dwi, read_labels(points, tissue, difficulty, rng))
 
 
-def grid_mm(shape: tuple[int, int, int]) -> np.ndarray:
+def grid_mm(shape: tuple[int, ...]) -> np.ndarray:
     """Voxel centres [3, X, Y, Z] in mm from the middle of the field of view: x to the right, y to the front, z up."""
     axes = [(np.arange(n) - (n - 1) / 2) * side / n for n, side in zip(shape, FIELD_OF_VIEW_MM, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
@@ -108,9 +109,11 @@ def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator)
     flow = 1 - 0.92 * severity**exponent
     old = _old_lesions(points, side, difficulty, rng)
     benign = difficulty * _benign_delay(points, fractions, rng) + rng.uniform(0, 1.5) * old
-    healthy = fractions @ np.float32(CBF) * (1 + 0.1 * random_field(points, 25, 60, rng))
+    healthy = fractions @ np.array(CBF, np.float32) * (1 + 0.1 * random_field(points, 25, 60, rng))
     # Vessels widen while they can, and collapse in the core.
-    volume = fractions @ np.float32(CBV) * (1 + 0.5 * np.minimum(1 - flow, 0.5)) * np.clip(flow / 0.35, 0.3, 1)
+    volume = (
+        fractions @ np.array(CBV, np.float32) * (1 + 0.5 * np.minimum(1 - flow, 0.5)) * np.clip(flow / 0.35, 0.3, 1)
+    )
     flow, volume = flow * (1 - 0.6 * old), volume * (1 - 0.5 * old)
     return Tissue(brain, fractions, flow, late, benign, old, healthy, volume)
 
@@ -127,9 +130,12 @@ def _to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved.reshape(points.shape).astype(np.float32)
 
 
-def _ellipsoid(points: np.ndarray, centre: tuple[float, ...], radii: tuple[float, ...]) -> np.ndarray:
+def _ellipsoid(
+    points: np.ndarray, centre: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """Distance from the centre in radii: 1 on the surface."""
-    offset = (points - np.float32(centre)[:, None, None, None]) / np.float32(radii)[:, None, None, None]
+    middle, sides = (np.asarray(vector, np.float32)[:, None, None, None] for vector in (centre, radii))
+    offset = (points - middle) / sides
     return np.sqrt((offset**2).sum(axis=0))
 
 
@@ -157,12 +163,12 @@ def _anatomy(points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 def _severity(points: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
     """How cut off the tissue is, 0 to 1: highest deep in the occluded branch's territory, relieved from its rim."""
-    centre, radii = {
+    middle, radii = {
         0: ((38, 0, 6), (38, 62, 48)),  # the whole artery
         1: ((40, 14, 14), (36, 48, 40)),  # its upper division
         2: ((40, -22, 2), (36, 48, 40)),  # its lower division
     }[int(rng.choice(3, p=[0.5, 0.3, 0.2]))]
-    centre = np.array(centre) * (side, 1, 1) + rng.normal(0, 3, 3)
+    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3, 3)
     inside = 1 - _ellipsoid(points, centre, np.array(radii) * rng.uniform(0.9, 1.08))
     inside = inside + 0.09 * random_field(points, 40, 90, rng)
     # The other hemisphere has its own artery.

@@ -11,6 +11,7 @@ As a command: `python -m isles_jax.data.phantom --output=DIR [--cases --shape --
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from isles_jax.files import part_of, writing
 MARKER = "phantom.json"
 
 
-def write_phantom(root: Path, *, cases: int, shape: tuple[int, int, int], difficulty: float, seed: int) -> None:
+def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
     """Writes a data set in the SPES layout: one folder for each patient, and phantom.json, which marks it as complete.
 
     Args:
@@ -55,7 +56,7 @@ def write_phantom(root: Path, *, cases: int, shape: tuple[int, int, int], diffic
         raise
 
 
-def _write_case(root: Path, index: int, shape: tuple[int, int, int], difficulty: float, seed: int) -> None:
+def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
     patient = make_patient(tuple(shape), difficulty, np.random.default_rng([seed, index]))
     spacing = np.array(FIELD_OF_VIEW_MM) / shape
     affine = np.diag([*spacing, 1.0])
@@ -84,6 +85,7 @@ def write_figure(root: Path, path: Path) -> None:
     cases = load(root, penumbra=1, core=2).cases[:6]
     figure, axes = plt.subplots(4, len(cases), figsize=(2.3 * len(cases), 9.4), squeeze=False, layout="constrained")
     for column, case in enumerate(cases):
+        assert case.labels is not None
         lesion = (case.labels == 2).sum(axis=(0, 1)) + (case.labels > 0).sum(axis=(0, 1))
         level = int(lesion.argmax())
         tmax, ttp, dwi = np.moveaxis(case.images[:, :, level], -1, 0)
@@ -93,8 +95,9 @@ def write_figure(root: Path, path: Path) -> None:
         rows = (
             ("Tmax, 0 to 12 s", tmax, 0, 12, "turbo"),
             ("TTP, 15 s from the earliest", ttp, earliest, earliest + 15, "turbo"),
+            ("DWI", dwi, 0, brightest, "gray"),
+            ("penumbra, core", dwi, 0, brightest, "gray"),
         )
-        rows += (("DWI", dwi, 0, brightest, "gray"), ("penumbra, core", dwi, 0, brightest, "gray"))
         for axis, (title, image, low, high, colours) in zip(axes[:, column], rows, strict=True):
             axis.imshow(image.T, origin="lower", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=f"case {case.name}" if axis is axes[0, column] else "")

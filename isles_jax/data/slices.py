@@ -46,7 +46,8 @@ def normalise(images: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 def padded_size(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
     """The smallest sides divisible by `multiple` that hold a slice of `shape`."""
-    return tuple(math.ceil(side / multiple) * multiple for side in shape)
+    height, width = (math.ceil(side / multiple) * multiple for side in shape)
+    return height, width
 
 
 def pad(array: np.ndarray, size: tuple[int, int], fill: float = 0) -> np.ndarray:
@@ -85,7 +86,7 @@ def make_slices(cases: tuple[Case, ...], multiple: int) -> Slices:
         mine = numbers == number
         images[mine] = np.moveaxis(pad(normalise(case.images, brain)[:, :, places], size), 2, 0)
         labels[mine] = np.moveaxis(pad(case.labels[:, :, places].astype(np.int8), size, -1), 2, 0)
-    return Slices(images, labels, numbers, (labels > 0).any(axis=(1, 2)))
+    return Slices(images, labels, numbers, np.any(labels > 0, axis=(1, 2)))
 
 
 def draw_batch(pool: np.ndarray, lesion: np.ndarray, batch_size: int, seed: tuple[int, ...]) -> np.ndarray:

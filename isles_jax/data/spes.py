@@ -84,6 +84,7 @@ def _read_case(folder: Path, values: tuple[int, int], shared: list[tuple[int, in
         raise InputError(
             f"{volume[0]}: stands beside {(penumbra + core)[0].name}; expected one form of labels, not both"
         )
+    used: tuple[Path, ...]
     if volume:
         path = _only(folder, "OT", volume)
         found = read_label_values(path, case)
@@ -119,8 +120,8 @@ def _only(folder: Path, word: str, files: list[Path]) -> Path:
     if files:
         there = [path.relative_to(folder) for path in files]
         raise InputError(f"{folder}: {len(files)} files for {word} ({there[0]}, {there[1]}); expected one")
-    there = ", ".join(path.name for path in _nifti_files(folder)) or "no NIfTI file"
-    raise InputError(f"{folder}: no {word}.nii, …{word}….nii or .nii.gz; found {there}")
+    others = ", ".join(path.name for path in _nifti_files(folder)) or "no NIfTI file"
+    raise InputError(f"{folder}: no {word}.nii, …{word}….nii or .nii.gz; found {others}")
 
 
 def _check_values(path: Path, found: np.ndarray, expected: set[int]) -> None:
