@@ -20,8 +20,9 @@ class Interrupted(KeyboardInterrupt):
 
 def _note(number: int, frame: FrameType | None) -> None:
     _asked.append(number)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for heard in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(heard) is _note:  # one that is ignored stays so
+            signal.signal(heard, signal.SIG_DFL)
     # Once is enough: two signals that arrive together must not break into what the first one started.
     if not _open and len(_asked) == 1:
         raise Interrupted

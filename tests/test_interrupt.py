@@ -89,5 +89,8 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with interrupt.listening():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            with interrupt.postponed():
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
