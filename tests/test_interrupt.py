@@ -1,6 +1,5 @@
 """Real signals to real processes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -77,7 +76,7 @@ def test_an_error_of_the_program_is_still_a_traceback():
 def test_the_handlers_before_are_back_afterwards():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with interrupt.listening(), interrupt.postponed():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert interrupt.requested()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     with interrupt.listening():
@@ -90,7 +89,7 @@ def test_an_ignored_signal_stays_ignored():
         with interrupt.listening():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
             with interrupt.postponed():
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
