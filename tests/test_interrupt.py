@@ -73,14 +73,13 @@ def test_an_error_of_the_program_is_still_a_traceback():
     assert "Traceback" in done.stderr
 
 
-def test_the_handlers_before_are_back_afterwards():
+def test_afterwards_the_handlers_before_are_back_and_nothing_is_asked():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with interrupt.listening(), interrupt.postponed():
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.requested()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-    with interrupt.listening():
-        assert not interrupt.requested(), "the next command starts afresh"
+    assert not interrupt.requested(), "what this process does next is not asked to leave"
 
 
 def test_an_ignored_signal_stays_ignored():
