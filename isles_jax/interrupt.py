@@ -30,7 +30,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Listens to SIGTERM and SIGINT, in the main thread; the handlers before are back afterwards, and a request is forgotten."""
+    """Listens to SIGTERM and SIGINT, in the main thread. Afterwards the handlers before are back, nothing is asked."""
     # A shell starts background jobs of scripts with SIGINT ignored, and it stays so.
     heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _note) for number in heard}
