@@ -21,8 +21,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from isles_jax import evaluate, files, report, results
-from isles_jax.config import InputError, Parser, baseline, resolve, run_command
-from isles_jax.main import one_line
+from isles_jax.config import InputError, Parser, baseline, one_line, resolve, run_command
 from isles_jax.results import Run
 
 Rows = dict[str, ml_collections.ConfigDict]
@@ -200,12 +199,26 @@ def write_table(path: epath.Path, runs: Sequence[Run], reference: str) -> None:
     files.write_atomic(path, text.getvalue())
 
 
+def write_effects(path: epath.Path, runs: Sequence[Run]) -> None:
+    """Writes a CSV with the main effects of the design if the runs are its eight cells, else nothing."""
+    lines = ["factor,class,effect,low,high"]
+    for word in dict.fromkeys(row["class"] for row in runs[0].rows):
+        effects = results.design_effects(runs, word) or {}
+        lines += [f"{factor},{word}," + ",".join(f"{x:.6f}" for x in found) for factor, found in effects.items()]
+    if len(lines) > 1:
+        files.write_atomic(path, "\n".join(lines) + "\n")
+
+
 def finish(runs: Sequence[Run], workdir: epath.Path, seeds: int, stem: str, reference: str = "proposed") -> None:
-    """Prints the table of all rows, compared with `reference`, and writes it as `stem`.csv and `stem`.html."""
+    """Prints the table of all rows, compared with `reference`, and writes it as `stem`.csv and `stem`.html.
+
+    The eight cells of the design have a `stem`_effects.csv besides.
+    """
     print("\n" + report.table(runs, reference))
     if seeds > 1:
         print(f"Every score is a case's mean over {seeds} seeds.")
     write_table(workdir / f"{stem}.csv", runs, reference)
+    write_effects(workdir / f"{stem}_effects.csv", runs)
     report.write_report(workdir / f"{stem}.html", runs, reference)
     print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
 

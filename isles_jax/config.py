@@ -56,6 +56,14 @@ def run_command(main: Callable[[], None]) -> None:
             sys.exit(code)
 
 
+def one_line(error: BaseException) -> str:
+    """What the flags' parser or ml_collections found wrong, for a message."""
+    text = error.args[0] if error.args else type(error).__name__
+    while isinstance(text, BaseException):  # ml_collections wraps a KeyError, whose own text would be quoted
+        text = text.args[0]
+    return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
+
+
 def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collections.ConfigDict:
     """One of the paper's eight systems (Rajan, Sathish and Sheet, section 2).
 

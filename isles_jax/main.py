@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from isles_jax import processes
-from isles_jax.config import InputError, run_command
+from isles_jax.config import InputError, one_line, run_command
 
 DEFAULT = "configs/proposed.py"
 FLAGS = flags.FlagValues()
@@ -91,14 +91,6 @@ def _with_config(arguments: Sequence[str]) -> list[str]:
     # In the wheel the eight files lie in the package, in a checkout beside it.
     places = [Path(path), *(folder / path for folder in Path(__file__).parents[:2])]
     return [f"--config={next((place for place in places if place.is_file()), path)}", *rest]
-
-
-def one_line(error: BaseException) -> str:
-    """What the flags' parser or ml_collections found wrong, for a message."""
-    text = error.args[0] if error.args else type(error).__name__
-    while isinstance(text, BaseException):  # ml_collections wraps a KeyError, whose own text would be quoted
-        text = text.args[0]
-    return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
 
 
 def main() -> None:

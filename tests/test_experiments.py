@@ -2,12 +2,13 @@
 
 import csv
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import ablation, table1
+from experiments import ablation, results_page, table1
 from isles_jax import evaluate, results
 from isles_jax.config import InputError, flatten
 from isles_jax.cross_validation import cross_validate
@@ -93,3 +94,27 @@ def test_parts_run_apart_are_collected_and_are_what_the_main_command_gives(tmp_p
     for row, first, second in zip(both.rows, one.rows, other.rows, strict=True):
         assert (row["case"], row["class"]) == (first["case"], first["class"])
         assert row["dice"] == pytest.approx((first["dice"] + second["dice"]) / 2)
+
+
+def test_the_page_of_results_shows_the_tables_beside_it():
+    text = results_page.PAGE.read_text()
+    shown = set(re.findall(r"<!-- (\w+\.csv) -->", text))
+    assert shown == {path.name for path in results_page.FOLDER.glob("*.csv")}
+    assert results_page.fill(text) == text, "run python -m experiments.results_page"
+
+
+def test_a_table_of_results_in_markdown(tmp_path):
+    (tmp_path / "one.csv").write_text(
+        "row,class,dice,low,high,difference,difference_low,difference_high,p_wilcoxon_holm,p_bootstrap_holm,paper_dice\n"
+        "a,core,0.5,0.25,0.75,-0.125,-0.25,-0.0625,0.01,0.04,0.9\n"
+        "b,core,0.5,0.25,0.75,0.125,-0.25,0.25,0.01,0.06,\n"
+        "proposed,core,0.625,0.5,0.75,,,,,,0.8\n"
+    )
+    assert results_page.fill("# Page\n<!-- one.csv -->\nold\n<!-- end -->\nprose\n", tmp_path) == (
+        "# Page\n<!-- one.csv -->\n"
+        "| | core | minus proposed: core | paper: core |\n|---|---|---|---|\n"
+        "| a | 0.500 [0.250, 0.750] | -0.125 [-0.250, -0.062]* | 0.900 |\n"
+        "| b | 0.500 [0.250, 0.750] | +0.125 [-0.250, +0.250] | - |\n"
+        "| proposed | 0.625 [0.500, 0.750] | - | 0.800 |\n"
+        "<!-- end -->\nprose\n"
+    )
