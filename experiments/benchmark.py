@@ -249,24 +249,31 @@ SUBJECTS = {
 }
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and each flag's default."""
+
+
 def parse() -> argparse.Namespace:
     """The command line; sizes that are not given suit the device: SPES's on an accelerator, a sample of it on CPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=[*SUBJECTS, "all"])
-    parser.add_argument("--runs", type=int, default=12, help="runs of each function (a quarter where one takes long)")
-    parser.add_argument("--sizes", type=int, default=3, help="how many of the losses' sizes, the small ones first")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=64, help="channels of the first layers; 64 is the paper's network")
-    parser.add_argument("--conv", default="lax" if ACCELERATOR else "winograd", help="as the key model.conv")
-    parser.add_argument("--batch", type=int, nargs="+", default=[8, 64] if ACCELERATOR else [8])
-    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), help="sides of a slice")
-    parser.add_argument("--cases", type=int, default=30 if ACCELERATOR else 3, help="phantom cases of epoch and fold")
-    parser.add_argument("--shape", type=int, nargs=3, default=(96, 110, 71) if ACCELERATOR else (96, 110, 8))
-    parser.add_argument("--epochs", type=int, default=50 if ACCELERATOR else 1, help="epochs of the fold")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmark", description=__doc__, formatter_class=_Help, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("subject", choices=[*SUBJECTS, "all"], help="what is timed")
+    add("--runs", type=int, default=12, help="runs of each function, a quarter where one takes long")
+    add("--sizes", type=int, default=3, help="how many of the losses' sizes, the small ones first")
+    add("--seed", type=int, default=0, help="of weights, batches and the phantom")
+    add("--width", type=int, default=64, help="channels of the first layers, the paper's network by default")
+    add("--conv", default="lax" if ACCELERATOR else "winograd", help="as the key model.conv")
+    add("--batch", type=int, nargs="+", default=[8, 64] if ACCELERATOR else [8], help="slices in a batch, one or more")
+    add("--size", type=int, nargs=2, default=(96, 128), help="sides of a slice")
+    add("--cases", type=int, default=30 if ACCELERATOR else 3, help="phantom cases of epoch and fold")
+    add("--shape", type=int, nargs=3, default=(96, 110, 71) if ACCELERATOR else (96, 110, 8), help="voxels of a case")
+    add("--epochs", type=int, default=50 if ACCELERATOR else 1, help="epochs of the fold")
     variants = ["eager", "compiled", "compiled, autocast"] if ACCELERATOR else ["eager", "eager, channels last"]
-    parser.add_argument("--pytorch", nargs="*", default=variants, help=f"PyTorch's variants, of {variants} or compiled")
-    parser.add_argument("--no-torch", action="store_true", help="this package and the floor only")
-    parser.add_argument("--output", help="write the results to this JSON file")
+    add("--pytorch", nargs="*", default=variants, help="PyTorch's variants, of these and compiled")
+    add("--no-torch", action="store_true", help="this package and the floor only")
+    add("--output", help="write the results to this JSON file, after each subject")
     options = parser.parse_args()
     if options.no_torch:
         options.pytorch = []

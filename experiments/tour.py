@@ -17,8 +17,10 @@ from experiments.table1 import override
 from isles_jax import config, data, losses, metrics
 from isles_jax.cross_validation import cross_validate
 
-parser = argparse.ArgumentParser(description="Trains one small fold on the phantom and draws a held-out case.")
-parser.add_argument("--workdir", type=Path, default=Path("runs/tour"))
+parser = argparse.ArgumentParser(
+    prog="python -m experiments.tour", description="Trains one small fold on the phantom and draws a held-out case."
+)
+parser.add_argument("--workdir", type=Path, default=Path("runs/tour"), help="where all goes (default %(default)s)")
 options, others = parser.parse_known_args()  # a notebook's kernel has flags of its own
 workdir = options.workdir
 
