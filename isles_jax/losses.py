@@ -287,13 +287,7 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
 
     The gradient flows through both arguments, as in the author's code.
 
-    Args:
-      real: critic logits of the real examples [B], no sigmoid.
-      fake: those of the fakes [B]; with average=False, fake[i] belongs to real[i].
-      average: compare with the other kind's mean over the batch, not with the partner.
-
-    Returns:
-      float32 scalar, in nats.
+    Args and result are those of `relativistic_discriminator_loss`.
 
     Example:
       >>> print(f"{relativistic_generator_loss(jnp.array([2.0]), jnp.array([0.0])):.4f}")
