@@ -2,8 +2,8 @@
 
 python -m experiments.peers --workdir=DIR
 
-DIR is that of an `experiments.table1` whose row `proposed` is finished: data, folds and settings are read there. Each
-peer sees the slices that our systems see, augmented in the same way, for the same number of steps, with the same Adam
+DIR is that of an `experiments.table1` whose rows `bl1` (PyTorch's SUMNet as ours) and `proposed` are finished: data,
+folds and settings are read there. Each peer sees the slices that our systems see, augmented in the same way, for the same number of steps, with the same Adam
 and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
 """
 
@@ -139,11 +139,11 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains other tools' networks on the folds of experiments.table1 and compares them with its row `proposed`."""
+    """Trains other tools' networks on the folds of experiments.table1 and compares them with its rows."""
     parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="that of experiments.table1; peers/ is added to it")
     options = parser.parse_args(arguments)
-    ours = results.read_run(options.workdir / "seed_0" / "proposed")
+    bl1, ours = (results.read_run(options.workdir / "seed_0" / name) for name in ("bl1", "proposed"))
     try:
         import monai  # noqa: F401
         import torch  # noqa: F401
@@ -153,9 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in PEERS:
         rows, times[name] = run_peer(name, task, options.workdir / "peers" / name.split(",")[0].replace(" ", "_"))
         peers.append(dataclasses.replace(ours, name=name, rows=rows))
-    if seconds_file(ours.workdir).exists():
-        times[ours.name] = files.read_json(seconds_file(ours.workdir))
-    runs = [*peers, ours]
+    times |= {
+        run.name: files.read_json(seconds_file(run.workdir))
+        for run in (bl1, ours) if seconds_file(run.workdir).exists()
+    }  # fmt: skip
+    runs = [*peers, bl1, ours]
     print(report.table(runs, "proposed"))
     print("seconds for all folds: "
           + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()))  # fmt: skip

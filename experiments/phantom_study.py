@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run.main([where, *SIZE, *NARROW])
     repeat(options.workdir)
     wide = options.workdir / "wide"
-    table1.main([f"--workdir={wide}", "--rows=proposed", *SIZE, *WIDE])
+    table1.main([f"--workdir={wide}", "--rows=bl1,proposed", *SIZE, *WIDE])
     peers.main([f"--workdir={wide}"])
     options.output.mkdir(parents=True, exist_ok=True)
     for stem in (*TITLES, "table1_effects"):

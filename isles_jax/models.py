@@ -5,13 +5,15 @@ unpooling. Residual-SUMNet (Rajan, Sathish and Sheet, section 2) adds a shortcut
 stage. All layouts are channels last.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 # (first convolutions' channels, last convolution's channels) of the five stages, as multiples of `width`.
 ENCODER: tuple[tuple[float, ...], ...] = ((1,), (2,), (4, 4), (8, 8), (8, 8))
@@ -21,6 +23,15 @@ DECODER: tuple[tuple[float, ...], ...] = ((8, 8), (8, 4), (4, 2), (1,), (0.5,))
 MULTIPLE = 2 ** len(ENCODER)
 
 _init = nn.initializers.he_normal()
+
+
+def pass_through(key: Array | None, shape: Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
+    """A kernel [1, 1, inputs, outputs] that hands each input on to an output, in turn; an initialiser, `key` unused.
+
+    So the pre-convolution begins: three random mixtures, cut at 0 by ReLU, can hide a tissue from all that follows.
+    """
+    inputs, outputs = shape[-2:]
+    return (np.arange(inputs)[:, None] % outputs == np.arange(outputs) % inputs).astype(dtype)[None, None]
 
 
 def _windows(x: Array) -> list[Array]:
@@ -135,7 +146,7 @@ class SUMNet(nn.Module):
             return norm(name=f"norm{name}")(x) if normed else x
 
         x = images.astype(self.dtype)
-        x = nn.relu(convolution(3, (1, 1), name="preconv")(x))
+        x = nn.relu(convolution(3, (1, 1), kernel_init=pass_through, name="preconv")(x))
         skips = []
         normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from isles_jax.conv import conv_general_dilated
-from isles_jax.models import MULTIPLE, Discriminator, SUMNet
+from isles_jax.models import MULTIPLE, Discriminator, SUMNet, pass_through
 
 
 @flax.struct.dataclass
@@ -124,9 +124,11 @@ def init_state(
 
 
 def _init_variables(module: nn.Module, planes: int, generator: np.random.Generator) -> Any:
-    """He's normal initialisation by NumPy: JAX would compile a random generator for every shape, half a minute here."""
+    """The modules' initialisation (He's, normal) by NumPy: JAX would compile a random generator for every shape."""
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-2].key == "preconv" and path[-1].key == "kernel":
+            return pass_through(None, leaf.shape)
         if path[-1].key == "kernel":
             deviation = np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
             return deviation * generator.standard_normal(leaf.shape, np.float32)
