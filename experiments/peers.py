@@ -3,8 +3,8 @@
 python -m experiments.peers --workdir=DIR
 
 DIR is that of an `experiments.table1` whose rows `bl1` (PyTorch's SUMNet as ours) and `proposed` are finished: data,
-folds and settings are read there. Each peer sees the slices that our systems see, augmented in the same way, for the same number of steps, with the same Adam
-and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
+folds and settings are read there. Each peer sees the slices that our systems see, augmented in the same way, for the
+same number of steps, with the same Adam and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
 """
 
 import dataclasses
@@ -153,10 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in PEERS:
         rows, times[name] = run_peer(name, task, options.workdir / "peers" / name.split(",")[0].replace(" ", "_"))
         peers.append(dataclasses.replace(ours, name=name, rows=rows))
-    times |= {
-        run.name: files.read_json(seconds_file(run.workdir))
-        for run in (bl1, ours) if seconds_file(run.workdir).exists()
-    }  # fmt: skip
+    for run in (bl1, ours):
+        if seconds_file(run.workdir).exists():
+            times[run.name] = files.read_json(seconds_file(run.workdir))
     runs = [*peers, bl1, ours]
     print(report.table(runs, "proposed"))
     print("seconds for all folds: "
