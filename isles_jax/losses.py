@@ -287,7 +287,13 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
 
     The gradient flows through both arguments, as in the author's code.
 
-    Args and result are those of `relativistic_discriminator_loss`.
+    Args:
+      real: critic logits [B], as the discriminator's loss takes them.
+      fake: critic logits [B], likewise.
+      average: what the discriminator's loss is given.
+
+    Returns:
+      float32 scalar, in nats.
 
     Example:
       >>> print(f"{relativistic_generator_loss(jnp.array([2.0]), jnp.array([0.0])):.4f}")
