@@ -29,8 +29,8 @@ def rows_table(path: Path) -> str:
     """A CSV of `table1.write_table` in Markdown; a star where both tests, corrected, stay below 0.05."""
     lines = {(line["row"], line["class"]): line for line in read(path)}
     names, words = dict.fromkeys(name for name, _ in lines), _classes(lines)
-    # Its numbers are of use where several of its systems stand beside each other.
-    papers = words if len({name for (name, _), line in lines.items() if line["paper_dice"]}) > 1 else []
+    # The paper's numbers belong beside its eight systems only.
+    papers = words if results.PAPER.keys() <= names.keys() else []
     made = [["", *words, *(f"minus proposed: {word}" for word in words), *(f"paper: {word}" for word in papers)]]
     for name in names:
         means = [_spread(lines[name, word], "dice", "low", "high") for word in words]
