@@ -7,6 +7,9 @@ A file in `configs/` is one call of `baseline`. Any key can be overridden on the
 import argparse
 import errno
 import json
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -36,11 +39,13 @@ class Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command; whatever the user must act on is one line on stderr (one for each bad case of a folder).
 
-    Exit codes: 2 for a mistake of the user's or a disk that is full, 143 after SIGTERM, 130 after SIGINT.
+    Exit codes: 2 for a mistake of the user's or a disk that is full, 143 after SIGTERM, 130 after SIGINT, 141 without a
+    line where the reader of the output has left, as `| head` does.
     """
     with interrupt.listening():
         try:
             main()
+            sys.stdout.flush()
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, InputError):
                 line, code = f"error: {error}", 2
@@ -50,10 +55,20 @@ def run_command(main: Callable[[], None]) -> None:
                 line, code = interrupt.words(saved), interrupt.exit_code()
             elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
+            elif isinstance(error, BrokenPipeError) and _unread():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails again
+                sys.exit(128 + signal.SIGPIPE)
             else:
                 raise
             print(line, file=sys.stderr)
             sys.exit(code)
+
+
+def _unread() -> bool:
+    """Whether it is stdout's reader that has left, not that of some connection."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # nothing asked for: errors alone are told
+    return bool(poll.poll(0))
 
 
 def one_line(error: BaseException) -> str:

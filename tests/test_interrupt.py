@@ -62,6 +62,25 @@ def test_an_interruption_that_becomes_another_error_is_no_traceback():
     assert done.stderr == "stopped by SIGTERM; to go on, run the same command again\n"
 
 
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_ends_the_command_without_a_word(lines):
+    """Whether the output breaks off while it is written or only at the end."""
+    main = f"def main():\n    input()\n    for _ in range({lines}):\n        print('a line')\nrun_command(main)\n"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", BEGIN + main], cwd=ROOT, text=True, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_another_broken_connection_is_no_silent_end():
+    done = run("raise BrokenPipeError(32, 'Broken pipe')")
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
+
+
 def test_a_full_disk_is_one_line_and_exit_code_2():
     done = run("raise OSError(28, 'No space left on device', 'figure.png')")
     assert (done.returncode, done.stderr) == (2, "error: figure.png: cannot be written (No space left on device)\n")
