@@ -255,9 +255,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 def parse() -> argparse.Namespace:
     """The command line; sizes that are not given suit the device: SPES's on an accelerator, a sample of it on CPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmark", description=__doc__, formatter_class=_Help, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__, formatter_class=_Help)
     add = parser.add_argument
     add("subject", choices=[*SUBJECTS, "all"], help="what is timed")
     add("--runs", type=int, default=12, help="runs of each function, a quarter where one takes long")
@@ -271,7 +269,7 @@ def parse() -> argparse.Namespace:
     add("--shape", type=int, nargs=3, default=(96, 110, 71) if ACCELERATOR else (96, 110, 8), help="voxels of a case")
     add("--epochs", type=int, default=50 if ACCELERATOR else 1, help="epochs of the fold")
     variants = ["eager", "compiled", "compiled, autocast"] if ACCELERATOR else ["eager", "eager, channels last"]
-    add("--pytorch", nargs="*", default=variants, help="PyTorch's variants, of these and compiled")
+    add("--pytorch", nargs="*", default=variants, help="PyTorch's variants; on CPU compiled is one more")
     add("--no-torch", action="store_true", help="this package and the floor only")
     add("--output", help="write the results to this JSON file, after each subject")
     options = parser.parse_args()

@@ -139,7 +139,7 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains other tools' networks on the folds of experiments.table1 and compares them with its rows."""
+    """Trains other tools' networks on the folds of experiments.table1 and compares them with its bl1 and proposed."""
     parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="that of experiments.table1; peers/ is added to it")
     options = parser.parse_args(arguments)

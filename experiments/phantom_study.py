@@ -25,7 +25,7 @@ TITLES = {
     "table1": "the eight systems",
     "peers": "other tools on the same folds",
     "ablation": "proposed, one choice changed",
-    "seeds": f"three of them, {SEEDS} seeds",
+    "seeds": f"{len(REPEATED)} of them, {SEEDS} seeds",
 }
 
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stem in (*TITLES, "table1_effects"):
         shutil.copy((wide if stem == "peers" else options.workdir) / f"{stem}.csv", options.output)
     draw(options.output)
-    if options.output == results_page.FOLDER:
+    if options.output.resolve() == results_page.FOLDER.resolve():
         results_page.main()
     print(f"\n{options.output}")
 

@@ -18,6 +18,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+__all__ = ["lesion_f1_any", "lesion_f1_iou", "overlap", "score", "surface_distances"]
+
 # Distances up to this count as agreement in the normalised surface Dice: one voxel of SPES.
 TOLERANCE_MM = 2.0
 # Least intersection over union at which a found lesion is a true one, in the stricter lesion F1.

@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+__all__ = ["Discriminator", "SUMNet", "max_pool", "max_unpool"]
+
 # (first convolutions' channels, last convolution's channels) of the five stages, as multiples of `width`.
 ENCODER: tuple[tuple[float, ...], ...] = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 # The same for the decoder, from the deepest stage to the first; the last is half the width.

@@ -127,9 +127,9 @@ def _init_variables(module: nn.Module, planes: int, generator: np.random.Generat
     """The modules' initialisation (He's, normal) by NumPy: JAX would compile a random generator for every shape."""
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if path[-2].key == "preconv" and path[-1].key == "kernel":
-            return pass_through(None, leaf.shape)
         if path[-1].key == "kernel":
+            if path[-2].key == "preconv":
+                return pass_through(None, leaf.shape)
             deviation = np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
             return deviation * generator.standard_normal(leaf.shape, np.float32)
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)

@@ -5,7 +5,7 @@ import inspect
 import jax
 import pytest
 
-from isles_jax import losses
+from isles_jax import losses, metrics, models
 
 MODULES = (losses,)
 FUNCTIONS = [pytest.param(getattr(m, name), id=f"{m.__name__}.{name}") for m in MODULES for name in m.__all__]
@@ -35,6 +35,13 @@ def test_losses_keep_the_promised_signatures():
 def test_every_public_function_is_listed(module):
     own = [n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__]
     assert sorted(module.__all__) == [name for name in own if not name.startswith("_")]
+
+
+def test_the_networks_and_the_scores_list_what_is_for_others():
+    # The rest of models without an underscore is the package's own: sizes of the layers, and how a kernel begins.
+    assert models.__all__ == ["Discriminator", "SUMNet", "max_pool", "max_unpool"]
+    own = [n for n, f in inspect.getmembers(metrics, inspect.isfunction) if f.__module__ == metrics.__name__]
+    assert metrics.__all__ == [name for name in own if not name.startswith("_")]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
