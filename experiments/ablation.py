@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments.table1 import Rows, command, override
-from isles_jax.config import baseline, run_command
+from isles_jax.config import baseline
+from isles_jax.runtime.command import run_command
 
 # Name of the row: what differs from configs/proposed.py.
 CHOICES = {

@@ -26,12 +26,16 @@ from jax.sharding import PartitionSpec
 from experiments import loss_times
 from experiments.timing import ACCELERATOR, Functions, about, interleave, keep_memory, matrix_limit, measure
 from isles_jax import config as configs
-from isles_jax import data, parallel, predict, train
+from isles_jax import inference, networks
+from isles_jax.data import layouts
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.phantom import write_phantom
 from isles_jax.data.slices import draw_batch
-from isles_jax.state import State, critic_channels, init_state, make_segmenter
-from isles_jax.step import make_step
+from isles_jax.networks import critic_channels, make_segmenter
+from isles_jax.training import parallel
+from isles_jax.training.fold import prepare, train_fold
+from isles_jax.training.state import State, init_state
+from isles_jax.training.step import make_step
 
 CLASSES = ("penumbra", "core")
 CHANNELS = 3
@@ -59,7 +63,7 @@ def make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def our_step(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -> Callable[[], dict[str, jax.Array]]:
-    """One call of the compiled step (`train.steps_per_call` steps) on one batch, waited for; it returns the metrics."""
+    """One call of the compiled step (`steps_per_call` steps) on one batch, waited for; it returns the metrics."""
     per_call = config.train.steps_per_call
     step = parallel.parallelize(make_step(config, CLASSES, 1000, parallel.AXIS), config.train.parallel)
     held = [parallel.replicate(init_state(config, CLASSES, CHANNELS, 1000, 0))]
@@ -111,7 +115,7 @@ def benchmark_forward(options: argparse.Namespace) -> dict:
     for dtype in _dtypes():
         config = make_config(options, "bl5", dtype=dtype)
         variables = init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables
-        forward = predict.make_forward(make_segmenter(config, len(CLASSES) + 1))
+        forward = networks.make_forward(make_segmenter(config, len(CLASSES) + 1))
         variables, x = jax.device_put(variables), jnp.asarray(images)
         functions[f"ours, {dtype}"] = lambda f=forward, v=variables, x=x: f(v, x).block_until_ready()
     if options.pytorch:
@@ -160,7 +164,7 @@ def phantom(options: argparse.Namespace, folder: str) -> Dataset:
     """A phantom data set of the wanted size, read as any other."""
     root = Path(folder) / "phantom"
     write_phantom(root, cases=options.cases, shape=tuple(options.shape), difficulty=1.0, seed=options.seed)
-    return data.load(root, penumbra=1, core=2)
+    return layouts.load(root, penumbra=1, core=2)
 
 
 def benchmark_epoch(options: argparse.Namespace) -> dict:
@@ -168,7 +172,7 @@ def benchmark_epoch(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         dataset = phantom(options, folder)
     config = make_config(options, "proposed", **_fold_keys(1))
-    plan = train.prepare(config, dataset)
+    plan = prepare(config, dataset)
     held = [parallel.replicate(init_state(config, CLASSES, CHANNELS, plan.steps, 0))]
 
     def run() -> None:
@@ -176,7 +180,7 @@ def benchmark_epoch(options: argparse.Namespace) -> dict:
         for start in range(0, plan.steps, per_call):
             rows = [draw_batch(pool, plan.slices.lesion, options.batch, (start + i,)) for i in range(per_call)]
             indices = np.moveaxis(np.reshape(rows, (per_call, jax.device_count(), -1)), 1, 0)
-            held[0], metrics = plan.step(held[0], plan.data, indices)
+            held[0], metrics = plan.run_steps(held[0], plan.data, indices)
             kept.append(metrics["loss"])
         jax.device_get(kept)
 
@@ -203,10 +207,10 @@ def benchmark_fold(options: argparse.Namespace) -> dict:
         names = [case.name for case in dataset.cases]
         held_out, directory = names[: len(names) // config.folds], epath.Path(folder) / "fold_0"
         start = time.perf_counter()
-        plan = train.prepare(config, dataset)
-        train.train_fold(plan, 0, held_out, directory)
+        plan = prepare(config, dataset)
+        train_fold(plan, 0, held_out, directory)
         trained = time.perf_counter() - start
-        predict.predict_fold(config, dataset, held_out, directory)
+        inference.predict_fold(config, dataset, held_out, directory)
         total = time.perf_counter() - start
     entry = {"training_s": round(trained, 2), "total_s": round(total, 2), "steps": plan.steps}
     # The proposed system is the slowest of the eight, so this is more than Table 1 takes.
@@ -228,8 +232,8 @@ def benchmark_inference(options: argparse.Namespace) -> dict:
     for dtype in _dtypes():
         config = make_config(options, "bl5", dtype=dtype)
         folds = [jax.device_put(init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables)]
-        forward = predict.make_forward(make_segmenter(config, len(CLASSES) + 1))
-        functions[f"ours, {dtype}"] = lambda f=forward, v=folds: predict.predict_case(f, v, case).argmax(-1)
+        forward = networks.make_forward(make_segmenter(config, len(CLASSES) + 1))
+        functions[f"ours, {dtype}"] = lambda f=forward, v=folds: inference.predict_case(f, v, case).argmax(-1)
     if options.pytorch:
         from experiments import torch_runs
 

@@ -19,15 +19,17 @@ import ml_collections
 import numpy as np
 
 from experiments.table1 import seconds_file, write_table
-from isles_jax import evaluate, files, report, results
-from isles_jax.augment import augment
-from isles_jax.config import InputError, Parser, run_command
-from isles_jax.data import load
-from isles_jax.data.case import Case, Dataset, brain_mask, write_labels
+from isles_jax.data.case import Case, Dataset
+from isles_jax.data.layouts import load
+from isles_jax.data.nifti import write_labels
 from isles_jax.data.slices import Slices, draw_batch, make_slices, normalise, pad, padded_size, unpad
 from isles_jax.models import MULTIPLE
-from isles_jax.results import Run
-from isles_jax.state import learning_rate
+from isles_jax.reporting import results, scores, table
+from isles_jax.reporting.results import Run
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.training.augment import augment
+from isles_jax.training.state import learning_rate
 
 
 def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
@@ -103,7 +105,7 @@ def segment(network: object, case: Case, device: str) -> np.ndarray:
     """The most probable class of each voxel, uint8 [X, Y, Z], background where there is no brain."""
     import torch
 
-    brain, shape = brain_mask(case.images), case.images.shape[:2]
+    brain, shape = case.brain, case.images.shape[:2]
     stack = np.moveaxis(pad(normalise(case.images, brain), padded_size(shape, MULTIPLE)), 2, 0)
     with torch.inference_mode():
         logits = network(torch.from_numpy(stack.copy()).movedim(-1, 1).to(device, memory_format=torch.channels_last))
@@ -111,7 +113,7 @@ def segment(network: object, case: Case, device: str) -> np.ndarray:
     return np.where(brain, labels, 0).astype(np.uint8)
 
 
-def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row], float]:
+def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], float]:
     """Trains, predicts and scores a peer, fold by fold; finished folds are kept. Returns its rows and its seconds."""
     import torch
 
@@ -133,7 +135,7 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[evaluate.Row]
             files.write_json(done, {"seconds": round(time.monotonic() - start, 1)})
         seconds += json.loads(done.read_text())["seconds"]
     values = {} if (task.dataset.root / "dataset.json").exists() else {"values": task.dataset.label_values}
-    rows = evaluate.score_folders(directory / "predictions", task.dataset.root, **values)
+    rows = scores.score_folders(directory / "predictions", task.dataset.root, **values)
     fold_of = {case: fold for fold, names in enumerate(task.folds) for case in names}
     return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
 
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if seconds_file(run.workdir).exists():
             times[run.name] = files.read_json(seconds_file(run.workdir))
     runs = [*peers, bl1, ours]
-    print(report.table(runs, "proposed"))
+    print(table.table(runs, "proposed"))
     print("seconds for all folds: "
           + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()))  # fmt: skip
     write_table(options.workdir / "peers.csv", runs, "proposed")

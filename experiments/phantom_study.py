@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import ablation, peers, results_page, table1
-from isles_jax.config import Parser, run_command
+from isles_jax.runtime.command import Parser, run_command
 
 # 60 patients of 8 slices; a training fold has about 320 of them, and sees each eight times.
 SIZE = [

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from isles_jax import results, statistics
+from isles_jax.reporting import results, statistics
 
 PAGE = Path(__file__).with_name("RESULTS.md")
 FOLDER = Path(__file__).with_name("results")

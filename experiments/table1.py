@@ -20,9 +20,11 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from isles_jax import evaluate, files, report, results
-from isles_jax.config import InputError, Parser, baseline, one_line, resolve, run_command
-from isles_jax.results import Run
+from isles_jax.config import baseline, resolve
+from isles_jax.reporting import page, results, scores, table
+from isles_jax.reporting.results import Run
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError, Parser, one_line, run_command
 
 Rows = dict[str, ml_collections.ConfigDict]
 
@@ -109,7 +111,7 @@ def run_rows(
             config.fold = fold
             cross_validate(config, run)
         if (run / "DONE").exists():
-            summary = evaluate.summarise(results.read_run(run).rows)["classes"]
+            summary = scores.summarise(results.read_run(run).rows)["classes"]
             dice = ", ".join(f"{word} {scores['dice']['mean']:.3f}" for word, scores in summary.items())
             print(f"{name}, seed {seed}: Dice {dice}", flush=True)
         if whole:
@@ -172,9 +174,9 @@ def average(runs: Sequence[Run]) -> Run:
     )
 
 
-def _average(seeds: Sequence[Sequence[evaluate.Row]]) -> list[evaluate.Row]:
-    def mean(rows: Sequence[evaluate.Row]) -> evaluate.Row:
-        return rows[0] | {name: float(np.mean([row[name] for row in rows])) for name in evaluate.METRICS}
+def _average(seeds: Sequence[Sequence[scores.Row]]) -> list[scores.Row]:
+    def mean(rows: Sequence[scores.Row]) -> scores.Row:
+        return rows[0] | {name: float(np.mean([row[name] for row in rows])) for name in scores.METRICS}
 
     by_case = [sorted(rows, key=lambda row: row["case"]) for rows in seeds]
     return [mean(rows) for rows in zip(*by_case, strict=True)]
@@ -214,12 +216,12 @@ def finish(runs: Sequence[Run], workdir: epath.Path, seeds: int, stem: str, refe
 
     The eight cells of the design have a `stem`_effects.csv besides.
     """
-    print("\n" + report.table(runs, reference))
+    print("\n" + table.table(runs, reference))
     if seeds > 1:
         print(f"Every score is a case's mean over {seeds} seeds.")
     write_table(workdir / f"{stem}.csv", runs, reference)
     write_effects(workdir / f"{stem}_effects.csv", runs)
-    report.write_report(workdir / f"{stem}.html", runs, reference)
+    page.write_report(workdir / f"{stem}.html", runs, reference)
     print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from experiments import torch_twin as twin
-from isles_jax.data.case import Case, brain_mask
+from isles_jax.data.case import Case
 from isles_jax.data.slices import draw_batch, normalise, pad, padded_size
 from isles_jax.models import MULTIPLE
-from isles_jax.predict import BATCH
-from isles_jax.state import State
-from isles_jax.train import Plan
+from isles_jax.networks import BATCH
+from isles_jax.training.fold import Plan
+from isles_jax.training.state import State
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_num_threads(os.cpu_count())
@@ -150,7 +150,7 @@ def _inference(variant: str, state: State, case: Case) -> Callable[[], object]:
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        volume = normalise(case.images, brain_mask(case.images))
+        volume = normalise(case.images, case.brain)
         stack = np.moveaxis(pad(volume, padded_size(volume.shape[:2], MULTIPLE)), (2, 3), (0, 1))
         x = torch.from_numpy(stack.copy()).to(DEVICE, memory_format=_layout(variant))
         parts = []

@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from experiments.table1 import override
-from isles_jax import config, data, losses, metrics
+from isles_jax import config, losses, metrics
 from isles_jax.cross_validation import cross_validate
+from isles_jax.data import layouts
 
 parser = argparse.ArgumentParser(
     prog="python -m experiments.tour", description="Trains one small fold on the phantom and draws a held-out case."
@@ -39,7 +40,7 @@ print(cross_validate(settings, workdir))
 # A patient of the held-out fold: the images, what the reference says, what the network says, and its scores.
 
 # %%
-dataset = data.load(Path(settings.data.root or workdir / "phantom"), penumbra=1, core=2)
+dataset = layouts.load(Path(settings.data.root or workdir / "phantom"), penumbra=1, core=2)
 cases = {case.name: case for case in dataset.cases}
 path = sorted((workdir / "fold_0" / "predictions").iterdir())[0]
 case, found = cases[path.name.removesuffix(".nii.gz")], np.asarray(nib.load(path).dataobj)

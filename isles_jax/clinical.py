@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isles_jax.data.case import Case, brain_mask
+from isles_jax.data.case import Case
 
 TMAX_SECONDS = 6.0
 # Candidate thresholds: multiples of the brain's median DWI.
@@ -63,9 +63,9 @@ def clinical_rule(
 
 
 def _at_risk(case: Case, channels: Sequence[str]) -> np.ndarray:
-    return brain_mask(case.images) & (case.images[..., list(channels).index("Tmax")] > TMAX_SECONDS)
+    return case.brain & (case.images[..., list(channels).index("Tmax")] > TMAX_SECONDS)
 
 
 def _relative_dwi(case: Case, channels: Sequence[str]) -> np.ndarray:
     dwi = case.images[..., list(channels).index("DWI")].astype(np.float64)
-    return dwi / max(float(np.median(dwi[brain_mask(case.images)])), 1e-12)
+    return dwi / max(float(np.median(dwi[case.brain])), 1e-12)

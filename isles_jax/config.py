@@ -4,79 +4,14 @@ A file in `configs/` is one call of `baseline`. Any key can be overridden on the
 `--config.optimizer.learning_rate=3e-4`.
 """
 
-import argparse
-import errno
 import json
-import os
-import select
-import signal
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from isles_jax import interrupt
-
-
-class InputError(ValueError):
-    """A mistake in what the user gave (a file, a key, a folder): shown as one line, without a traceback."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Reads a command's flags; a mistake in them is one line, as every other."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse with what is wrong.
-
-        Raises:
-          InputError: always.
-        """
-        raise InputError(f"{message}; --help lists the flags")
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a command; whatever the user must act on is one line on stderr (one for each bad case of a folder).
-
-    Exit codes: 2 for a mistake of the user's or a disk that is full, 143 after SIGTERM, 130 after SIGINT, 141 without a
-    line where the reader of the output has left, as `| head` does.
-    """
-    with interrupt.listening():
-        try:
-            main()
-            sys.stdout.flush()
-        except (KeyboardInterrupt, Exception) as error:
-            if isinstance(error, InputError):
-                line, code = f"error: {error}", 2
-            elif isinstance(error, KeyboardInterrupt) or interrupt.requested():
-                # A library that was left in mid-air may have turned the interruption into another exception.
-                saved = str(error) if isinstance(error, interrupt.Interrupted) else ""
-                line, code = interrupt.words(saved), interrupt.exit_code()
-            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
-            elif isinstance(error, BrokenPipeError) and _unread():
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails again
-                sys.exit(128 + signal.SIGPIPE)
-            else:
-                raise
-            print(line, file=sys.stderr)
-            sys.exit(code)
-
-
-def _unread() -> bool:
-    """Whether it is stdout's reader that has left, not that of some connection."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # nothing asked for: errors alone are told
-    return bool(poll.poll(0))
-
-
-def one_line(error: BaseException) -> str:
-    """What the flags' parser or ml_collections found wrong, for a message."""
-    text = error.args[0] if error.args else type(error).__name__
-    while isinstance(text, BaseException):  # ml_collections wraps a KeyError, whose own text would be quoted
-        text = text.args[0]
-    return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
+from isles_jax.runtime.command import InputError
 
 
 def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collections.ConfigDict:
@@ -123,9 +58,9 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.model = model = ml_collections.ConfigDict()
     # Residual connections around the convolutions of each encoder stage.
     model.residual = residual
-    # Channels of the first stage; every layer scales with it. 0: 64, the paper's network, on a data set of your own,
+    # Channels of the first stage; every layer scales with it. None: 64, the paper's network, on a data set of your own,
     # and 32 on the phantom, so that two cores suffice.
-    model.width = 0
+    model.width = config_dict.placeholder(int)
     # Where batch norm stands: "encoder", "all" or "none".
     model.batch_norm = "encoder"
     # What convolves: "lax", "winograd" (isles_jax/conv.py: faster on CPU, longer to compile), or "auto": the second on
@@ -135,8 +70,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.discriminator = discriminator = ml_collections.ConfigDict()
     # Train with one discriminator for each foreground class and one for all of them together.
     discriminator.enabled = adversarial
-    # Channels of a discriminator's first layer. 0: 64 on a data set of your own and 8 on the phantom.
-    discriminator.width = 0
+    # Channels of a discriminator's first layer. None: 64 on a data set of your own and 8 on the phantom.
+    discriminator.width = config_dict.placeholder(int)
     # False: relativistic on pairs of one slice (RSGAN); True: against the batch's average (RaSGAN).
     discriminator.average = False
     # Adam's rate for the discriminators (betas 0.5 and 0.999).
@@ -167,8 +102,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     optimizer.warmup = 0.05
 
     config.train = train = ml_collections.ConfigDict()
-    # Passes over the training slices; 0: 50 on a data set of your own and 6 on the phantom.
-    train.epochs = 0
+    # Passes over the training slices. None: 50 on a data set of your own and 6 on the phantom.
+    train.epochs = config_dict.placeholder(int)
     # Slices in a step, over all devices together.
     train.batch_size = 8
     # Steps in one call of the compiled function: more than 1 saves launches on GPU and TPU and is slow on CPU.
@@ -203,7 +138,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     return config.lock()
 
 
-# What a key that is 0 stands for: on a data set of the user's own, and on the phantom (sized for two CPU cores).
+# The value of a key that is not set (None): on a data set of the user's own, and on the phantom (for two CPU cores).
 BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 6)}
 
 _POSITIVE = (
@@ -223,11 +158,11 @@ _WORDS = {
 }
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The configuration as {"a.b.c": value}."""
+def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+    """A configuration, or what config.json holds of it, as {"a.b.c": value}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, (dict, ml_collections.ConfigDict)):
             flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
         else:
             flat[key] = value
@@ -242,7 +177,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """
     config = config.copy_and_resolve_references()
     for key, values in BY_DATA.items():
-        if flatten(config)[key] == 0:
+        if flatten(config)[key] is None:
             config.update_from_flattened_dict({key: values[not config.data.root]})
     flat = flatten(config)
     for key, words in _WORDS.items():

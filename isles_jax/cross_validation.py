@@ -5,20 +5,23 @@ import dataclasses
 import functools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ml_collections
-import numpy as np
 from etils import epath
 
-from isles_jax import clinical, data, files, interrupt, lock, processes
-from isles_jax.config import InputError, flatten, resolve, to_dict
+from isles_jax import clinical, inference
+from isles_jax.config import flatten, resolve, to_dict
+from isles_jax.data import check, layouts
 from isles_jax.data import folds as splits
-from isles_jax.data.case import Dataset, read_label_values
-from isles_jax.writer import require_tensorboard
-
-if TYPE_CHECKING:
-    from isles_jax.train import Plan
+from isles_jax.data.case import Dataset
+from isles_jax.data.nifti import read_labels
+from isles_jax.data.phantom import MARKER, write_phantom
+from isles_jax.reporting import page, results, scores, table
+from isles_jax.runtime import files, interrupt, lock, processes
+from isles_jax.runtime.command import InputError
+from isles_jax.training import fold as training
+from isles_jax.training.fold import Plan
+from isles_jax.training.metric_writer import require_tensorboard
 
 # Keys that may differ between calls on one workdir: they change what a call does, not what the run is.
 _FREE = ("fold", "train.parallel", "train.profile", "train.tensorboard")
@@ -39,11 +42,11 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
         process is at work on one of the folds; a file that cannot be written.
     """
     config, workdir = resolve(config), files.location(workdir)
-    if not processes.decide(lambda: _is_done(config, workdir)):
+    if not processes.on_first(lambda: _is_done(config, workdir)):
         unfinished = _run(config, workdir)
         if unfinished:
             return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
-    return processes.decide(lambda: _table(workdir))
+    return processes.on_first(lambda: _table(workdir))
 
 
 def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
@@ -52,9 +55,7 @@ def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
 
 
 def _table(workdir: epath.Path) -> str:
-    from isles_jax import report  # scipy's import, which a mistake in the settings or the data should not wait for
-
-    return report.table([report.read_run(workdir)])
+    return table.table([results.read_run(workdir)])
 
 
 def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -88,20 +89,18 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
     with contextlib.ExitStack() as stack:
         # Process 0 holds the locks for all.
         hold = lock.hold(workdir, folds) if processes.first() else contextlib.nullcontext(contextlib.nullcontext)
-        alone = processes.together(lambda: stack.enter_context(hold))
+        alone = processes.on_all(lambda: stack.enter_context(hold))
         with alone():
             plan, held_out = _prepare(config, workdir)
-        from isles_jax import predict, train
-
         for fold in folds:
             directory = workdir / f"fold_{fold}"
-            if processes.decide(functools.partial(_is_fold_done, directory)):
+            if processes.on_first(functools.partial(_is_fold_done, directory)):
                 continue
-            train.train_fold(plan, fold, held_out[fold], directory)
-            predict.predict_fold(config, plan.dataset, held_out[fold], directory)
-            processes.decide(functools.partial(files.write_atomic, directory / "DONE", ""))
+            training.train_fold(plan, fold, held_out[fold], directory)
+            inference.predict_fold(config, plan.dataset, held_out[fold], directory)
+            processes.on_first(functools.partial(files.write_atomic, directory / "DONE", ""))
         with alone():
-            return processes.decide(lambda: _finish(config, plan.dataset, held_out, workdir))
+            return processes.on_first(lambda: _finish(config, plan.dataset, held_out, workdir))
 
 
 def _is_fold_done(directory: epath.Path) -> bool:
@@ -109,14 +108,12 @@ def _is_fold_done(directory: epath.Path) -> bool:
     return (directory / "DONE").exists()
 
 
-def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple["Plan", list[list[str]]]:
+def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Plan, list[list[str]]]:
     """Makes or reads the data and the folds, checks both, and binds the workdir to them."""
-    processes.decide(lambda: _clear(config, workdir))
-    dataset, description = processes.together(lambda: _read(config, workdir))
-    from isles_jax import train  # JAX's import, too
-
-    plan = processes.together(lambda: train.prepare(config, dataset))
-    return plan, processes.decide(lambda: _begin(config, workdir, dataset, description))
+    processes.on_first(lambda: _clear(config, workdir))
+    dataset, description = processes.on_all(lambda: _read(config, workdir))
+    plan = processes.on_all(lambda: training.prepare(config, dataset))
+    return plan, processes.on_first(lambda: _begin(config, workdir, dataset, description))
 
 
 def _clear(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -134,8 +131,6 @@ def _clear(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 
 
 def _make_phantom(config: ml_collections.ConfigDict, root: epath.Path, begun: bool) -> None:
-    from isles_jax.data.phantom import MARKER, write_phantom  # scipy's import, too
-
     phantom = config.data.phantom
     print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.\n"
           "For real data: --config.data.root=/data/SPES2015_Training", flush=True)  # fmt: skip
@@ -158,10 +153,10 @@ def _make_phantom(config: ml_collections.ConfigDict, root: epath.Path, begun: bo
 def _read(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Dataset, dict]:
     """The labelled cases, enough for the folds, and the description of the data, the same as when the run began."""
     labels, root = config.data.labels, config.data.root or workdir / "phantom"
-    dataset = data.load(files.fetch(root), penumbra=labels.penumbra, core=labels.core)
+    dataset = layouts.load(files.fetch(root), penumbra=labels.penumbra, core=labels.core)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
-    description = data.describe(dataset)
+    description = check.describe(dataset)
     refuse_changed(dataset, description, workdir / "data.json")
     labelled = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
     if len(labelled.cases) < config.folds:
@@ -206,33 +201,27 @@ def refuse_changed(dataset: Dataset, description: dict, path: epath.Path) -> Non
 
 def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> None:
     """Scores every held-out prediction, and the clinical rule on the same cases; writes the report."""
-    from isles_jax import evaluate, report
-
     cases = {case.name: case for case in dataset.cases}
-    rows, rule = [], []
-    # The data set's own label values back to the integers inside.
-    table = np.zeros(256, np.uint8)
-    table[list(dataset.label_values)] = np.arange(1, len(dataset.label_values) + 1)
+    rows, rule_rows = [], []
     rule_applies = {"Tmax", "DWI"} <= set(dataset.channels) and {"penumbra", "core"} <= set(dataset.classes)
-    words = {"channels": dataset.channels, "classes": dataset.classes}
+    names_of = {"channels": dataset.channels, "classes": dataset.classes}
     for fold, names in enumerate(held_out):
         interrupt.leave_if_requested()
         predictions = files.fetch(workdir / f"fold_{fold}" / "predictions")
         if rule_applies:
-            training = [case for case in dataset.cases if case.name not in names]
-            threshold = clinical.fit_core_threshold(training, **words)
+            training_cases = [case for case in dataset.cases if case.name not in names]
+            threshold = clinical.fit_core_threshold(training_cases, **names_of)
         for name in names:
             interrupt.leave_if_requested()
             case = cases[name]
             assert case.labels is not None
-            values = read_label_values(predictions / f"{name}.nii.gz", case)
-            prediction = table[values]
-            rows += evaluate.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)
+            prediction = read_labels(predictions / f"{name}.nii.gz", case, dataset.label_values)
+            rows += scores.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)
             if rule_applies:
-                by_rule = clinical.clinical_rule(case, threshold, **words)
-                rule += evaluate.score_case(name, fold, by_rule, case.labels, case.spacing_mm, dataset.classes)
-    evaluate.write_cases_csv(workdir / "cases.csv", rows)
-    evaluate.write_summary(workdir / "summary.json", evaluate.summarise(rows))
-    if rule:
-        evaluate.write_cases_csv(workdir / "clinical_rule.csv", rule)
-    report.write_report(workdir / "report.html", [report.read_run(workdir)])
+                by_rule = clinical.clinical_rule(case, threshold, **names_of)
+                rule_rows += scores.score_case(name, fold, by_rule, case.labels, case.spacing_mm, dataset.classes)
+    scores.write_cases_csv(workdir / "cases.csv", rows)
+    scores.write_summary(workdir / "summary.json", scores.summarise(rows))
+    if rule_rows:
+        scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)
+    page.write_report(workdir / "report.html", [results.read_run(workdir)], dataset=dataset)

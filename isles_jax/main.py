@@ -12,8 +12,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from isles_jax import processes
-from isles_jax.config import InputError, one_line, run_command
+from isles_jax.config import resolve
+from isles_jax.runtime import files, processes
+from isles_jax.runtime.command import InputError, one_line, run_command
 
 DEFAULT = "configs/proposed.py"
 FLAGS = flags.FlagValues()
@@ -93,14 +94,19 @@ def _with_config(arguments: Sequence[str]) -> list[str]:
     return [f"--config={next((place for place in places if place.is_file()), path)}", *rest]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parse(sys.argv)
+    parse([sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
     if FLAGS.help:
         print(usage())
         return
     workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
     processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    if processes.count() == 1:  # several processes find mistakes together, in `cross_validate`
+        root = resolve(FLAGS.config).data.root
+        if root and not files.is_bucket(root):
+            files.check_folder(Path(root))
+    # JAX and the rest: --help and mistakes in the settings should not wait for them.
     from isles_jax.cross_validation import cross_validate
 
     processes.run(lambda: print(cross_validate(FLAGS.config, workdir)))

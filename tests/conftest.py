@@ -49,8 +49,9 @@ def untrained_run(tmp_path_factory, small_config):
 
     The last fold is as if it were not finished.
     """
-    from isles_jax import checkpoint, config, parallel
-    from isles_jax.state import init_state
+    from isles_jax import config
+    from isles_jax.training import checkpoint, parallel
+    from isles_jax.training.state import init_state
 
     classes, variables = ("penumbra", "core"), []
     made, workdir = small_config(adversarial=False), tmp_path_factory.mktemp("untrained") / "run"

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isles_jax.augment import augment
+from isles_jax.training.augment import augment
 
 STILL = {"rotation_degrees": 0.0, "scale": 0.0, "intensity": 0.0}
 

@@ -13,9 +13,13 @@ from test_end_to_end import files as files_in
 from test_end_to_end import make
 
 from experiments import table1
-from isles_jax import checkpoint, files, predict, report
-from isles_jax.config import InputError
+from isles_jax import predict
 from isles_jax.cross_validation import cross_validate
+from isles_jax.reporting import results
+from isles_jax.reporting.table import table as table_text
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint
 
 FIND = importlib.util.find_spec
 
@@ -51,8 +55,8 @@ def bucket(tmp_path, monkeypatch):
 
 def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     settings = make("bl1", **{"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)})
-    table = cross_validate(settings, "gs://bucket/runs/one")
-    assert cross_validate(settings, tmp_path / "local") == table
+    text = cross_validate(settings, "gs://bucket/runs/one")
+    assert cross_validate(settings, tmp_path / "local") == text
     ours, theirs = (
         {name: path for name, path in files_in(run).items() if "checkpoints/" not in name}  # Orbax's names are random
         for run in (bucket / "runs" / "one", tmp_path / "local")
@@ -72,20 +76,20 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     [cut, *_] = sorted((bucket / "runs" / "one" / "fold_1" / "predictions").iterdir())
     before = cut.read_bytes()
     cut.unlink()
-    assert cross_validate(settings, "gs://bucket/runs/one") == table
+    assert cross_validate(settings, "gs://bucket/runs/one") == text
     assert cut.read_bytes() == before
     with pytest.raises(InputError, match="holds another run: seed is 0 there and 1 here"):
         cross_validate(make("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
                        "gs://bucket/runs/one")  # fmt: skip
-    assert report.table([report.read_run("gs://bucket/runs/one")]) == table
+    assert table_text([results.read_run("gs://bucket/runs/one")]) == text
 
     # Table 1 there: what other machines have finished is collected.
-    table = files.location("gs://bucket/table")
+    folder = files.location("gs://bucket/table")
     with pytest.raises(InputError, match=r"^gs://bucket/table: a bucket, found no --config.data.root, expected one$"):
-        table1.run_rows({"bl1": settings}, table)
+        table1.run_rows({"bl1": settings}, folder)
     shutil.copytree(bucket / "runs" / "one", bucket / "table" / "seed_0" / "bl1")
     settings.data.root = str(tmp_path / "local" / "phantom")
-    table1.finish(table1.run_rows({"bl1": settings}, table), table, 1, "table1", "bl1")
+    table1.finish(table1.run_rows({"bl1": settings}, folder), folder, 1, "table1", "bl1")
     assert (bucket / "table" / "table1.csv").read_text().count("\nbl1,") == 3
 
     # New patients from a bucket to a bucket.

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spes_folder import OBLIQUE, SHAPE, make, save, volumes
 
-from isles_jax import data
-from isles_jax.config import InputError
-from isles_jax.data.case import brain_mask, read_label_values, read_volume, write_labels, write_volume
+from isles_jax.data import check, layouts
+from isles_jax.data.case import Case
+from isles_jax.data.nifti import read_labels, read_volume, write_labels, write_volume
+from isles_jax.runtime.command import InputError
 
 SECRET = b"Jane Doe 1950"
 LEFT_HANDED = np.diag([-2.0, 2.0, 3.5, 1.0])
@@ -42,7 +43,7 @@ def secret_case(path, affine, qcode, scode, version=nib.Nifti1Image):
 def test_predictions_lie_on_the_input(affine, codes, version, tmp_path):
     source = tmp_path / "a" / "DWI.nii"
     secret_case(source, affine, *codes, version)
-    case = data.load_images(tmp_path / "a", ("DWI",)).cases[0]
+    case = layouts.load_images(tmp_path / "a", ("DWI",)).cases[0]
     labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
     write_labels(tmp_path / "p.nii.gz", labels, case, (7, 255))
     write_volume(tmp_path / "q.nii", labels / 3, case)
@@ -68,7 +69,7 @@ def test_predictions_lie_on_the_input(affine, codes, version, tmp_path):
 @pytest.mark.parametrize("name", ["p.nii", "p.nii.gz"])
 def test_no_text_of_a_header_is_copied(name, tmp_path):
     secret_case(tmp_path / "a" / "DWI.nii", OBLIQUE, 1, 2)
-    case = data.load_images(tmp_path / "a", ("DWI",)).cases[0]
+    case = layouts.load_images(tmp_path / "a", ("DWI",)).cases[0]
     assert SECRET[:8] not in case.header.binaryblock
     write_labels(tmp_path / name, np.zeros(SHAPE, np.uint8), case, (1, 2))
     written = nib.load(tmp_path / name)
@@ -77,7 +78,7 @@ def test_no_text_of_a_header_is_copied(name, tmp_path):
 
 
 def test_the_same_prediction_is_the_same_file(tmp_path):
-    case = data.load(make(tmp_path / "d"), penumbra=1, core=2).cases[0]
+    case = layouts.load(make(tmp_path / "d"), penumbra=1, core=2).cases[0]
     for name in ("x.nii.gz", "y.nii.gz"):
         write_labels(tmp_path / name, case.labels, case, (1, 2))
     assert (tmp_path / "x.nii.gz").read_bytes() == (tmp_path / "y.nii.gz").read_bytes()
@@ -86,10 +87,12 @@ def test_the_same_prediction_is_the_same_file(tmp_path):
     assert not (tmp_path / "z.nii.gz").exists()
 
 
-def test_read_label_values_keeps_the_files_integers(tmp_path):
-    case = data.load(make(tmp_path / "d"), penumbra=1, core=2).cases[0]
+def test_labels_are_read_as_the_classes_and_unknown_ones_refused(tmp_path):
+    case = layouts.load(make(tmp_path / "d"), penumbra=1, core=2).cases[0]
     write_labels(tmp_path / "p.nii.gz", case.labels, case, (9, 4))
-    np.testing.assert_array_equal(read_label_values(tmp_path / "p.nii.gz", case), np.array([0, 9, 4])[case.labels])
+    np.testing.assert_array_equal(read_labels(tmp_path / "p.nii.gz", case, (9, 4)), case.labels)
+    with pytest.raises(InputError, match=r"p\.nii\.gz: holds the label 4; expected only 0, 9, 5"):
+        read_labels(tmp_path / "p.nii.gz", case, (9, 5))
 
 
 @settings(max_examples=25, deadline=None)
@@ -116,14 +119,16 @@ def test_brain_mask_and_spacing(tmp_path):
     images[0, 0, 0] = (0, np.nan, 0)
     images[0, 1, 0] = (np.nan, 0, -2)
     images[1, 0, 0] = (np.inf, 0, 0)
-    np.testing.assert_array_equal(brain_mask(images)[..., 0], [[False, True], [False, False]])
-    case = data.load(make(tmp_path), penumbra=1, core=2).cases[0]
+    np.testing.assert_array_equal(
+        Case("a", images, None, np.eye(4), nib.Nifti1Header()).brain[..., 0], [[False, True], [False, False]]
+    )
+    case = layouts.load(make(tmp_path), penumbra=1, core=2).cases[0]
     np.testing.assert_allclose(case.spacing_mm, np.linalg.norm(OBLIQUE[:3, :3], axis=0), rtol=1e-6)
 
 
 def test_describe_is_json_and_changes_with_the_data(tmp_path):
     root = make(tmp_path)
-    first = data.describe(data.load(root, penumbra=1, core=2))
+    first = check.describe(layouts.load(root, penumbra=1, core=2))
     assert json.loads(json.dumps(first)) == first
     case = first["cases"]["b"]
     labels = volumes(seed=1)["OT"]
@@ -134,17 +139,17 @@ def test_describe_is_json_and_changes_with_the_data(tmp_path):
     dwi = volumes(seed=1)["DWI"]
     assert case["percentiles"]["DWI"] == pytest.approx(np.percentile(dwi[dwi > 0], [0.5, 50, 99.5]), rel=1e-4)
     assert set(case["sha256"]) == {"Tmax.nii", "TTP.nii", "DWI.nii", "OT.nii"}
-    assert data.describe(data.load(root, penumbra=1, core=2)) == first
+    assert check.describe(layouts.load(root, penumbra=1, core=2)) == first
     changed = volumes(seed=1)["Tmax"]
     changed[4, 4, 2] += 1
     save(root / "b" / "Tmax.nii", changed)
-    second = data.describe(data.load(root, penumbra=1, core=2))
+    second = check.describe(layouts.load(root, penumbra=1, core=2))
     assert second["cases"]["b"] != case
     assert second["cases"]["a"] == first["cases"]["a"]
 
 
 def test_the_label_check_needs_all_three_facts(tmp_path):
-    dataset = data.load(make(tmp_path), penumbra=1, core=2)
+    dataset = layouts.load(make(tmp_path), penumbra=1, core=2)
 
     def changed(case, channel, factor, where):
         images = case.images.copy()
@@ -154,29 +159,29 @@ def test_the_label_check_needs_all_three_facts(tmp_path):
     def every(change):
         return dataclasses.replace(dataset, cases=tuple(change(case) for case in dataset.cases))
 
-    data.verify_labels(every(lambda case: changed(case, 2, 1.5, lambda c: c.labels == 2)))
+    check.verify_labels(every(lambda case: changed(case, 2, 1.5, lambda c: c.labels == 2)))
     for change in (
         lambda case: changed(case, 2, 0.3, lambda c: c.labels == 2),  # core darker than penumbra
         lambda case: changed(case, 0, 0.1, lambda c: c.labels == 1),  # Tmax of penumbra below the healthy brain's
         lambda case: dataclasses.replace(case, labels=np.where(case.labels == 1, 2, case.labels)),  # core the larger
     ):
         with pytest.raises(InputError, match="would not agree either"):
-            data.verify_labels(every(change))
-    data.verify_labels(every(lambda case: dataclasses.replace(case, labels=None)))
+            check.verify_labels(every(change))
+    check.verify_labels(every(lambda case: dataclasses.replace(case, labels=None)))
 
 
 def test_swapped_integers_and_nested_files_are_caught_on_the_phantom(phantom_root, tmp_path):
-    right = data.load(phantom_root, penumbra=1, core=2)
+    right = layouts.load(phantom_root, penumbra=1, core=2)
     assert right.phantom
     with pytest.raises(InputError, match=r"--config.data.labels.penumbra=1 --config.data.labels.core=2 would agree"):
-        data.load(phantom_root, penumbra=2, core=1)
+        layouts.load(phantom_root, penumbra=2, core=1)
     for case in right.cases:
         folder = tmp_path / case.name
         for index, word in enumerate(right.channels):
             save(folder / f"{word}.nii", case.images[..., index], case.affine)
         save(folder / "penumbralabel.nii", (case.labels > 0).astype(np.uint8), case.affine)
         save(folder / "corelabel.nii", (case.labels == 2).astype(np.uint8), case.affine)
-    nested = data.load(tmp_path, penumbra=1, core=2)
+    nested = layouts.load(tmp_path, penumbra=1, core=2)
     assert not nested.phantom
     assert any("the penumbra files contain the core (100% of it)" in note for note in nested.notes)
     for case, expected in zip(nested.cases, right.cases, strict=True):

@@ -10,9 +10,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from isles_jax import checkpoint, parallel
-from isles_jax.config import InputError, to_dict
-from isles_jax.state import init_state, make_segmenter
+from isles_jax.config import to_dict
+from isles_jax.networks import make_segmenter
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint, parallel
+from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
 
@@ -175,8 +177,10 @@ def test_a_save_for_which_there_is_no_room_is_refused_before_it_begins(saved, no
 FILLED = """
 import resource, sys
 import jax.numpy as jnp
-from isles_jax import checkpoint, config, parallel
-from isles_jax.state import init_state
+from isles_jax.training import checkpoint, parallel
+from isles_jax import config
+from isles_jax.runtime import command
+from isles_jax.training.state import init_state
 
 def main():
     settings = config.baseline(residual=True, adversarial=True, overlap=True)
@@ -185,7 +189,7 @@ def main():
     checkpoint._reserve = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
     checkpoint.save(sys.argv[1], state.replace(step=jnp.int32(8)), {"config": {}})
 
-config.run_command(main)
+command.run_command(main)
 """
 
 

@@ -6,7 +6,8 @@ import ml_collections
 import pytest
 
 from experiments.config_page import PAGE, comments, page
-from isles_jax.config import InputError, baseline, flatten, resolve, to_dict
+from isles_jax.config import baseline, flatten, resolve, to_dict
+from isles_jax.runtime.command import InputError
 
 ROOT = Path(__file__).parents[1]
 # The paper's list of systems, section 2: (residual, adversarial, Lovasz-softmax and boundary loss).
@@ -76,7 +77,7 @@ def test_keys_chosen_by_the_data():
     assert (real.model.width, real.discriminator.width, real.train.epochs) == (64, 64, 7)
     assert 0 < phantom.model.width < 64
     assert phantom.train.epochs > 0
-    assert config.model.width == 0, "the original is left as it was"
+    assert config.model.width is None, "the original is left as it was"
     assert resolve(real) == real
 
 

@@ -11,10 +11,12 @@ import pytest
 from test_checkpoint import leaves
 from test_config import SYSTEMS
 
-from isles_jax import checkpoint, config, evaluate, predict
-from isles_jax.config import InputError
+from isles_jax import config, predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import load
+from isles_jax.data.layouts import load
+from isles_jax.reporting import scores
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint
 
 TINY = {
     "folds": 2, "model.width": 4, "discriminator.width": 4, "train.epochs": 1, "train.batch_size": 8,
@@ -31,7 +33,7 @@ def make(name, **keys):
 
 def state_of(directory):
     """Every number of a fold's newest checkpoint, by name."""
-    from isles_jax.state import init_state
+    from isles_jax.training.state import init_state
 
     meta = checkpoint.read_meta(directory)
     like = init_state(config.resolve(make(meta["config"]["name"])), tuple(meta["classes"]), 3, 1, 0)
@@ -67,7 +69,7 @@ def test_each_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_
         assert image.shape == case.labels.shape
         np.testing.assert_array_equal(image.affine, case.affine)
         assert image.get_data_dtype() == np.uint8
-    rows = evaluate.read_cases_csv(run / "cases.csv")
+    rows = scores.read_cases_csv(run / "cases.csv")
     assert {(row["case"], row["class"]) for row in rows} >= {
         (c.name, w) for c in dataset.cases for w in dataset.classes
     }
@@ -208,7 +210,7 @@ def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, sy
     }  # fmt: skip
     (root / "dataset.json").write_text(json.dumps(description))
     cross_validate(make(system, **{"data.root": str(root)}), run)
-    rows = evaluate.read_cases_csv(run / "cases.csv")
+    rows = scores.read_cases_csv(run / "cases.csv")
     whole = {"whole lesion"} if len(foreground) > 1 else set()
     assert {row["class"] for row in rows} == foreground.keys() | whole
     assert not (run / "clinical_rule.csv").exists()

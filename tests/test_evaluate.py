@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from isles_jax import evaluate, metrics
-from isles_jax.config import InputError
+from isles_jax.data import layouts
+from isles_jax.reporting import scores
+from isles_jax.runtime.command import InputError
 
 CLASSES = ("penumbra", "core")
 AFFINE = np.array([[0, -2.0, 0.1, 5], [1.5, 0, 0, -7], [0, 0.1, 3.0, 2], [0, 0, 0, 1]])
@@ -39,34 +41,34 @@ def command(folder, *more):
 
 def test_rows_of_a_case_are_its_classes_and_the_whole_lesion():
     prediction, truth = volume(0), volume(1)
-    rows = evaluate.score_case("a", 2, prediction, truth, (2, 2, 3), CLASSES)
+    rows = scores.score_case("a", 2, prediction, truth, (2, 2, 3), CLASSES)
     assert [(row["case"], row["fold"], row["class"]) for row in rows] == [
         ("a", 2, w) for w in (*CLASSES, "whole lesion")
     ]
     assert rows[1] == {"case": "a", "fold": 2, "class": "core", **metrics.score(prediction == 2, truth == 2, (2, 2, 3))}
     assert rows[2]["dice"] == metrics.score(prediction > 0, truth > 0, (2, 2, 3))["dice"]
-    single = evaluate.score_case(
+    single = scores.score_case(
         "a", 0, (prediction > 0).astype(np.uint8), (truth > 0).astype(np.uint8), (2, 2, 3), ("x",)
     )
     assert [row["class"] for row in single] == ["x"]
     with pytest.raises(ValueError, match="a label above 1"):
-        evaluate.score_case("a", 0, prediction, truth, (2, 2, 3), ("x",))
+        scores.score_case("a", 0, prediction, truth, (2, 2, 3), ("x",))
 
 
 def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
-    rows = evaluate.score_case('a, "b"', 1, volume(0), volume(1), (2, 2, 3), CLASSES)
+    rows = scores.score_case('a, "b"', 1, volume(0), volume(1), (2, 2, 3), CLASSES)
     path = tmp_path / "cases.csv"
-    evaluate.write_cases_csv(path, rows)
+    scores.write_cases_csv(path, rows)
     promised = "case,fold,class,dice,precision,recall,assd_mm,hd_mm,hd95_mm,volume_true_ml,volume_pred_ml,lesion_f1,"
     assert path.read_text().startswith(promised)
-    back = evaluate.read_cases_csv(path)
+    back = scores.read_cases_csv(path)
     for row, again in zip(rows, back, strict=True):
         assert list(row) == list(again)
         assert {k: again[k] for k in ("case", "fold", "class")} == {k: row[k] for k in ("case", "fold", "class")}
-        for name in evaluate.METRICS:
+        for name in scores.METRICS:
             assert again[name] == pytest.approx(row[name], abs=5.1e-7)
     first = path.read_bytes()
-    evaluate.write_cases_csv(path, back)
+    scores.write_cases_csv(path, back)
     assert path.read_bytes() == first
     assert list(tmp_path.iterdir()) == [path]
 
@@ -76,8 +78,8 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
     [
         (None, "no readable file"),
         ("case,fold\n", "found the columns case,fold"),
-        (",".join(evaluate.COLUMNS) + "\na,0,core,0.5\n", "no row of scores"),
-        (",".join(evaluate.COLUMNS) + "\na,x,core" + ",1" * len(evaluate.METRICS) + "\n", "no row of scores"),
+        (",".join(scores.COLUMNS) + "\na,0,core,0.5\n", "no row of scores"),
+        (",".join(scores.COLUMNS) + "\na,x,core" + ",1" * len(scores.METRICS) + "\n", "no row of scores"),
     ],
 )
 def test_damaged_cases_csv(tmp_path, text, said):
@@ -85,12 +87,12 @@ def test_damaged_cases_csv(tmp_path, text, said):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=said) as error:
-        evaluate.read_cases_csv(path)
+        scores.read_cases_csv(path)
     assert str(path) in str(error.value)
 
 
 def row_of(case, fold, dice, true=1.0, predicted=1.0):
-    values = dict.fromkeys(evaluate.METRICS, 0.0)
+    values = dict.fromkeys(scores.METRICS, 0.0)
     return {"case": case, "fold": fold, "class": "core"} | values | {
         "dice": dice, "volume_true_ml": true, "volume_pred_ml": predicted,
     }  # fmt: skip
@@ -98,23 +100,23 @@ def row_of(case, fold, dice, true=1.0, predicted=1.0):
 
 def test_summary_is_the_mean_of_folds_and_counts_empty_masks():
     rows = [row_of("a", 0, 0.2), row_of("b", 0, 0.4, true=0), row_of("c", 0, 0.6), row_of("d", 1, 1.0, predicted=0)]
-    found = evaluate.summarise(rows)
+    found = scores.summarise(rows)
     assert (found["cases"], found["folds"]) == (4, 2)
     core = found["classes"]["core"]
     assert core["dice"]["folds"] == pytest.approx([0.4, 1.0])
     assert core["dice"]["mean"] == pytest.approx(0.7)
     assert core["dice"]["std"] == pytest.approx(np.std([0.2, 0.4, 0.6, 1.0], ddof=1))
     assert (core["cases"], core["empty_truths"], core["empty_predictions"]) == (4, 1, 1)
-    assert evaluate.summarise(rows[:1])["classes"]["core"]["dice"]["std"] is None
+    assert scores.summarise(rows[:1])["classes"]["core"]["dice"]["std"] is None
 
 
 def test_command_scores_flat_folders(folders, capsys):
     command(folders, f"--output={folders / 'out' / 'deep'}")
-    rows = evaluate.read_cases_csv(folders / "out" / "deep" / "cases.csv")
+    rows = scores.read_cases_csv(folders / "out" / "deep" / "cases.csv")
     assert [row["case"] for row in rows] == ["case0"] * 3 + ["case1"] * 3
     spacing = np.linalg.norm(AFFINE[:3, :3], axis=0)
     expected = metrics.score(volume(11) == 2, volume(1) == 2, spacing)
-    for name in evaluate.METRICS:
+    for name in scores.METRICS:
         assert rows[4][name] == pytest.approx(expected[name], abs=1e-5)
     summary = json.loads((folders / "out" / "deep" / "summary.json").read_text())
     assert summary["cases"] == 2
@@ -127,27 +129,26 @@ def test_command_takes_other_classes_and_values(folders):
     command(folders, f"--output={folders / 'plain'}")
     command(folders, f"--output={folders / 'swapped'}", "--classes=core,penumbra", "--values=2,1")
     plain, swapped = (
-        {(row["case"], row["class"]): row for row in evaluate.read_cases_csv(folders / name / "cases.csv")}
+        {(row["case"], row["class"]): row for row in scores.read_cases_csv(folders / name / "cases.csv")}
         for name in ("plain", "swapped")
     )
     assert plain == swapped
 
 
 def test_command_reads_a_data_set(phantom_root, tmp_path, capsys):
-    from isles_jax import data
-    from isles_jax.data.case import write_labels
+    from isles_jax.data.nifti import write_labels
 
-    dataset = data.load(phantom_root, penumbra=1, core=2)
+    dataset = layouts.load(phantom_root, penumbra=1, core=2)
     (tmp_path / "predictions").mkdir()
     for case in dataset.cases:
         write_labels(tmp_path / "predictions" / f"{case.name}.nii.gz", case.labels, case, dataset.label_values)
     evaluate.main([f"--predictions={tmp_path / 'predictions'}", f"--labels={phantom_root}", f"--output={tmp_path}"])
-    rows = evaluate.read_cases_csv(tmp_path / "cases.csv")
+    rows = scores.read_cases_csv(tmp_path / "cases.csv")
     assert len(rows) == 3 * len(dataset.cases)
     assert {row["dice"] for row in rows} == {1.0}
     assert "penumbra" in capsys.readouterr().out
     with pytest.raises(InputError, match="has the classes penumbra,core"):
-        evaluate.score_folders(tmp_path / "predictions", phantom_root, ("tumour",))
+        scores.score_folders(tmp_path / "predictions", phantom_root, ("tumour",))
 
 
 def test_empty_masks_are_told(tmp_path, capsys):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import ablation, results_page, table1
-from isles_jax import evaluate, results
-from isles_jax.config import InputError, flatten
+from isles_jax.config import flatten
 from isles_jax.cross_validation import cross_validate
+from isles_jax.reporting import results, scores
+from isles_jax.runtime.command import InputError
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -86,8 +87,8 @@ def test_parts_run_apart_are_collected_and_are_what_the_main_command_gives(tmp_p
 
     config = rows["bl1"]
     cross_validate(config, tmp_path / "alone")
-    alone = evaluate.read_cases_csv(tmp_path / "alone" / "cases.csv")
-    assert alone == evaluate.read_cases_csv(table / "seed_0" / "bl1" / "cases.csv")
+    alone = scores.read_cases_csv(tmp_path / "alone" / "cases.csv")
+    assert alone == scores.read_cases_csv(table / "seed_0" / "bl1" / "cases.csv")
 
     one, other = (results.read_run(table / "seed_0" / name) for name in ("bl1", "bl5"))
     both = table1.average([one, other])

@@ -8,9 +8,12 @@ import pytest
 import safetensors.numpy
 from test_predict import make_case, write_case
 
-from isles_jax import export, predict, weights
-from isles_jax.config import InputError, to_dict
-from isles_jax.state import init_state, make_segmenter
+from isles_jax import export, networks, predict
+from isles_jax.config import to_dict
+from isles_jax.networks import make_segmenter
+from isles_jax.runtime.command import InputError
+from isles_jax.training import weights
+from isles_jax.training.state import init_state
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, fil
     read = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())
     assert read.platforms == ("cpu", "cuda", "tpu")
     tensors = safetensors.numpy.load_file(file)
-    forward = predict.make_forward(make_segmenter(untrained_run[1], 3))
+    forward = networks.make_forward(make_segmenter(untrained_run[1], 3))
     for shape in ((8, 32, 64, 3), (3, 64, 32, 3))[: 1 if flips else 2]:
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         found = [forward(variables, images) for variables in untrained_run[2][:2]]

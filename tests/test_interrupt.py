@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from isles_jax import interrupt
+from isles_jax.runtime import interrupt
 
 ROOT = Path(__file__).parents[1]
 BEGIN = """
 import os, signal, sys, time
-from isles_jax import interrupt
-from isles_jax.config import run_command
+from isles_jax.runtime import interrupt
+from isles_jax.runtime.command import run_command
 
 # Tests may run in a background job, whose children do not hear SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,8 +16,10 @@ import pytest
 from test_checkpoint import leaves
 from test_parallel import environment
 
-from isles_jax import checkpoint, config, main, processes
+from isles_jax import config, main
 from isles_jax.cross_validation import cross_validate
+from isles_jax.runtime import processes
+from isles_jax.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "tpu.md").read_text()
@@ -36,8 +38,8 @@ SMALL = {
 
 TOGETHER = """
 import os, signal, sys, time
-from isles_jax import interrupt, processes
-from isles_jax.config import InputError, run_command
+from isles_jax.runtime import interrupt, processes
+from isles_jax.runtime.command import InputError, run_command
 
 def fail():
     if number:
@@ -48,9 +50,9 @@ def main():
     assert (processes.count(), processes.index(), processes.first()) == (2, number, number == 0)
     assert processes.share("abcde") == list("bd" if number else "ace")
     for long in (1, 1000):
-        assert processes.decide(lambda: [f"of {number}"] * long) == ["of 0"] * long
+        assert processes.on_first(lambda: [f"of {number}"] * long) == ["of 0"] * long
     try:
-        processes.together(fail)
+        processes.on_all(fail)
     except processes.SharedError as error:
         assert str(error) == "process 1 alone found this"
     else:
@@ -254,7 +256,7 @@ def test_one_task_of_a_cluster_is_one_process(monkeypatch):
         True,
         list("abc"),
     )
-    assert processes.decide(lambda: (1, "as it is")) == (1, "as it is")
+    assert processes.on_first(lambda: (1, "as it is")) == (1, "as it is")
     assert not processes.leaving()
 
 

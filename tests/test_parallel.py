@@ -13,9 +13,10 @@ STEPS = 20
 PROGRAM = """
 import sys
 import jax, numpy as np
-from isles_jax import config, parallel
-from isles_jax.state import init_state
-from isles_jax.step import make_step
+from isles_jax import config
+from isles_jax.training import parallel
+from isles_jax.training.state import init_state
+from isles_jax.training.step import make_step
 
 output, kind, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 made = config.baseline(residual=True, adversarial=True, overlap=True)

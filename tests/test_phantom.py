@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from spes_folder import tree
 
 from isles_jax import clinical, data
-from isles_jax.config import InputError, baseline
-from isles_jax.data import folds, patient, perfusion, phantom
+from isles_jax.config import baseline
+from isles_jax.data import folds, layouts, patient, perfusion, phantom
+from isles_jax.phantom import main as command
+from isles_jax.runtime.command import InputError
 
 FLOWS = np.array([60.0, 25.0, 12.0, 4.0])
 MTTS = np.array([4.0, 5.0, 9.0, 14.0])
@@ -276,7 +278,7 @@ def test_the_command(tmp_path, capsys):
         "--seed=3",
         "--figure",
     ]
-    phantom.main(arguments)
+    command(arguments)
     assert "2 phantom patients" in capsys.readouterr().out
     there = tree(tmp_path / "a")
     picture = (tmp_path / "a" / "phantom.png").read_bytes()
@@ -284,9 +286,9 @@ def test_the_command(tmp_path, capsys):
     del there["phantom.png"]
     assert there == tree(write(tmp_path / "b", difficulty=0.5, seed=3))
     with pytest.raises(InputError, match="expected a new name"):
-        phantom.main(arguments)
-    with pytest.raises(SystemExit, match="2"):
-        phantom.main([f"--output={tmp_path / 'c'}", "--shape=much"])
+        command(arguments)
+    with pytest.raises(InputError, match="--shape=much: expected three numbers"):
+        command([f"--output={tmp_path / 'c'}", "--shape=much"])
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +298,7 @@ def default(tmp_path_factory):
     root = tmp_path_factory.mktemp("default") / "phantom"
     settings = config.data.phantom
     write(root, settings.cases, tuple(settings.shape), settings.difficulty, config.seed)
-    return data.load(root, penumbra=1, core=2)
+    return layouts.load(root, penumbra=1, core=2)
 
 
 def dice(found, truth):
@@ -319,7 +321,7 @@ def test_thresholds_fail_where_they_fail_in_life(default, tmp_path):
     scores = rule_scores(default).mean(axis=0)
     assert (scores > 0.4).all(), scores
     assert (scores < 0.75).all(), scores
-    clean = data.load(write(tmp_path / "clean", 9, (48, 48, 16), 0.0), penumbra=1, core=2)
+    clean = layouts.load(write(tmp_path / "clean", 9, (48, 48, 16), 0.0), penumbra=1, core=2)
     assert (rule_scores(clean).mean(axis=0) > scores + 0.1).all()
 
 

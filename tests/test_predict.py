@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from isles_jax import predict
-from isles_jax.config import InputError
-from isles_jax.data import load
+from isles_jax import inference, networks, predict
 from isles_jax.data.case import Case
-from isles_jax.state import make_segmenter
+from isles_jax.data.layouts import load
+from isles_jax.networks import make_segmenter
+from isles_jax.runtime.command import InputError
 
 CHANNELS = ("Tmax", "TTP", "DWI")
 TURN = np.array([[1.9, -0.6, 0.1, 5], [0.6, 1.9, -0.2, -70], [0, 0.2, 3.0, 9], [0, 0, 0, 1]])
@@ -21,7 +21,7 @@ LEFT_HANDED = TURN @ np.diag([-1, -1, -1, 1])
 
 @pytest.fixture(scope="module")
 def forward(untrained_run):
-    return predict.make_forward(make_segmenter(untrained_run[1], 3))
+    return networks.make_forward(make_segmenter(untrained_run[1], 3))
 
 
 def make_case(shape, seed=0, affine=TURN):
@@ -51,13 +51,13 @@ def call(run, *arguments):
 def test_probabilities_are_probabilities_and_background_outside_the_brain(untrained_run, forward):
     folds = untrained_run[2][:2]
     case = make_case((30, 41, 5))
-    probabilities = predict.predict_case(forward, folds, case)
+    probabilities = inference.predict_case(forward, folds, case)
     assert probabilities.shape == (30, 41, 5, 3)
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
     outside = (case.images == 0).all(axis=-1)
     assert np.all(probabilities[outside] == [1, 0, 0])
     assert np.ptp(probabilities[~outside][:, 1]) > 0
-    one, other = (predict.predict_case(forward, [variables], case) for variables in folds)
+    one, other = (inference.predict_case(forward, [variables], case) for variables in folds)
     np.testing.assert_allclose(probabilities, (one + other) / 2, atol=1e-6)
     assert np.abs(one - other).max() > 1e-3
 
@@ -66,24 +66,24 @@ def test_flips_average_with_the_mirror_image(untrained_run, forward):
     # Sides that need no padding, or the same on both sides, have exactly the same mirror image.
     case = make_case((30, 64, 5))
     mirrored = Case("x", case.images[::-1], None, case.affine, case.header)
-    plain, mirror = (predict.predict_case(forward, untrained_run[2][:2], one) for one in (case, mirrored))
-    flipped = predict.predict_case(forward, untrained_run[2][:2], case, flips=True)
+    plain, mirror = (inference.predict_case(forward, untrained_run[2][:2], one) for one in (case, mirrored))
+    flipped = inference.predict_case(forward, untrained_run[2][:2], case, flips=True)
     np.testing.assert_allclose(flipped, (plain + mirror[::-1]) / 2, atol=1e-6)
     assert np.abs(flipped - plain).max() > 1e-3
     np.testing.assert_allclose(
-        predict.predict_case(forward, untrained_run[2][:2], mirrored, flips=True), flipped[::-1], atol=1e-6
+        inference.predict_case(forward, untrained_run[2][:2], mirrored, flips=True), flipped[::-1], atol=1e-6
     )
 
 
 def test_slices_do_not_see_each_other_and_one_compilation_serves_a_padded_size(untrained_run):
     _, config, folds = untrained_run
-    forward = predict.make_forward.__wrapped__(make_segmenter(config, 3))
+    forward = networks.make_forward.__wrapped__(make_segmenter(config, 3))
     case = make_case((32, 40, 11))
-    whole = predict.predict_case(forward, folds[:1], case)
+    whole = inference.predict_case(forward, folds[:1], case)
     for shape in ((33, 64, 3), (64, 50, 9)):
-        predict.predict_case(forward, folds[:1], make_case(shape))
+        inference.predict_case(forward, folds[:1], make_case(shape))
     assert forward._cache_size() == 2, "32 x 64 and 64 x 64"
-    predict.predict_case(forward, folds, case, flips=True)
+    inference.predict_case(forward, folds, case, flips=True)
     assert forward._cache_size() == 2, "other folds and flips"
     assert whole.shape == (32, 40, 11, 3)
     stack = np.random.default_rng(0).normal(size=(8, 32, 64, 3)).astype(np.float32)
@@ -92,8 +92,8 @@ def test_slices_do_not_see_each_other_and_one_compilation_serves_a_padded_size(u
 
 
 def test_the_same_network_is_compiled_once_for_all(untrained_run, forward):
-    assert predict.make_forward(make_segmenter(untrained_run[1], 3)) is forward
-    assert predict.make_forward(make_segmenter(untrained_run[1], 2)) is not forward
+    assert networks.make_forward(make_segmenter(untrained_run[1], 3)) is forward
+    assert networks.make_forward(make_segmenter(untrained_run[1], 2)) is not forward
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -104,14 +104,14 @@ def test_small_lesions_are_removed_whole(seed):
     lesions, count = ndimage.label(labels > 0, np.ones((3, 3, 3)))
     sizes = [int((lesions == number).sum()) for number in range(1, count + 1)]
     bound = max(sizes) * 0.015
-    found = predict.remove_small(labels, bound, spacing)
+    found = inference.remove_small(labels, bound, spacing)
     for number, size in enumerate(sizes, start=1):
         inside = lesions == number
         np.testing.assert_array_equal(found[inside], labels[inside] if size * 0.015 >= bound - 1e-9 else 0)
     assert 0 < (found > 0).sum() < (labels > 0).sum()
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(predict.remove_small(labels, 0, spacing), labels)
-    assert not predict.remove_small(labels, 1e3, spacing).any()
+    np.testing.assert_array_equal(inference.remove_small(labels, 0, spacing), labels)
+    assert not inference.remove_small(labels, 1e3, spacing).any()
 
 
 def test_a_small_core_stays_with_its_penumbra():
@@ -119,7 +119,7 @@ def test_a_small_core_stays_with_its_penumbra():
     labels[1:6, 1:6, 1:6] = 1
     labels[3, 3, 3] = 2
     labels[8, 8, 8] = 2
-    found = predict.remove_small(labels, 0.01, (1, 1, 1))
+    found = inference.remove_small(labels, 0.01, (1, 1, 1))
     assert (found[3, 3, 3], found[8, 8, 8]) == (2, 0)
     assert (found == 1).sum() == 124
 
@@ -133,7 +133,7 @@ def test_a_run_predicts_its_own_folds_as_it_is_told(untrained_run, tmp_path, sma
         folder = tmp_path / str(len(found))
         folder.mkdir()
         (folder / "checkpoints").symlink_to(untrained_run[0] / "fold_0" / "checkpoints")
-        predict.predict_fold(config, dataset, names, folder)
+        inference.predict_fold(config, dataset, names, folder)
         assert sorted(path.name for path in (folder / "predictions").iterdir()) == [f"{n}.nii.gz" for n in names]
         found.append([np.asarray(nib.load(folder / "predictions" / f"{n}.nii.gz").dataobj) for n in names])
     plain, flipped, large = np.array(found)
@@ -164,7 +164,7 @@ def test_a_new_case_of_another_shape_and_affine(untrained_run, forward, tmp_path
         ]  # fmt: skip
         labels, maps = nib.load(out / f"{name}.nii.gz"), nib.load(out / "probabilities" / f"{name}.nii.gz")
         source = nib.load(tmp_path / "in" / name / "Tmax.nii.gz")
-        expected = predict.predict_case(forward, [untrained_run[2][fold] for fold in folds], case)
+        expected = inference.predict_case(forward, [untrained_run[2][fold] for fold in folds], case)
         np.testing.assert_allclose(maps.get_fdata(), expected, atol=1e-5)
         assert (maps.get_data_dtype(), labels.get_data_dtype()) == (np.float32, np.uint8)
         np.testing.assert_array_equal(
@@ -187,7 +187,7 @@ def test_the_command_takes_the_finished_folds_and_every_case(untrained_run, forw
         image = nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
         assert image.shape == case.labels.shape
         np.testing.assert_array_equal(image.affine, case.affine)
-        expected = predict.predict_case(forward, untrained_run[2][:2], case).argmax(axis=-1)
+        expected = inference.predict_case(forward, untrained_run[2][:2], case).argmax(axis=-1)
         np.testing.assert_array_equal(np.asarray(image.dataobj), np.array([0, 5, 9])[expected])
 
 
@@ -198,7 +198,9 @@ def test_flags_overrule_the_run(untrained_run, forward, tmp_path, capsys):
     call(untrained_run, *base, "--flips", "--probabilities")
     assert "; with flips; to" in capsys.readouterr().out
     found = nib.load(tmp_path / "out" / "probabilities" / "x.nii.gz").get_fdata()
-    np.testing.assert_allclose(found, predict.predict_case(forward, untrained_run[2][:1], case, flips=True), atol=1e-5)
+    np.testing.assert_allclose(
+        found, inference.predict_case(forward, untrained_run[2][:1], case, flips=True), atol=1e-5
+    )
     # What is there may have been corrected by hand.
     before = (tmp_path / "out" / "x.nii.gz").read_bytes()
     with pytest.raises(InputError, match=r"out/x\.nii\.gz exists; choose another --output"):
@@ -212,7 +214,7 @@ def test_flags_overrule_the_run(untrained_run, forward, tmp_path, capsys):
 def test_what_is_wrong_is_named_and_nothing_is_written(untrained_run, tmp_path, phantom_root):
     out = f"--output={tmp_path / 'out'}"
     good = [f"--input={phantom_root}", out]
-    with pytest.raises(InputError, match=r"nowhere: found no fold_\*/checkpoints"):
+    with pytest.raises(InputError, match="nowhere: does not exist; expected a run"):
         predict.main([f"--workdir={tmp_path / 'nowhere'}", *good])
     with pytest.raises(InputError, match="does not exist"):
         call(untrained_run, f"--input={tmp_path / 'nowhere'}", out)
@@ -240,7 +242,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(untrained_run, tmp_path, 
 def test_a_case_without_brain_is_refused(untrained_run, forward):
     empty = Case("empty", np.zeros((32, 32, 2, 3), np.float32), None, np.eye(4), nib.Nifti1Header())
     with pytest.raises(InputError, match="empty: found no voxel of brain"):
-        predict.predict_case(forward, untrained_run[2], empty)
+        inference.predict_case(forward, untrained_run[2], empty)
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):

@@ -11,10 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from isles_jax import charts, clinical, config, data, evaluate, files, page, pictures, report, results, statistics
-from isles_jax.config import InputError
-from isles_jax.data import folds
-from isles_jax.data.case import radiological, write_labels
+from isles_jax import clinical, config, report
+from isles_jax.data import check, folds, layouts
+from isles_jax.data.case import radiological
+from isles_jax.data.nifti import write_labels
+from isles_jax.reporting import case_sections, charts, page, pictures, results, scores, statistics, table
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
 
 CELLS = {"bl1": (False, False, False), "proposed": (True, True, True)}
 
@@ -25,7 +28,7 @@ def make_run(workdir, dataset, split, cell, seed, root):
     made.data.root = str(root)
     files.write_json(workdir / "config.json", config.to_dict(config.resolve(made)))
     files.write_json(workdir / "folds.json", split)
-    files.write_json(workdir / "data.json", data.describe(dataset))
+    files.write_json(workdir / "data.json", check.describe(dataset))
     cases, rows, rule = {case.name: case for case in dataset.cases}, [], []
     for fold, names in enumerate(split):
         (workdir / f"fold_{fold}" / "predictions").mkdir(parents=True)
@@ -39,11 +42,11 @@ def make_run(workdir, dataset, split, cell, seed, root):
             write_labels(
                 workdir / f"fold_{fold}" / "predictions" / f"{name}.nii.gz", prediction, case, dataset.label_values
             )
-            rows += evaluate.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)
+            rows += scores.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)
             by_rule = clinical.clinical_rule(case, 1.5)
-            rule += evaluate.score_case(name, fold, by_rule, case.labels, case.spacing_mm, dataset.classes)
-    evaluate.write_cases_csv(workdir / "cases.csv", rows)
-    evaluate.write_cases_csv(workdir / "clinical_rule.csv", rule)
+            rule += scores.score_case(name, fold, by_rule, case.labels, case.spacing_mm, dataset.classes)
+    scores.write_cases_csv(workdir / "cases.csv", rows)
+    scores.write_cases_csv(workdir / "clinical_rule.csv", rule)
     return workdir
 
 
@@ -57,7 +60,7 @@ def few_resamples():
 
 @pytest.fixture(scope="module")
 def dataset(phantom_root):
-    return data.load(phantom_root, penumbra=1, core=2)
+    return layouts.load(phantom_root, penumbra=1, core=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +79,13 @@ def workdirs(tmp_path_factory, phantom_root, dataset, split):
 
 @pytest.fixture(scope="module")
 def runs(workdirs):
-    return [report.read_run(workdir) for workdir in workdirs.values()]
+    return [results.read_run(workdir) for workdir in workdirs.values()]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, runs):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    report.write_report(path, runs)
+    page.write_report(path, runs)
     return path
 
 
@@ -96,28 +99,28 @@ def lines_of(text, start):
 def test_read_run(workdirs, runs, split):
     run = runs[1]
     assert (run.name, run.folds) == ("proposed", split)
-    assert run.rows == sorted(evaluate.read_cases_csv(workdirs["proposed"] / "cases.csv"), key=lambda row: row["case"])
+    assert run.rows == sorted(scores.read_cases_csv(workdirs["proposed"] / "cases.csv"), key=lambda row: row["case"])
     assert [line["step"] for line in run.curves[2]] == list(range(10, 90, 10))
     assert [results.factors_of(run) for run in runs] == list(CELLS.values())
 
 
 def test_read_run_names_what_is_missing(workdirs, tmp_path):
     with pytest.raises(InputError, match=r"config\.json: found no readable file"):
-        report.read_run(tmp_path)
+        results.read_run(tmp_path)
     for name in ("config.json", "data.json", "folds.json"):
         (tmp_path / name).write_bytes((workdirs["bl1"] / name).read_bytes())
     with pytest.raises(InputError, match=r"cases\.csv"):
-        report.read_run(tmp_path)
+        results.read_run(tmp_path)
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json: found no JSON"):
-        report.read_run(tmp_path)
+        results.read_run(tmp_path)
 
 
 def test_table_of_one_run(runs):
-    text = report.table(runs[1:])
+    text = table.table(runs[1:])
     assert "6 cases, 3 folds; data: the built-in phantom" in text
     row = lines_of(text, "proposed")[0]
-    summary = evaluate.summarise(runs[1].rows)["classes"]
+    summary = scores.summarise(runs[1].rows)["classes"]
     for word in ("penumbra", "core", "whole lesion"):
         assert f"{summary[word]['dice']['mean']:.3f} ± {summary[word]['dice']['std']:.3f} [" in row
     assert re.search(r"\]\s+0\.881 .*\]\s+0\.877 ", row)
@@ -132,28 +135,28 @@ def test_table_of_one_run(runs):
 
 
 def test_table_of_several_runs_compares_with_a_chosen_row(runs):
-    assert "difference of Dice from proposed" in report.table(runs)
-    text = report.table(runs, "bl1")
+    assert "difference of Dice from proposed" in table.table(runs)
+    text = table.table(runs, "bl1")
     assert "difference of Dice from bl1" in text
     change = np.mean(results.dice_of(runs[1].rows, "core")) - np.mean(results.dice_of(runs[0].rows, "core"))
     # The last lines on a system are its comparison: penumbra, core, lesion.
     assert lines_of(text, "proposed")[-2].split()[2] == f"{change:+.3f}"
     with pytest.raises(InputError, match="no row called 'bl9'"):
-        report.table(runs, "bl9")
+        table.table(runs, "bl9")
 
 
 def test_eight_cells_give_main_effects(runs, workdirs, dataset, split, phantom_root, tmp_path):
     cells = [(bool(n & 4), bool(n & 2), bool(n & 1)) for n in range(8)]
     eight = [
-        report.read_run(make_run(tmp_path / str(n), dataset, split, cell, n, phantom_root))
+        results.read_run(make_run(tmp_path / str(n), dataset, split, cell, n, phantom_root))
         for n, cell in enumerate(cells)
     ]
     assert [run.name for run in eight] == list(results.PAPER)
-    text = report.table(eight)
+    text = table.table(eight)
     effects = results.design_effects(eight, "core")
     for factor, (value, _, _) in effects.items():
         assert f"core {value:+.3f} [" in lines_of(text, factor)[0]
-    report.write_report(tmp_path / "page.html", eight)
+    page.write_report(tmp_path / "page.html", eight)
     assert "Main effects" in (tmp_path / "page.html").read_text()
     assert results.design_effects(eight[:7], "core") is None
 
@@ -165,9 +168,9 @@ def test_runs_on_other_data_are_refused(runs, workdirs, tmp_path):
     other["cases"].popitem()
     files.write_json(tmp_path / "data.json", other)
     with pytest.raises(InputError, match="expected runs on the same data"):
-        report.table([runs[0], report.read_run(tmp_path)])
+        table.table([runs[0], results.read_run(tmp_path)])
     with pytest.raises(InputError, match="found no run"):
-        report.table([])
+        table.table([])
 
 
 def test_two_runs_of_one_name_are_told_apart(runs):
@@ -309,7 +312,7 @@ def test_large_sets_show_the_lesion_and_as_many_cases_as_fit(dataset, runs, monk
     for picture in made:
         case = next(case for case in dataset.cases if case.name == picture.name)
         assert picture.truth.astype(bool).sum() == (case.labels > 0).sum()
-    text = page._viewer(made, runs, "bl1")
+    text = case_sections.viewer(made, runs, "bl1")
     assert f"{len(made)} of 6 cases" in text
 
 
@@ -431,7 +434,7 @@ def test_page_without_the_images_says_so(runs, tmp_path):
     run = results.Run(
         runs[0].workdir, "bl1", moved, *[getattr(runs[0], n) for n in ("data", "folds", "rows", "rule", "curves")]
     )
-    report.write_report(tmp_path / "page.html", [run])
+    page.write_report(tmp_path / "page.html", [run])
     assert "no pictures of cases" in (tmp_path / "page.html").read_text()
 
 
@@ -439,7 +442,7 @@ def test_a_missing_prediction_is_an_input_error(dataset, split, phantom_root, tm
     workdir = make_run(tmp_path / "run", dataset, split, CELLS["bl1"], 1, phantom_root)
     (workdir / "fold_1" / "predictions" / f"{split[1][0]}.nii.gz").unlink()
     with pytest.raises(InputError, match=f"{split[1][0]}.nii.gz"):
-        report.write_report(tmp_path / "page.html", [report.read_run(workdir)])
+        page.write_report(tmp_path / "page.html", [results.read_run(workdir)])
     assert not (tmp_path / "page.html").exists()
 
 

@@ -13,10 +13,12 @@ import pytest
 from test_checkpoint import leaves
 from test_end_to_end import make
 
-from isles_jax import checkpoint, config, train
-from isles_jax.config import InputError
+from isles_jax import config
 from isles_jax.cross_validation import cross_validate
-from isles_jax.state import init_state
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint
+from isles_jax.training import fold as training
+from isles_jax.training.state import init_state
 
 ROOT = Path(__file__).parents[1]
 # Fold 0 writes metrics at the steps 2, 3, 4, 6 and 8 and saves at 3, 6 and 8, when 3 is deleted.
@@ -43,7 +45,7 @@ def patch(module, function, act):
     setattr(owner, function, patched)
 
 def at_write(counter, path, content):
-    from isles_jax import files
+    from isles_jax.runtime import files
     if str(path).endswith(where) and next(counter) == int(number):
         if name == "SIGKILL":
             files.part_of(path).write_bytes(content[: len(content) // 2].encode() if isinstance(content, str) else
@@ -60,7 +62,7 @@ def watch(there):
     send()
 
 if moment == "write":
-    patch("isles_jax.files", "write_atomic", at_write)
+    patch("isles_jax.runtime.files", "write_atomic", at_write)
 elif moment == "call":
     patch(*where.rsplit(".", 1), at_call)
 elif moment == "full":
@@ -123,9 +125,13 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     assert said.startswith(f"error: {run}/fold_1/checkpoints/6: cannot be written (File too large)")
     assert checkpoint.newest(run / "fold_1" / "checkpoints") == 3
 
-    for moment in [("call", "isles_jax.evaluate.score_case", 3), ("write", "cases.csv"), ("write", "report.html")]:
+    for moment in [
+        ("call", "isles_jax.reporting.scores.score_case", 3),
+        ("write", "cases.csv"),
+        ("write", "report.html"),
+    ]:
         assert start(run, *moment) == (-signal.SIGKILL, ""), moment
-    stopped = start(run, "call", "isles_jax.evaluate.score_case", 3, "SIGTERM")
+    stopped = start(run, "call", "isles_jax.reporting.scores.score_case", 3, "SIGTERM")
     assert stopped == (143, "stopped by SIGTERM; to go on, run the same command again\n")
 
     assert start(run) == (0, "")
@@ -149,7 +155,7 @@ def test_a_state_that_an_update_broke_is_not_saved(tmp_path, phantom_root, monke
         segmenter = state.segmenter.replace(params=after)
         return state.replace(step=state.step + 1, segmenter=segmenter), {"loss": np.ones(1)}
 
-    monkeypatch.setattr(train, "_parallel_step", lambda *_: step)
+    monkeypatch.setattr(training, "_parallel_step", lambda *_: step)
     keys = {"data.root": str(phantom_root), "train.checkpoint_every_steps": 2, "train.log_every_steps": 2}
     with pytest.raises(InputError, match=r"fold_0: not finite after step 3: .*conv"):
         cross_validate(make("bl1", **keys), tmp_path / "run")

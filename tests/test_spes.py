@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from spes_folder import OBLIQUE, SHAPE, make, save, tree, volumes
 
-from isles_jax import data
-from isles_jax.config import InputError
-from isles_jax.data import spes
+from isles_jax.data import layouts, spes
+from isles_jax.runtime.command import InputError
 
 TMAX = ("b", "Tmax.nii")
 ONES = np.ones(SHAPE, np.uint8)
@@ -251,14 +250,14 @@ BAD = {
     "labels of another shape": (lambda r: make(r, OT=np.ones((9, 8, 6), np.uint8)), "OT.nii: shape 9x8x6"),
     "an unknown label": (
         lambda r: make(r, OT=with_value("OT", 3, np.uint8)),
-        r"OT.nii: holds the label 3; .*\[0, 1, 2\]",
+        r"OT.nii: holds the label 3; expected only 0, 1, 2",
     ),
     "a negative label": (lambda r: make(r, OT=with_value("OT", -1, np.int16)), "OT.nii: holds the label -1"),
     "a label between two": (lambda r: make(r, OT=with_value("OT", 1.5)), "OT.nii: holds the label 1.5"),
     "a label that is not a number": (lambda r: make(r, OT=with_value("OT", np.nan)), "OT.nii: holds the label nan"),
     "a binary label file with twos": (
         lambda r: (separate(r, True), save(r / "b" / "Nr1_corelabel.nii", volumes(seed=1)["OT"])),
-        r"corelabel.nii: holds the label 2; expected only \[0, 1\]",
+        r"corelabel.nii: holds the label 2; expected only 0, 1",
     ),
     "a core file without its penumbra": (
         lambda r: (separate(r, True), (r / "b" / "Nr1_penumbralabel.nii").unlink()),
@@ -329,7 +328,7 @@ def test_unusual_folders_are_read(kind, tmp_path):
     prepare, check = GOOD[kind]
     prepare(tmp_path)
     before = tree(tmp_path)
-    dataset = data.load(tmp_path, penumbra=1, core=2)
+    dataset = layouts.load(tmp_path, penumbra=1, core=2)
     check(dataset)
     for case in dataset.cases:
         assert case.images.dtype == np.float32
@@ -343,7 +342,7 @@ def test_damaged_folders_end_in_one_line(kind, tmp_path):
     prepare(tmp_path)
     before = None if kind == "more voxels than the memory" else tree(tmp_path)
     with pytest.raises(InputError) as caught:
-        data.load(tmp_path, penumbra=1, core=2)
+        layouts.load(tmp_path, penumbra=1, core=2)
     message = str(caught.value)
     assert re.search(words, message), message
     assert "\n" not in message
@@ -358,7 +357,7 @@ def test_there_are_at_least_forty_kinds():
 
 def test_the_challenges_own_names(tmp_path):
     long_form(tmp_path)
-    dataset = data.load(tmp_path, penumbra=1, core=2)
+    dataset = layouts.load(tmp_path, penumbra=1, core=2)
     assert [case.name for case in dataset.cases] == ["a", "b"]
     assert dataset.channels == ("Tmax", "TTP", "DWI")
     for case, seed in zip(dataset.cases, (1, 20), strict=True):
@@ -369,7 +368,7 @@ def test_the_challenges_own_names(tmp_path):
 def test_all_bad_cases_are_listed_at_once(tmp_path):
     many_bad(tmp_path)
     with pytest.raises(InputError) as caught:
-        data.load(tmp_path, penumbra=1, core=2)
+        layouts.load(tmp_path, penumbra=1, core=2)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     for line, words in zip(
@@ -383,16 +382,16 @@ def test_label_integers_are_configurable_and_checked(tmp_path):
     for case in "ab":
         labels = volumes(seed="ab".index(case))["OT"]
         save(tmp_path / case / "OT.nii", np.where(labels == 1, 7, np.where(labels == 2, 4, 0)).astype(np.uint8))
-    dataset = data.load(tmp_path, penumbra=7, core=4)
+    dataset = layouts.load(tmp_path, penumbra=7, core=4)
     expect_same(dataset)
     assert dataset.label_values == (7, 4)
     with pytest.raises(InputError, match=r"--config.data.labels.penumbra=7 --config.data.labels.core=4 would agree"):
-        data.load(tmp_path, penumbra=4, core=7)
+        layouts.load(tmp_path, penumbra=4, core=7)
     with pytest.raises(InputError, match="holds the label 4"):
-        data.load(tmp_path, penumbra=1, core=2)
+        layouts.load(tmp_path, penumbra=1, core=2)
     for values in ((1, 1), (0, 2), (1, 256)):
         with pytest.raises(InputError, match="expected two different integers from 1 to 255"):
-            data.load(tmp_path, penumbra=values[0], core=values[1])
+            layouts.load(tmp_path, penumbra=values[0], core=values[1])
 
 
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
@@ -406,28 +405,28 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", guarded)
     with pytest.raises(InputError, match=r"/b: cannot be read as a folder \(Permission denied\)"):
-        data.load(tmp_path, penumbra=1, core=2)
+        layouts.load(tmp_path, penumbra=1, core=2)
 
 
 def test_a_root_that_is_none(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        data.load(tmp_path / "nowhere", penumbra=1, core=2)
+        layouts.load(tmp_path / "nowhere", penumbra=1, core=2)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
-        data.load(tmp_path / "file", penumbra=1, core=2)
+        layouts.load(tmp_path / "file", penumbra=1, core=2)
 
 
 def test_images_for_prediction(tmp_path):
     make(tmp_path, OT=None)
     truncate(tmp_path, ("a", "OT.nii"), 100)
-    folder = data.load_images(tmp_path, spes.CHANNELS)
+    folder = layouts.load_images(tmp_path, spes.CHANNELS)
     assert [case.name for case in folder.cases] == ["a", "b"]
     assert all(case.labels is None for case in folder.cases)
-    alone = data.load_images(tmp_path / "b", ("DWI", "Tmax"))
+    alone = layouts.load_images(tmp_path / "b", ("DWI", "Tmax"))
     assert [case.name for case in alone.cases] == ["b"]
     np.testing.assert_array_equal(alone.cases[0].images[..., 0], volumes(seed=1)["DWI"])
     with pytest.raises(InputError, match=r"b: no FLAIR\.nii"):
-        data.load_images(tmp_path / "b", ("DWI", "FLAIR"))
+        layouts.load_images(tmp_path / "b", ("DWI", "FLAIR"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no case folder"):
-        data.load_images(tmp_path / "empty", spes.CHANNELS)
+        layouts.load_images(tmp_path / "empty", spes.CHANNELS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isles_jax import results, statistics
+from isles_jax.reporting import results, statistics
 
 
 def draw(seed, size, mean=0.02, spread=0.05):

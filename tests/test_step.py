@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isles_jax import parallel
 from isles_jax.models import Discriminator, SUMNet
-from isles_jax.state import init_state, make_segmenter
-from isles_jax.step import make_step
+from isles_jax.networks import make_segmenter
+from isles_jax.training import parallel
+from isles_jax.training.state import init_state
+from isles_jax.training.step import make_step
 
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.

@@ -12,12 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from test_end_to_end import make
 
-from isles_jax import checkpoint, panels, predict
-from isles_jax.config import InputError, flatten, resolve
+from isles_jax import inference
+from isles_jax.config import flatten, resolve
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import load
+from isles_jax.data.layouts import load
 from isles_jax.data.slices import Slices
-from isles_jax.writer import Writer, require_tensorboard
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint, event_images
+from isles_jax.training.metric_writer import MetricWriter, require_tensorboard
 
 
 def read(folder):
@@ -61,8 +63,8 @@ def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
         images = events.Images(tag)
         assert [image.step for image in images] == list(range(1, last + 1))
         pixels = np.asarray(Image.open(io.BytesIO(images[-1].encoded_image_string)))
-        assert pixels.shape == (32 * panels.ZOOM, 32 * panels.ZOOM * 5, 3)
-        assert (pixels == panels.COLOURS[0]).all(axis=-1).any()
+        assert pixels.shape == (32 * event_images.ZOOM, 32 * event_images.ZOOM * 5, 3)
+        assert (pixels == event_images.COLOURS[0]).all(axis=-1).any()
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     told = metadata.parse_session_start_info_plugin_data(content).hparams
     expected = flatten(resolve(settings))
@@ -75,7 +77,7 @@ def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
 def test_events_of_steps_that_are_done_again_are_replaced(tmp_path):
     """By the reader's rule: nothing of a file after the step that the next file begins with."""
     for first, value in ((0, 1.0), (20, 2.0), (20, 3.0), (30, 4.0)):
-        with Writer(tmp_path, first, tensorboard=True) as writer:
+        with MetricWriter(tmp_path, first, tensorboard=True) as writer:
             for step in range(first + 10, 60, 10):
                 writer.write_scalars(step, {"loss": value, "critic/all classes": -value})
                 writer.write_images(step, {"x": np.full((4, 5, 3), value, np.uint8)})
@@ -89,7 +91,7 @@ def test_events_of_steps_that_are_done_again_are_replaced(tmp_path):
 
 
 def test_event_files_are_written_only_if_asked_for(tmp_path):
-    with Writer(tmp_path, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         writer.write_hparams({"a": 1})
         writer.write_images(1, {"x": np.zeros((4, 5, 3), np.uint8)})
         writer.write_scalars(1, {"loss": 1.0})
@@ -127,18 +129,18 @@ def test_a_picture_shows_the_inputs_and_both_contours(dataset):
     images = np.zeros((2, 32, 64, 3), np.float32)
     images[:, 2:30, 10:50] = np.random.default_rng(0).normal(size=(2, 28, 40, 3))
     slices = Slices(images, labels, np.array([1, 1]), (labels > 0).any(axis=(1, 2)))
-    assert panels.choose(slices, dataset.cases, [case.name]) == [1]
+    assert event_images.choose(slices, dataset.cases, [case.name]) == [1]
 
     def forward(variables, batch):
-        assert batch.shape == (predict.BATCH, 32, 64, 3)
+        assert batch.shape == (inference.BATCH, 32, 64, 3)
         probabilities = np.zeros((*batch.shape[:3], 3))
         probabilities[..., 0] = 1
         probabilities[0, 4:9, :30, 2] = 2
         return probabilities
 
-    [(tag, picture)] = panels.draw(forward, {}, slices, dataset.cases, [1]).items()
+    [(tag, picture)] = event_images.draw(forward, {}, slices, dataset.cases, [1]).items()
     assert tag == f"held-out/{case.name}"
-    zoom = panels.ZOOM
+    zoom = event_images.ZOOM
     assert picture.shape == (64 * zoom, 5 * 32 * zoom, 3)
     *channels, truth, prediction = np.split(picture, 5, axis=1)
     for number, channel in enumerate(channels):
@@ -146,7 +148,7 @@ def test_a_picture_shows_the_inputs_and_both_contours(dataset):
         brain = channel[channel[..., 0] > 0]
         assert 0 < len(brain) <= 28 * 40 * zoom**2
         assert len(np.unique(brain)) > 50, number
-    amber, sky = panels.COLOURS[:2]
+    amber, sky = event_images.COLOURS[:2]
     assert not (truth == sky).all(axis=-1).any()
     # A rectangle of 10 x 20 voxels has this many pixels on its edge.
     assert (truth == amber).all(axis=-1).sum() == 2 * (10 * zoom + 20 * zoom) - 4
@@ -154,7 +156,7 @@ def test_a_picture_shows_the_inputs_and_both_contours(dataset):
     assert (prediction == sky).all(axis=-1).sum() == 2 * (5 * zoom + 20 * zoom) - 4
     assert not (prediction == amber).all(axis=-1).any()
     rows, columns = np.nonzero((truth == amber).all(axis=-1))
-    steps, _ = panels.radiological(case.affine)
+    steps, _ = event_images.radiological(case.affine)
     x = np.sort((columns // zoom)[:: steps[0]] if steps[0] > 0 else 31 - columns // zoom)
     y = np.sort(rows // zoom if steps[1] > 0 else 63 - rows // zoom)
     assert (x[0], x[-1], y[0], y[-1]) == (10, 19, 20, 39)
@@ -170,9 +172,9 @@ def test_one_slice_of_each_held_out_case_is_shown_with_the_most_lesion():
     for number in range(14):
         labels[number, 0, : (number * 5) % 14] = 1
     slices = Slices(np.zeros((14, 32, 32, 1)), labels, np.repeat(np.arange(7), 2), labels.any(axis=(1, 2)))
-    chosen = panels.choose(slices, cases, ["g", "a", "b", "d", "f", "e"])
+    chosen = event_images.choose(slices, cases, ["g", "a", "b", "d", "f", "e"])
     assert [int(slices.case[index]) for index in chosen] == [0, 1, 3, 4]
     for index in chosen:
         assert (labels[index] > 0).sum() >= (labels[index ^ 1] > 0).sum()
     labels[:] = 0
-    assert len(panels.choose(slices, cases, ["c"])) == 1, "a case without lesion"
+    assert len(event_images.choose(slices, cases, ["c"])) == 1, "a case without lesion"

@@ -9,7 +9,9 @@ import pytest
 from etils import epath
 from jax._src.array import ArrayImpl
 
-from isles_jax import checkpoint, data, parallel, train
+from isles_jax.data import layouts
+from isles_jax.training import checkpoint, fold, parallel
+from isles_jax.training.fold import _parallel_step, prepare, train_fold
 
 
 @pytest.fixture
@@ -49,8 +51,8 @@ def guard(monkeypatch):
         return allowed
 
     monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
-    monkeypatch.setattr(train, "_read", allow(train._read))
-    monkeypatch.setattr(train, "_refuse_broken", allow(train._refuse_broken))
+    monkeypatch.setattr(fold._Log, "write", allow(fold._Log.write))
+    monkeypatch.setattr(fold, "_refuse_broken", allow(fold._refuse_broken))
     monkeypatch.setattr(checkpoint, "save", allow(checkpoint.save))
     return state
 
@@ -75,31 +77,31 @@ def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_strea
 ):
     often = {"train.epochs": 2, "train.log_every_steps": 4, "train.checkpoint_every_steps": 8}
     config = small_config(False, False, False, **often)
-    dataset = data.load(phantom_root, penumbra=1, core=2)
-    train._parallel_step.cache_clear()
-    plan, calls, compilations = train.prepare(config, dataset), [], []
+    dataset = layouts.load(phantom_root, penumbra=1, core=2)
+    _parallel_step.cache_clear()
+    plan, calls, compilations = prepare(config, dataset), [], []
 
     def step(*arguments):
         guard["training"] = True
         calls.append(arguments[0])
-        before, result = len(compiled), plan.step(*arguments)
+        before, result = len(compiled), plan.run_steps(*arguments)
         compilations.extend(compiled[before:])
         return result
 
-    for fold in (0, 1):
-        held_out = [case.name for case in dataset.cases[2 * fold : 2 * fold + 2]]
+    for number in (0, 1):
+        held_out = [case.name for case in dataset.cases[2 * number : 2 * number + 2]]
         with jax.transfer_guard_device_to_host("disallow"):
-            train.train_fold(dataclasses.replace(plan, step=step), fold, held_out, epath.Path(tmp_path) / str(fold))
+            train_fold(dataclasses.replace(plan, run_steps=step), number, held_out, epath.Path(tmp_path) / str(number))
         guard["training"] = False
     assert len(calls) == 2 * plan.steps > 16
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(calls[:-1])), "the state is donated"
     assert len(compilations) == 1, compilations
     # The same fold again, with a device that is too small for the data.
     capsys.readouterr()
-    streamed = train.prepare(config, dataset, memory=1000)
+    streamed = prepare(config, dataset, memory=1000)
     assert streamed.data is None
     assert "streamed from the host" in capsys.readouterr().out
-    train.train_fold(streamed, 0, [case.name for case in dataset.cases[:2]], epath.Path(tmp_path) / "streamed")
+    train_fold(streamed, 0, [case.name for case in dataset.cases[:2]], epath.Path(tmp_path) / "streamed")
     folders = [epath.Path(tmp_path) / name / "checkpoints" for name in ("0", "streamed")]
     resident, streamed = (jax.tree.leaves(checkpoint.load_variables(folder)[0]) for folder in folders)
     for one, other in zip(resident, streamed, strict=True):

@@ -1,6 +1,7 @@
 import json
 
-from isles_jax.writer import Bar, Writer
+from isles_jax.runtime.progress import Bar
+from isles_jax.training.metric_writer import MetricWriter
 
 
 def read(folder):
@@ -8,19 +9,19 @@ def read(folder):
 
 
 def test_scalars_are_json_lines(tmp_path):
-    writer = Writer(tmp_path / "fold_0", 0)
+    writer = MetricWriter(tmp_path / "fold_0", 0)
     writer.write_scalars(10, {"loss": 0.5, "lovasz": float("nan")})
     writer.write_scalars(20, {"loss": 0.25})
     assert read(tmp_path / "fold_0") == [{"step": 10, "loss": 0.5, "lovasz": None}, {"step": 20, "loss": 0.25}]
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
-    writer = Writer(tmp_path, 0)
+    writer = MetricWriter(tmp_path, 0)
     for step in (10, 20, 30):
         writer.write_scalars(step, {"loss": 1.0 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # killed while writing
-    resumed = Writer(tmp_path, 20)
+    resumed = MetricWriter(tmp_path, 20)
     assert [line["step"] for line in read(tmp_path)] == [10, 20]
     resumed.write_scalars(30, {"loss": 0.0})
     assert [line["step"] for line in read(tmp_path)] == [10, 20, 30]

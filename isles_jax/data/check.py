@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from isles_jax.config import InputError
-from isles_jax.data.case import Case, Dataset, brain_mask
+from isles_jax.data.case import Case, Dataset
+from isles_jax.runtime.command import InputError
 
 PERCENTILES = (0.5, 50.0, 99.5)
 
@@ -58,7 +58,7 @@ def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> di
         for case in cases:
             assert case.labels is not None
             inside, channel = case.labels == value, case.images[..., channels.index(name)]
-            healthy = channel[brain_mask(case.images) & (case.labels == 0)]
+            healthy = channel[case.brain & (case.labels == 0)]
             if inside.any() and healthy.size:
                 raised.append((channel[inside].mean() - np.median(healthy)) / (healthy.std() + 1e-12))
         facts[name] = float(np.mean(raised)) if raised else float("nan")
@@ -88,7 +88,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def _describe_case(case: Case, dataset: Dataset) -> dict[str, Any]:
-    inside = case.images[brain_mask(case.images)]
+    inside = case.images[case.brain]
     quantiles = np.percentile(inside, PERCENTILES, axis=0).T
     volumes = None
     if case.labels is not None:

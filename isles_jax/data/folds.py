@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isles_jax.config import InputError
-from isles_jax.files import read_json, write_json
+from isles_jax.runtime.command import InputError
+from isles_jax.runtime.files import read_json, write_json
 
 
 def make_folds(names: Sequence[str], folds: int, seed: int) -> list[list[str]]:

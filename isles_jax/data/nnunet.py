@@ -1,14 +1,11 @@
 """Reads and writes the raw layout of nnU-Net (version 2, and the older dataset.json).
 
-    <root>/dataset.json                        channel_names (or modality), labels, file_ending
-    <root>/imagesTr/<case>_0000.nii.gz …       one file for each channel, numbered in four digits
-    <root>/labelsTr/<case>.nii.gz
-    <root>/imagesTs/<case>_0000.nii.gz …       cases without labels, optional
-
-As a command, `python -m isles_jax.data.nnunet --input=SPES_FOLDER --output=DIR` writes a SPES folder in this layout.
+<root>/dataset.json                        channel_names (or modality), labels, file_ending
+<root>/imagesTr/<case>_0000.nii.gz …       one file for each channel, numbered in four digits
+<root>/labelsTr/<case>.nii.gz
+<root>/imagesTs/<case>_0000.nii.gz …       cases without labels, optional
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -20,19 +17,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from isles_jax.config import InputError, run_command
-from isles_jax.data.case import (
-    SUFFIXES,
-    Case,
-    Dataset,
-    is_nifti,
-    list_folder,
-    read_all,
-    read_images,
-    read_label_values,
-    stem,
-    write_labels,
-)
+from isles_jax.data.case import Case, Dataset
+from isles_jax.data.nifti import SUFFIXES, is_nifti, list_folder, read_all, read_images, read_labels, stem, write_labels
+from isles_jax.runtime.command import InputError
 
 # Spellings of the sequences that the package knows by name.
 _KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI"}
@@ -214,15 +201,7 @@ def _in_order(case: Path, files: dict[int, Path], channels: int) -> list[Path]:
 def _with_labels(case: Case, path: Path, values: tuple[int, ...]) -> Case:
     if not path.is_file():
         raise InputError(f"{path}: missing; expected labels for every case of imagesTr")
-    found = read_label_values(path, case)
-    unknown = sorted(set(np.unique(found).tolist()) - {0, *values})
-    if unknown:
-        raise InputError(
-            f"{path}: holds the label {unknown[0]}; expected only {sorted({0, *values})} as in dataset.json"
-        )
-    table = np.zeros(256, np.uint8)
-    table[list(values)] = np.arange(1, len(values) + 1)
-    return replace(case, labels=table[found], files=(*case.files, path))
+    return replace(case, labels=read_labels(path, case, values), files=(*case.files, path))
 
 
 def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]]) -> list[Path]:
@@ -231,22 +210,3 @@ def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]
         return []
     labels = [path for path in list_folder(folder) if is_nifti(path) and path.name == stem(path) + ending]
     return [path for path in labels if stem(path) not in training]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    from isles_jax.data import load
-
-    parser = argparse.ArgumentParser("python -m isles_jax.data.nnunet", description="Writes a data set for nnU-Net.")
-    parser.add_argument("--input", type=Path, required=True, help="folder in the SPES layout")
-    parser.add_argument("--output", type=Path, required=True, help="new folder, such as nnUNet_raw/Dataset015_SPES")
-    parser.add_argument("--penumbra", type=int, default=1, help="integer of penumbra in the input (default 1)")
-    parser.add_argument("--core", type=int, default=2, help="integer of core in the input (default 2)")
-    flags = parser.parse_args(arguments)
-    dataset = load(flags.input, penumbra=flags.penumbra, core=flags.core)
-    write(dataset, flags.output)
-    print(f"{flags.output}: {len(dataset.cases)} cases, labels 1 {', 2 '.join(dataset.classes)}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -4,11 +4,8 @@ Each patient (`patient.py`) has a brain of grey matter, white matter and ventric
 artery's territory with collaterals of a certain grade, and is scanned: a perfusion series from which Tmax and TTP are
 computed as a clinic's software would (`perfusion.py`), and a DWI. The equations, the numbers and their sources are in
 docs/data.md.
-
-As a command: `python -m isles_jax.data.phantom --output=DIR [--cases --shape --difficulty --seed] [--figure]`.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,9 +15,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from isles_jax.config import InputError, baseline, run_command
+from isles_jax.data import spes
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
-from isles_jax.files import part_of, writing
+from isles_jax.runtime.command import InputError
+from isles_jax.runtime.files import part_of, writing
 
 MARKER = "phantom.json"
 
@@ -74,15 +72,20 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
 
 
 def write_figure(root: Path, path: Path) -> None:
-    """A page of up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels drawn on the DWI."""
-    import matplotlib
+    """A page of up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels drawn on the DWI.
 
+    Raises:
+      InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        wanted = "pip install matplotlib, or uv run --extra report"
+        raise InputError(f"matplotlib is not installed, expected it for --figure: {wanted}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from isles_jax.data import load
-
-    cases = load(root, penumbra=1, core=2).cases[:6]
+    cases = spes.read(root, penumbra=1, core=2).cases[:6]
     figure, axes = plt.subplots(4, len(cases), figsize=(2.3 * len(cases), 9.4), squeeze=False, layout="constrained")
     for column, case in enumerate(cases):
         assert case.labels is not None
@@ -110,32 +113,3 @@ def write_figure(root: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    defaults = baseline(residual=True, adversarial=True, overlap=True)
-    phantom = defaults.data.phantom
-    shape = "x".join(map(str, phantom.shape))
-    parser = argparse.ArgumentParser(
-        "python -m isles_jax.data.phantom", description="Writes phantom patients as NIfTI."
-    )
-    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
-    parser.add_argument("--cases", type=int, default=phantom.cases, help="number of patients (default %(default)s)")
-    parser.add_argument("--shape", default=shape, help="voxels of a volume (default %(default)s)")
-    parser.add_argument("--difficulty", type=float, default=phantom.difficulty, help="0 clean, 1 as in life (default)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="fixes every patient (default %(default)s)")
-    parser.add_argument("--figure", action="store_true", help="also draw the first six patients, OUTPUT/phantom.png")
-    flags = parser.parse_args(arguments)
-    try:
-        sides = tuple(int(side) for side in flags.shape.strip("()").replace("x", ",").split(","))
-    except ValueError:
-        parser.error(f"--shape={flags.shape}: expected three numbers, as in {shape}")
-    write_phantom(flags.output, cases=flags.cases, shape=sides, difficulty=flags.difficulty, seed=flags.seed)
-    if flags.figure:
-        write_figure(flags.output, flags.output / "phantom.png")
-    print(f"{flags.output}: {flags.cases} phantom patients")
-
-
-if __name__ == "__main__":
-    run_command(main)

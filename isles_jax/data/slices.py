@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isles_jax.data.case import Case, brain_mask
+from isles_jax.data.case import Case
 
 
 class Slices(NamedTuple):
@@ -63,6 +63,20 @@ def unpad(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return array[starts[0] : starts[0] + shape[0], starts[1] : starts[1] + shape[1]]
 
 
+def network_input(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A case as the network sees it: its slices with brain, normalised and padded.
+
+    Args:
+      case: its labels are not looked at.
+      size: H and W, at least the slices' own sides.
+
+    Returns:
+      float32 [S, H, W, M], and the places [S] of these slices along the case's third axis.
+    """
+    places = np.flatnonzero(case.brain.any(axis=(0, 1)))
+    return np.moveaxis(pad(normalise(case.images, case.brain)[:, :, places], size), 2, 0), places
+
+
 def make_slices(cases: tuple[Case, ...], multiple: int) -> Slices:
     """Normalises, pads and stacks the slices with brain of labelled cases, in the cases' order.
 
@@ -74,18 +88,17 @@ def make_slices(cases: tuple[Case, ...], multiple: int) -> Slices:
       ValueError: a case has no labels.
     """
     size = padded_size(tuple(np.max([case.images.shape[:2] for case in cases], axis=0)), multiple)
-    brains = [brain_mask(case.images) for case in cases]
-    chosen = [np.flatnonzero(brain.any(axis=(0, 1))) for brain in brains]
-    numbers = np.repeat(np.arange(len(cases), dtype=np.int32), [len(places) for places in chosen])
+    counts = [int(case.brain.any(axis=(0, 1)).sum()) for case in cases]
+    numbers = np.repeat(np.arange(len(cases), dtype=np.int32), counts)
     # Filled case by case: the images of all cases are in memory once here, not twice.
     images = np.zeros((len(numbers), *size, cases[0].images.shape[-1]), np.float32)
     labels = np.full((len(numbers), *size), -1, np.int8)
-    for number, (case, brain, places) in enumerate(zip(cases, brains, chosen, strict=True)):
+    for number, case in enumerate(cases):
         if case.labels is None:
             raise ValueError(f"{case.name} has no labels")
-        mine = numbers == number
-        images[mine] = np.moveaxis(pad(normalise(case.images, brain)[:, :, places], size), 2, 0)
-        labels[mine] = np.moveaxis(pad(case.labels[:, :, places].astype(np.int8), size, -1), 2, 0)
+        of_case = numbers == number
+        images[of_case], places = network_input(case, size)
+        labels[of_case] = np.moveaxis(pad(case.labels[:, :, places].astype(np.int8), size, -1), 2, 0)
     return Slices(images, labels, numbers, np.any(labels > 0, axis=(1, 2)))
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from isles_jax.config import InputError
-from isles_jax.data.case import Case, Dataset, is_nifti, list_folder, read_all, read_images, read_label_values, stem
+from isles_jax.data.case import Case, Dataset
+from isles_jax.data.nifti import is_nifti, list_folder, read_all, read_images, read_labels, stem
+from isles_jax.runtime.command import InputError
 
 CHANNELS = ("Tmax", "TTP", "DWI")
 CLASSES = ("penumbra", "core")
@@ -87,17 +88,13 @@ def _read_case(folder: Path, values: tuple[int, int], shared: list[tuple[int, in
     used: tuple[Path, ...]
     if volume:
         path = _only(folder, "OT", volume)
-        found = read_label_values(path, case)
-        _check_values(path, found, {0, *values})
-        labels, used = np.where(found == values[0], 1, np.where(found == values[1], 2, 0)), (path,)
+        labels, used = read_labels(path, case, values), (path,)
     else:
         used = (_only(folder, "penumbralabel", penumbra), _only(folder, "corelabel", core))
-        masks = [read_label_values(path, case) for path in used]
-        for path, mask in zip(used, masks, strict=True):
-            _check_values(path, mask, {0, 1})
-        labels = np.where(masks[1] == 1, 2, masks[0])
+        masks = [read_labels(path, case, (1,)) for path in used]
+        labels = np.where(masks[1] == 1, np.uint8(2), masks[0])
         shared.append((int(masks[1].sum()), int((masks[0] & masks[1]).sum())))
-    return replace(case, labels=labels.astype(np.uint8), files=case.files + used)
+    return replace(case, labels=labels, files=case.files + used)
 
 
 def _nifti_files(folder: Path) -> list[Path]:
@@ -122,12 +119,6 @@ def _only(folder: Path, word: str, files: list[Path]) -> Path:
         raise InputError(f"{folder}: {len(files)} files for {word} ({there[0]}, {there[1]}); expected one")
     others = ", ".join(path.name for path in _nifti_files(folder)) or "no NIfTI file"
     raise InputError(f"{folder}: no {word}.nii, …{word}….nii or .nii.gz; found {others}")
-
-
-def _check_values(path: Path, found: np.ndarray, expected: set[int]) -> None:
-    unknown = sorted(set(np.unique(found).tolist()) - expected)
-    if unknown:
-        raise InputError(f"{path}: holds the label {unknown[0]}; expected only {sorted(expected)}")
 
 
 def _nesting_note(shared: list[tuple[int, int]]) -> tuple[str, ...]:

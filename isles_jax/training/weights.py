@@ -10,12 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from isles_jax import files
-from isles_jax.config import InputError, to_dict
+from isles_jax.config import to_dict
+from isles_jax.models import MULTIPLE
+from isles_jax.networks import make_segmenter
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint, parallel
 
 SUFFIX = ".safetensors"
 KEY = "isles_jax"
@@ -70,8 +77,6 @@ def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
     if folds is None and not finished:
         numbers = ", ".join(map(str, sorted(found)))
         raise InputError(f"{workdir}: found no fold that is finished, expected one; --folds={numbers} takes them as is")
-    from isles_jax import checkpoint  # Orbax and JAX, which a mistake should not wait for
-
     chosen = _chosen(workdir, found, finished if folds is None else folds)
     loaded = {number: checkpoint.load_variables(found[number] / "checkpoints") for number in chosen}
     _, config, meta = loaded[chosen[0]]
@@ -94,8 +99,6 @@ def _chosen(path: epath.Path, found: Mapping[int, Any], folds: Sequence[int]) ->
 
 def flat(trained: Trained) -> dict[str, np.ndarray]:
     """Every number of the networks under the name that it has in a file."""
-    from flax.traverse_util import flatten_dict
-
     named = {f"fold_{number}": variables for number, variables in trained.folds.items()}
     # Without empty branches: a network without batch norm has no statistics.
     return {name: np.asarray(value) for name, value in flatten_dict(named, sep="/").items()}
@@ -103,8 +106,6 @@ def flat(trained: Trained) -> dict[str, np.ndarray]:
 
 def nested(tensors: Mapping[str, Any]) -> dict[int, Any]:
     """The inverse of `flat`: what Flax's `apply` takes, by the fold's number."""
-    from flax.traverse_util import unflatten_dict
-
     return {int(name[5:]): variables for name, variables in unflatten_dict(dict(tensors), sep="/").items()}
 
 
@@ -137,8 +138,6 @@ def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
     found, steps = nested(tensors), {int(number): step for number, step in values["steps"].items()}
     _check_shapes(path, found, config, len(classes) + 1, len(channels))
     chosen = _chosen(path, found, sorted(found) if folds is None else folds)
-    from isles_jax import parallel
-
     return Trained(
         config, classes, channels, tuple(values["label_values"]), values["versions"],
         {number: steps[number] for number in chosen}, {number: parallel.replicate(found[number]) for number in chosen},
@@ -149,13 +148,6 @@ def _check_shapes(
     path: epath.Path, found: Mapping[int, Any], config: ml_collections.ConfigDict, classes: int, channels: int
 ) -> None:
     """InputError unless every fold has the tensors of the network that the file's own settings make."""
-    import jax
-    import jax.numpy as jnp
-    from flax.traverse_util import flatten_dict
-
-    from isles_jax.models import MULTIPLE
-    from isles_jax.state import make_segmenter
-
     image = jnp.zeros((1, MULTIPLE, MULTIPLE, channels))
     like = jax.eval_shape(lambda: make_segmenter(config, classes).init(jax.random.key(0), image))
     wanted = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}

@@ -13,12 +13,25 @@ from typing import Any
 
 from etils import epath
 
-from isles_jax.config import InputError
+from isles_jax.runtime.command import InputError
 
 
 def is_bucket(path: epath.PathLike) -> bool:
     """True for gs://... and the like."""
     return "://" in os.fspath(path)
+
+
+def check_folder(path: Path) -> None:
+    """InputError unless `path` is a folder."""
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {found}; expected a folder of cases")
+
+
+def check_run(path: epath.PathLike) -> None:
+    """InputError if nothing is at `path`, where a run or a .safetensors file should be; buckets are not asked."""
+    if not is_bucket(path) and not Path(path).exists():
+        raise InputError(f"{path}: does not exist; expected a run of isles_jax.main or a .safetensors file")
 
 
 @contextlib.contextmanager

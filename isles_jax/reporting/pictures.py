@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isles_jax import files
-from isles_jax.data.case import Case, Dataset, brain_mask, radiological, read_label_values
-from isles_jax.results import Run
+from isles_jax.data.case import Case, Dataset, radiological
+from isles_jax.data.nifti import read_labels
+from isles_jax.reporting.results import Run
+from isles_jax.runtime import files
 
 # Gray levels in a sprite: more than an eye tells apart in a noisy scan, and a third smaller than all 256.
 LEVELS = 64
@@ -80,14 +81,12 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
 
 def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool) -> Picture:
     assert case.labels is not None
-    table = np.zeros(256, np.uint8)
-    table[list(dataset.label_values)] = np.arange(1, len(dataset.label_values) + 1)
     results = {}
     for label, run in runs.items():
         fold = next(number for number, names in enumerate(run.folds) if case.name in names)
         path = run.workdir / f"fold_{fold}" / "predictions" / f"{case.name}.nii.gz"
-        results[label] = table[read_label_values(files.fetch(path), case)]
-    brain = brain_mask(case.images)
+        results[label] = read_labels(files.fetch(path), case, dataset.label_values)
+    brain = case.brain
     wanted = brain if whole else np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
     places = np.flatnonzero((wanted if wanted.any() else brain).any(axis=(0, 1)))
     margin = 0 if whole else 2

@@ -22,9 +22,10 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from isles_jax import files, parallel, processes
-from isles_jax.config import InputError
-from isles_jax.state import Network, State
+from isles_jax.runtime import files, processes
+from isles_jax.runtime.command import InputError
+from isles_jax.training import parallel
+from isles_jax.training.state import Network, State, init_state
 
 KEEP = 2
 MANIFEST = "manifest.json"
@@ -86,8 +87,8 @@ def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
     step = int(state.step)
     folder = epath.Path(directory) / str(step)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
-    processes.decide(lambda: _begin(folder, size))
-    with _one_line(folder), _manager(directory) as manager:
+    processes.on_first(lambda: _begin(folder, size))
+    with _shown_as_one_line(folder), _manager(directory) as manager:
         saved = manager.save(
             step,
             args=ocp.args.Composite(
@@ -97,7 +98,7 @@ def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
         )  # fmt: skip
     if not saved:
         raise FileExistsError(f"{folder}: Orbax did not save this step")
-    processes.decide(lambda: _finish(folder))
+    processes.on_first(lambda: _finish(folder))
 
 
 def _begin(folder: epath.Path, size: int) -> None:
@@ -125,7 +126,7 @@ def _reserve(folder: epath.Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _one_line(folder: epath.Path) -> Iterator[None]:
+def _shown_as_one_line(folder: epath.Path) -> Iterator[None]:
     """Makes one line of what the system refuses Orbax, whose threads and tasks would fill pages with it."""
     said, disabled, refused = io.StringIO(), logging.root.manager.disable, False
     logging.disable(logging.CRITICAL)
@@ -231,7 +232,7 @@ def restore(directory: epath.PathLike, like: State) -> State | None:
     Raises:
       InputError: checkpoints exist, and none is sound.
     """
-    step = processes.decide(lambda: _newest_alone(directory))
+    step = processes.on_first(lambda: _newest_alone(directory))
     if step is None:
         return None
     params, train = (ocp.args.StandardRestore(parallel.abstract(item)) for item in _items(like))
@@ -277,9 +278,7 @@ def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], ml_collec
     Raises:
       InputError: there is no sound checkpoint.
     """
-    from isles_jax.state import init_state
-
-    meta = processes.decide(lambda: read_meta(directory))
+    meta = processes.on_first(lambda: read_meta(directory))
     config = ml_collections.ConfigDict(meta["config"])
     shapes = jax.eval_shape(lambda: init_state(config, tuple(meta["classes"]), len(meta["channels"]), 1, 0))
     restore = ocp.args.StandardRestore(parallel.abstract(shapes.segmenter.variables))

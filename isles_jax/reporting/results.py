@@ -8,9 +8,10 @@ from typing import Any
 
 from etils import epath
 
-from isles_jax import evaluate, files, statistics
-from isles_jax.config import InputError
-from isles_jax.evaluate import Row
+from isles_jax.reporting import scores, statistics
+from isles_jax.reporting.scores import Row
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
 
 # Table 1 of Rajan, Sathish and Sheet: Dice of each system on ISLES-2015 SPES, mean of three folds.
 PAPER = {
@@ -47,7 +48,7 @@ class Run:
       config: config.json.
       data: data.json, with "phantom", "classes", "channels", "label_values" and "cases" (facts of each case by name).
       folds: names of the held-out cases of each fold.
-      rows: scores, as `evaluate.read_cases_csv` gives them.
+      rows: scores, as `scores.read_cases_csv` gives them.
       rule: scores of the clinical rule on the same cases; empty where it does not apply.
       curves: for each fold, its lines of metrics.jsonl.
     """
@@ -85,8 +86,8 @@ def read_run(workdir: epath.PathLike) -> Run:
         config=config,
         data=data,
         folds=folds,
-        rows=evaluate.read_cases_csv(workdir / "cases.csv"),
-        rule=evaluate.read_cases_csv(rule) if rule.exists() else [],
+        rows=scores.read_cases_csv(workdir / "cases.csv"),
+        rule=scores.read_cases_csv(rule) if rule.exists() else [],
         curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
     )
 
@@ -157,7 +158,7 @@ def dice_means(rows: Mapping[str, Sequence[Row]], word: str) -> dict[str, Mean]:
     means = {}
     for label, mine in rows.items():
         mine = [row for row in mine if row["class"] == word]
-        summary = evaluate.summarise(mine)["classes"][word]["dice"]
+        summary = scores.summarise(mine)["classes"][word]["dice"]
         std = math.nan if summary["std"] is None else summary["std"]
         means[label] = Mean(summary["mean"], std, *statistics.interval(dice_of(mine, word), (0.0, 1.0)))
     return means

@@ -8,7 +8,7 @@ import numpy as np
 
 from isles_jax.data.case import Case, radiological
 from isles_jax.data.slices import Slices
-from isles_jax.predict import BATCH
+from isles_jax.networks import BATCH
 
 # How many slices are shown, each of another case; one batch of a prediction holds them.
 SHOWN = 4
@@ -31,7 +31,7 @@ def draw(
     """One picture for each chosen slice: its channels, then the last channel with the reference, with the prediction.
 
     Args:
-      forward: from `predict.make_forward`; it runs once, on a batch of the size that prediction has.
+      forward: from `networks.make_forward`; it runs once, on a batch of the size that prediction has.
       variables: of the network, any placement on devices.
       slices: of `cases`.
       cases: in the order that `slices.case` counts.

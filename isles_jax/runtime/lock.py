@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 
 from etils import epath
 
-from isles_jax import files, interrupt
-from isles_jax.config import InputError
+from isles_jax.runtime import files, interrupt
+from isles_jax.runtime.command import InputError
 
 NAME = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-from isles_jax import interrupt
-from isles_jax.config import InputError
+from isles_jax.runtime import interrupt
+from isles_jax.runtime.command import InputError
 
 # Seconds that a process which ends waits for the others, so that one that fails alone does not hold them for long.
 LEAVE_SECONDS = 30
@@ -162,7 +162,7 @@ def run(work: Callable[[], None]) -> None:
         os._exit(2 if mistake else 1)  # leaving as usual would wait for the others first
 
 
-def together(work: Callable[[], Result]) -> Result:
+def on_all(work: Callable[[], Result]) -> Result:
     """Does the same or its share of something on every process; returns when all have.
 
     Raises:
@@ -181,13 +181,13 @@ def together(work: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def decide(work: Callable[[], Result]) -> Result:
+def on_first(work: Callable[[], Result]) -> Result:
     """Does something on process 0 alone; returns what it returned, which must be JSON-able, on all.
 
     Raises:
       SharedError: the same on all of them.
     """
-    return _exchange(together(lambda: work() if first() else None))[0] if count() > 1 else work()
+    return _exchange(on_all(lambda: work() if first() else None))[0] if count() > 1 else work()
 
 
 def _exchange(value: Any) -> list[Any]:

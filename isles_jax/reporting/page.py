@@ -3,17 +3,70 @@
 import base64
 import hashlib
 import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from isles_jax import __version__, charts, evaluate, pictures, results, statistics
-from isles_jax.evaluate import Row
-from isles_jax.pictures import Picture
-from isles_jax.results import Run
+from isles_jax import __version__
+from isles_jax.config import flatten
+from isles_jax.data import layouts
+from isles_jax.data.case import Dataset
+from isles_jax.reporting import case_sections, charts, pictures, results, scores, statistics
+from isles_jax.reporting.pictures import Picture
+from isles_jax.reporting.results import Run
+from isles_jax.reporting.scores import Row
+from isles_jax.runtime import files
+from isles_jax.training import checkpoint
+
+
+def write_report(
+    path: epath.PathLike, runs: Sequence[Run], reference: str | None = None, dataset: Dataset | None = None
+) -> None:
+    """Writes one HTML file about one or more runs on the same data, atomically; it needs nothing outside itself.
+
+    Args:
+      path: of the file.
+      runs: from `results.read_run`.
+      reference: the row that the others are compared with; None: see `results.reference_of`.
+      dataset: the runs' data if they are in memory; None: read from where the first run read them. If they are not
+        there, the page has no pictures, and says so.
+
+    Raises:
+      InputError: the runs are not on the same data, or no row is called `reference`; a prediction is missing or does
+        not fit its case.
+    """
+    base = results.reference_of(runs, reference)
+    labels = [label for label in results.systems(runs) if label != results.RULE]
+    by_label = dict(zip(labels, runs, strict=True))
+    chosen = _chosen(by_label[base] if base in by_label else runs[-1])
+    dataset = dataset or _read_data(runs[0])
+    cases = pictures.make(dataset, by_label, list(chosen.values())) if dataset else []
+    folders = [run.workdir / "fold_0" / "checkpoints" for run in runs]
+    versions = [checkpoint.read_meta(folder)["versions"] if folder.is_dir() else {} for folder in folders]
+    files.write_atomic(path, page(runs, base, cases, chosen, versions))
+
+
+def _read_data(run: Run) -> Dataset | None:
+    root = epath.Path(run.config["data"]["root"] or run.workdir / "phantom")
+    if not root.is_dir():
+        return None
+    values = run.config["data"]["labels"]
+    return layouts.load(files.fetch(root), penumbra=values["penumbra"], core=values["core"])
+
+
+def _chosen(run: Run) -> dict[str, str]:
+    """The best, the median and the worst case by the mean Dice over the classes; fewer where there are few cases."""
+    dice: dict[str, list[float]] = {}
+    for row in run.rows:
+        if row["class"] != scores.WHOLE_LESION:
+            dice.setdefault(row["case"], []).append(row["dice"])
+    ranked = sorted(dice, key=lambda name: -np.mean(dice[name]))
+    places = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    names = list(places.values())
+    return {place: name for number, (place, name) in enumerate(places.items()) if name not in names[:number]}
 
 
 def page(
@@ -32,7 +85,7 @@ def page(
       chosen: {"best": case, "median": case, "worst": case} for the still panels.
       versions: for each run, those of the packages that trained it; none where they were not kept.
     """
-    assets = importlib.resources.files("isles_jax")
+    assets = importlib.resources.files("isles_jax.reporting")
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser itself refuses whatever would leave the file, and any script but this one.
@@ -46,8 +99,8 @@ def page(
         _head(title, runs),
         _dice(rows, runs),
         _differences(rows, runs, reference),
-        _panels(cases, chosen, runs),
-        _viewer(cases, runs, reference),
+        case_sections.stills(cases, chosen, runs),
+        case_sections.viewer(cases, runs, reference),
         _measures(rows, runs),
         _volumes(rows, runs),
         _curves(runs),
@@ -159,7 +212,7 @@ def _effect(value: float, low: float, high: float) -> str:
 def _measures(rows: Mapping[str, list[Row]], runs: Sequence[Run]) -> str:
     body, kinds = [], []
     for label, mine in rows.items():
-        summary = evaluate.summarise(mine)["classes"]
+        summary = scores.summarise(mine)["classes"]
         for word in _classes(runs):
             cells = [f"{summary[word][name]['mean']:.3f}" for name in results.MEASURES]
             body.append([escape(label), escape(word), *cells])
@@ -207,107 +260,12 @@ def _curves(runs: Sequence[Run]) -> str:
     return text
 
 
-# --- cases -----------------------------------------------------------------------------------------------------------
-
-
-def _key(runs: Sequence[Run]) -> str:
-    words = enumerate(runs[0].data["classes"])
-    keys = "".join(f'<span style="--colour: var(--k{n % 6 + 1})">{escape(word)}</span>' for n, word in words)
-    return f'<p class="key"><span style="--colour: var(--truth)">reference</span>{keys}</p>'
-
-
-def _panels(cases: Sequence[Picture], chosen: Mapping[str, str], runs: Sequence[Run]) -> str:
-    """The paper's Figure 2: inputs, reference and each system's contours for three cases."""
-    if not cases:
-        return ""
-    by_name = {picture.name: picture for picture in cases}
-    channels = runs[0].data["channels"]
-    behind = channels.index("DWI") if "DWI" in channels else 0
-    text = f"<h2>Best, median and worst case</h2>{_key(runs)}"
-    for place, name in chosen.items():
-        picture = by_name[name]
-        at = pictures.telling_slice(picture)
-        panels = [_panel(picture, gray[at], "", channel) for channel, gray in zip(channels, picture.gray, strict=True)]
-        truth = _outlines(picture.truth[at], "t")
-        panels.append(_panel(picture, picture.gray[behind][at], _outlines(picture.truth[at]), "reference"))
-        for label, result in picture.results.items():
-            lines = truth + _outlines(result[at])
-            panels.append(_panel(picture, picture.gray[behind][at], lines, label, _case_dice(runs, label, name)))
-        text += f"<h3>{escape(place.capitalize())}: case {escape(name)}, slice {picture.slices[at] + 1}</h3>"
-        text += f'<div class="panels">{"".join(panels)}</div>'
-    return text + (
-        '<p class="soft">Chosen by the mean Dice over the classes. Contours follow the voxels’ edges; in a system’s '
-        "panel the reference is white, where it differs.</p>"
-    )
-
-
-def _panel(picture: Picture, gray: np.ndarray, lines: str, title: str, more: str = "") -> str:
-    height, width = gray.shape
-    tall, wide = picture.pixel
-    return (
-        f'<figure><svg class="scan" viewBox="0 0 {width * wide:.3f} {height * tall:.3f}" role="img" '
-        f'aria-label="{escape(title, quote=True)}"><g transform="scale({wide:.6g} {tall:.6g})"><image width="{width}" '
-        f'height="{height}" preserveAspectRatio="none" href="{pictures.data_uri(gray)}"/>{lines}</g></svg>'
-        f"<figcaption>{escape(title)}{f'<br>{escape(more)}' if more else ''}</figcaption></figure>"
-    )
-
-
-def _outlines(labels: np.ndarray, kind: str = "") -> str:
-    values = [int(value) for value in np.unique(labels) if value]
-    return "".join(
-        f'<path class="{kind or f"k{(v - 1) % 6 + 1}"}" d="{pictures.outline(labels == v)}"/>' for v in values
-    )
-
-
-def _case_dice(runs: Sequence[Run], label: str, case: str) -> str:
-    """Dice of a case for each class, in words."""
-    rows = results.systems(runs)[label]
-    return ", ".join(f"{row['class']} {row['dice']:.2f}" for row in rows if row["case"] == case)
-
-
-def _viewer(cases: Sequence[Picture], runs: Sequence[Run], reference: str) -> str:
-    text = '<h2 class="screen">Every slice</h2>'
-    if not cases:
-        return (
-            text + "<p>The images are not where the run read them, so there are no pictures of cases on this page.</p>"
-        )
-    labels = list(cases[0].results)
-    data = [
-        pictures.viewer_case(picture, runs[0].data["channels"])
-        | {"start": pictures.telling_slice(picture)}
-        | {"dice": {label: _case_dice(runs, label, picture.name) for label in labels}}
-        for picture in cases
-    ]
-    options = "".join(f"<option>{escape(picture.name)}</option>" for picture in cases)
-    first = reference if reference in labels else labels[-1]
-    systems = "".join(f"<option{' selected' * (label == first)}>{escape(label)}</option>" for label in labels)
-    systems += '<option value="">no result</option>'
-    count = sum(map(len, runs[0].folds))
-    if len(cases) < count:
-        text += f'<p class="soft screen">{len(cases)} of {count} cases; more would make the file too large.</p>'
-    # In a script element only "<" could end the text early.
-    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return text + (
-        f'<div id="viewer" class="screen" data-classes="{len(runs[0].data["classes"])}"><div class="controls">'
-        '<button type="button" data-part="previous-case" aria-label="previous case">◀ case</button>'
-        f'<select data-part="case" aria-label="case">{options}</select>'
-        '<button type="button" data-part="next-case" aria-label="next case">case ▶</button>'
-        f'<select data-part="system" aria-label="result shown">{systems}</select>'
-        '<label><input type="checkbox" data-part="truth" checked> reference</label><span class="slide">'
-        '<button type="button" data-part="previous-slice" aria-label="previous slice">−</button>'
-        '<input type="range" min="0" max="0" value="0" data-part="slice" aria-label="slice">'
-        '<button type="button" data-part="next-slice" aria-label="next slice">+</button></span></div>'
-        '<p class="said" data-part="said" aria-live="polite">Opening…</p><div class="views" data-part="views"></div>'
-        f'{_key(runs)}</div><script type="application/json" id="viewer-data">{embedded}</script>'
-    )
-
-
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
 def _settings(runs: Sequence[Run], versions: Sequence[Mapping[str, str]]) -> str:
     columns = [
-        _flatten(run.config) | {f"version of {name}": version for name, version in mine.items()}
+        flatten(run.config) | {f"version of {name}": version for name, version in mine.items()}
         for run, mine in zip(runs, versions, strict=True)
     ]
     keys = list(dict.fromkeys(key for column in columns for key in column))
@@ -323,10 +281,3 @@ def _settings(runs: Sequence[Run], versions: Sequence[Mapping[str, str]]) -> str
               if all(mine.get(name) == version for mine in versions)]  # fmt: skip
     trained = f"Trained with {escape(', '.join(shared))}; this" if shared else "This"
     return text + f'<p class="soft">{trained} page was made by isles_jax {__version__}.</p>'
-
-
-def _flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return flat

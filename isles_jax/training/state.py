@@ -1,7 +1,6 @@
 """The training state: everything that a step changes, as one pytree."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +12,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from isles_jax.conv import conv_general_dilated
-from isles_jax.models import MULTIPLE, Discriminator, SUMNet, pass_through
+from isles_jax.models import MULTIPLE, kernel_init
+from isles_jax.networks import critic_channels, make_critic, make_segmenter
 
 
 @flax.struct.dataclass
@@ -39,43 +38,6 @@ class State:
     key: Array
     segmenter: Network
     critics: dict[str, Network]
-
-
-# A network that runs this often repays the longer compilation of `isles_jax.conv` (a minute and more on two cores).
-_LONG = 1000
-
-
-def make_segmenter(
-    config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None, runs: int = 0
-) -> SUMNet:
-    """The segmentation network of a configuration; `runs` says how often it will be called."""
-    model = config.model
-    return SUMNet(
-        num_classes=num_classes, residual=model.residual, width=model.width, batch_norm=model.batch_norm,
-        dtype=jnp.dtype(config.dtype), axis_name=axis_name, conv=_convolution(config, runs),
-    )  # fmt: skip
-
-
-def make_critic(config: ml_collections.ConfigDict, axis_name: str | None = None, runs: int = 0) -> Discriminator:
-    """The discriminator of a configuration; one module serves all critics. `runs` as for the segmenter."""
-    return Discriminator(
-        width=config.discriminator.width, dtype=jnp.dtype(config.dtype), axis_name=axis_name,
-        conv=_convolution(config, runs),
-    )  # fmt: skip
-
-
-def _convolution(config: ml_collections.ConfigDict, runs: int) -> Callable[..., Array] | None:
-    """What the networks convolve by: None stands for `lax`."""
-    repaid = jax.default_backend() == "cpu" and runs >= _LONG
-    return conv_general_dilated if config.model.conv == "winograd" or (config.model.conv == "auto" and repaid) else None
-
-
-def critic_channels(config: ml_collections.ConfigDict, classes: tuple[str, ...]) -> dict[str, slice]:
-    """Which class channels each critic sees: each foreground class alone, and all of them (section 2 of the paper)."""
-    if not (config.discriminator.enabled and config.loss.adversarial):
-        return {}
-    alone = {name: slice(number, number + 1) for number, name in enumerate(classes, start=1)}
-    return {**alone, "all classes": slice(1, None)} if len(classes) > 1 else alone
 
 
 def learning_rate(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
@@ -124,15 +86,13 @@ def init_state(
 
 
 def _init_variables(module: nn.Module, planes: int, generator: np.random.Generator) -> Any:
-    """The modules' initialisation (He's, normal) by NumPy: JAX would compile a random generator for every shape."""
+    """What `module.init` gives, with numbers drawn by NumPy: JAX would compile a random generator for every shape."""
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if path[-1].key == "kernel":
-            if path[-2].key == "preconv":
-                return pass_through(None, leaf.shape)
-            deviation = np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
-            return deviation * generator.standard_normal(leaf.shape, np.float32)
-        return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
+        name = path[-1].key
+        if name == "kernel":
+            return kernel_init(path[-2].key)(generator, leaf.shape, leaf.dtype)
+        return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
 
     return jax.tree.map_with_path(fill, _shapes(module, planes))
 

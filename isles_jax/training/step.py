@@ -11,17 +11,9 @@ import optax
 from jax import Array, lax
 
 from isles_jax import losses
-from isles_jax.augment import augment
-from isles_jax.state import (
-    Network,
-    State,
-    critic_channels,
-    critic_optimizer,
-    learning_rate,
-    make_critic,
-    make_segmenter,
-    segmenter_optimizer,
-)
+from isles_jax.networks import critic_channels, make_critic, make_segmenter
+from isles_jax.training.augment import augment
+from isles_jax.training.state import Network, State, critic_optimizer, learning_rate, segmenter_optimizer
 
 Metrics = dict[str, Array]
 Step = Callable[[State, tuple[Array, Array], Array], tuple[State, Metrics]]
