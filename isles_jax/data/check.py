@@ -26,11 +26,11 @@ def verify_labels(dataset: Dataset) -> None:
     penumbra, core = facts["penumbra"], facts["core"]
     if _agree(penumbra, core):
         return
-    found = "; ".join(
+    measured = "; ".join(
         f"{name} {fact['ml']:.0f} ml, DWI {fact['DWI']:+.2f}, Tmax {fact['Tmax']:+.2f}" for name, fact in facts.items()
     )
     head = (
-        f"{dataset.root}: the images contradict the labels: {found} (standard deviations above the healthy brain); "
+        f"{dataset.root}: the images contradict the labels: {measured} (standard deviations above the healthy brain); "
         "expected core smaller and brighter in DWI, and Tmax raised in penumbra"
     )
     if any(len(case.files) == len(dataset.channels) + 2 for case in labelled) and not penumbra["ml"] > core["ml"]:

@@ -79,8 +79,8 @@ def write_figure(root: Path, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        wanted = "pip install matplotlib, or uv run --extra report"
-        raise InputError(f"matplotlib is not installed, expected it for --figure: {wanted}") from error
+        install = "pip install matplotlib, or uv run --extra report"
+        raise InputError(f"matplotlib is not installed, expected it for --figure: {install}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
