@@ -4,6 +4,8 @@ import tempfile
 
 import pytest
 
+# Its fixtures are finished runs, for the tests of reports.
+pytest_plugins = ["report_runs"]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests measure no speed, and compile for most of their time: little is optimised, and the workers of this session and
 # the commands they start share what was compiled.
