@@ -6,6 +6,8 @@ import tempfile
 
 import pytest
 
+# Its fixtures are finished runs, for the tests of reports.
+pytest_plugins = ["report_runs"]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests measure no speed, and most of their time is compilation: XLA optimises little. The workers of this session and
 # the commands that they start share one compilation cache.

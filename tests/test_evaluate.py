@@ -90,7 +90,7 @@ def test_empty_masks_are_told(tmp_path, capsys):
 def test_a_prediction_without_a_label_is_told(folders, capsys):
     write(folders / "predictions" / "other.nii", random_labels(0))
     command(folders)
-    assert "without a label and not scored: other" in capsys.readouterr().err
+    assert "no label and are not scored: other" in capsys.readouterr().err
 
 
 def break_missing(folder):
