@@ -11,7 +11,8 @@ from jax._src.array import ArrayImpl
 
 from isles_jax.data import layouts
 from isles_jax.training import checkpoint, fold, parallel
-from isles_jax.training.fold import _parallel_step, prepare, train_fold
+from isles_jax.training.fold import train_fold
+from isles_jax.training.plan import _parallel_step, prepare
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_accelerators_keep_what_they_compile(monkeypatch, tmp_path, platform, gi
 
 
 def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_streaming_changes_no_bit(
-    small_config, phantom_root, tmp_path, compiled, guard, capsys
+    small_config, phantom_root, tmp_path, compiled, guard, monkeypatch, capsys
 ):
     often = {"train.epochs": 2, "train.log_every_steps": 4, "train.checkpoint_every_steps": 8}
     config = small_config(False, False, False, **often)
@@ -98,7 +99,8 @@ def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_strea
     assert len(compilations) == 1, compilations
     # The same fold again, with a device that is too small for the data.
     capsys.readouterr()
-    streamed = prepare(config, dataset, memory=1000)
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: 1000)
+    streamed = prepare(config, dataset)
     assert streamed.data is None
     assert "streamed from the host" in capsys.readouterr().out
     train_fold(streamed, 0, [case.name for case in dataset.cases[:2]], epath.Path(tmp_path) / "streamed")
