@@ -33,7 +33,8 @@ from isles_jax.data.phantom import write_phantom
 from isles_jax.data.slices import draw_batch
 from isles_jax.networks import critic_channels, make_segmenter
 from isles_jax.training import parallel
-from isles_jax.training.fold import prepare, train_fold
+from isles_jax.training.fold import train_fold
+from isles_jax.training.plan import prepare
 from isles_jax.training.state import State, init_state
 from isles_jax.training.step import make_step
 

@@ -18,7 +18,7 @@ from isles_jax.data.case import Case
 from isles_jax.data.slices import draw_batch, normalise, pad, padded_size
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import BATCH
-from isles_jax.training.fold import Plan
+from isles_jax.training.plan import Plan
 from isles_jax.training.state import State
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
