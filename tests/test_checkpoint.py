@@ -131,7 +131,9 @@ def test_nothing_readable_left_is_an_error(saved):
 @pytest.mark.parametrize("kind", ["removed", "emptied", "truncated", "flipped"])
 def test_the_only_step_damaged_is_an_error_whatever_file_it_is(original, tmp_path, kind):
     only = shutil.copytree(original[0] / "6", tmp_path / "checkpoints" / "6")
-    for path in sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size):
+    paths = sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(paths) > 10
+    for path in paths:
         content = path.read_bytes()
         damage(path, kind)
         with pytest.warns(UserWarning, match="6 is passed over"), pytest.raises(InputError, match="no readable"):

@@ -55,7 +55,7 @@ def test_each_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_
     assert {(row["case"], row["class"]) for row in rows} >= {
         (c.name, w) for c in dataset.cases for w in dataset.classes
     }
-    assert "not the paper's data" in table or "phantom" in table
+    assert "data: the built-in phantom" in table
 
     # As if killed after the first step of fold 0: the same command ends with the same bits.
     before, expected = state_of(run / "fold_0" / "checkpoints"), {k: p.read_bytes() for k, p in files_in(run).items()}
@@ -119,7 +119,9 @@ def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):
                 )
     settings = tiny_config("bl1", **{"data.root": str(tmp_path / "data")})
     assert "clinical rule" in cross_validate(settings, tmp_path / "run").lower()
-    for path in sorted(tmp_path.glob("run/fold_*/predictions/*.nii.gz")):
+    written = sorted(tmp_path.glob("run/fold_*/predictions/*.nii.gz"))
+    assert len(written) == 6
+    for path in written:
         image = nib.load(path)
         shape, affine = expected[Path(path.stem).stem]
         assert image.shape == shape

@@ -82,14 +82,6 @@ def test_only_commands_import_inside_a_function_and_each_once():
     assert hidden == dict.fromkeys(HIDDEN, 1)
 
 
-def test_losses_imports_jax_alone():
-    tree = ast.parse((ROOT / "losses.py").read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    standard = {"collections", "functools", "math", "operator", "typing"}
-    assert {name.split(".")[0] for name in imported} <= {"jax", *standard}
-
-
 # Longer, with the reason in a comment at its head.
 LONG = {"losses.py"}
 
