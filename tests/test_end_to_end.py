@@ -26,7 +26,10 @@ def state_of(directory):
     return leaves(checkpoint.restore(directory, like))
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+# The simplest system is the daily check of a whole run.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "bl1" else []) for name in SYSTEMS]
+)
 def test_each_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_root, capsys):
     run = tmp_path / "run"
     settings = tiny_config(name, **{"data.root": str(phantom_root)})
@@ -82,12 +85,13 @@ def test_each_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_
     assert {key: path.stat().st_mtime_ns for key, path in files_in(run).items()} == times
 
 
+@pytest.mark.slow
 def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(tmp_path, capsys):
     keys = {"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6), "fold": 1}
     states = []
     for run in (tmp_path / "a", tmp_path / "b"):
-        said = cross_validate(tiny_config("bl6", **keys), run)
-        assert said == "folds 0 are still to be run; the last one makes the table"
+        printed = cross_validate(tiny_config("bl6", **keys), run)
+        assert printed == "folds 0 are still to be run; the last one makes the table"
         assert "not patients" in capsys.readouterr().out
         states.append(state_of(run / "fold_1" / "checkpoints"))
     for key in states[0]:
@@ -128,6 +132,7 @@ def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "channels", "foreground"),
     [
