@@ -103,3 +103,12 @@ def test_modules_and_functions_stay_short():
         functions = [n for n in ast.walk(ast.parse("\n".join(source))) if isinstance(n, ast.FunctionDef)]
         long |= {node.name for node in functions if code_lines(node, source) > 60}
     assert long == LONG
+
+
+def test_test_files_do_not_import_each_other():
+    """What they share is in helpers.py and conftest.py."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [module for module in modules if module.startswith("test_")], path.name
