@@ -132,6 +132,7 @@ def test_thresholds_fail_on_the_default_phantom_and_work_on_a_clean_one(default,
     assert (rule_scores(clean).mean(axis=0) > scores + 0.1).all()
 
 
+@pytest.mark.slow
 def test_the_default_lesions_are_of_a_size_to_be_measured(default):
     assert default.phantom
     assert len(default.cases) == 24
