@@ -79,7 +79,8 @@ def test_signals_are_handled_while_a_command_is_imported(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import builtins, os, signal\nimport_of = builtins.__import__\n"
         "def slow(name, *rest, **more):\n    if name == 'isles_jax.runtime.command':\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n    return import_of(name, *rest, **more)\nbuiltins.__import__ = slow\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n    return import_of(name, *rest, **more)\n"
+        "builtins.__import__ = slow\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     for command in ("main", "predict", "evaluate", "report", "export", "phantom", "convert"):
@@ -89,11 +90,16 @@ def test_signals_are_handled_while_a_command_is_imported(tmp_path):
         assert done.stderr == "stopped by SIGINT; to go on, run the same command again\n"
 
 
-def test_afterwards_the_handlers_before_are_back_and_nothing_is_asked():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(interrupt.Interrupted), interrupt.listening(), interrupt.postponed():
+def leave_after_a_signal():
+    with interrupt.postponed():
         signal.raise_signal(signal.SIGTERM)
         interrupt.leave_if_requested()
+
+
+def test_afterwards_the_handlers_before_are_back_and_nothing_is_asked():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(interrupt.Interrupted), interrupt.listening():
+        leave_after_a_signal()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert not interrupt.requested(), "what this process does next is not asked to leave"
 
@@ -103,9 +109,8 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with interrupt.listening():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            with pytest.raises(interrupt.Interrupted), interrupt.postponed():
-                signal.raise_signal(signal.SIGTERM)
-                interrupt.leave_if_requested()
+            with pytest.raises(interrupt.Interrupted):
+                leave_after_a_signal()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
