@@ -173,6 +173,7 @@ def predict_folder(
     notes += ["with flips"] * settings.flips
     notes += [f"no lesion below {settings.min_volume_ml:g} ml"] * (settings.min_volume_ml > 0)
     print("; ".join([*notes, f"to {output}"]))
+    interrupt.advise("add --overwrite, or choose another --output")
     with Bar("predict", len(cases), "case") as bar:
         for number, (case, path) in enumerate(zip(cases, paths, strict=True)):
             interrupt.leave_if_requested()

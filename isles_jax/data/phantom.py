@@ -20,6 +20,7 @@ from etils import epath
 from isles_jax.data import spes
 from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
+from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import copy, is_bucket, part_of, writing
 
@@ -71,6 +72,7 @@ def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: f
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     temporary = Path(part_of(root))
     shutil.rmtree(temporary, ignore_errors=True)
+    interrupt.remove_at_exit(temporary)
     try:
         with writing(root), ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda index: _write_case(temporary, index, shape, difficulty, seed), range(cases)))
