@@ -7,6 +7,7 @@ stage. All layouts are channels last.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,16 +25,33 @@ DECODER: tuple[tuple[float, ...], ...] = ((8, 8), (8, 4), (4, 2), (1,), (0.5,))
 # Sides of the input must be divisible by 2 ** (number of poolings).
 MULTIPLE = 2 ** len(ENCODER)
 
-_init = nn.initializers.he_normal()
+
+def he_normal(key: Array | np.random.Generator, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Any:
+    """A kernel [..., inputs, outputs] of normal numbers with variance 2 / (inputs of one output) (He et al. 2015).
+
+    Args:
+      key: a JAX key, or a NumPy generator, which compiles nothing.
+      shape: of the kernel.
+      dtype: of the kernel; the numbers are drawn in float32.
+    """
+    draw = key.standard_normal if isinstance(key, np.random.Generator) else partial(jax.random.normal, key)
+    return (np.float32(np.sqrt(2 / np.prod(shape[:-1]))) * draw(tuple(shape), np.float32)).astype(dtype)
 
 
-def pass_through(key: Array | None, shape: Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
+def pass_through(
+    key: Array | np.random.Generator | None, shape: Sequence[int], dtype: DTypeLike = np.float32
+) -> np.ndarray:
     """A kernel [1, 1, inputs, outputs] that hands each input on to an output, in turn; an initialiser, `key` unused.
 
-    So the pre-convolution begins: three random mixtures, cut at 0 by ReLU, can hide a tissue from all that follows.
+    The pre-convolution starts with it: three random mixtures, cut at 0 by ReLU, can hide a tissue from later layers.
     """
     inputs, outputs = shape[-2:]
     return (np.arange(inputs)[:, None] % outputs == np.arange(outputs) % inputs).astype(dtype)[None, None]
+
+
+def kernel_init(layer: str) -> Callable[..., Any]:
+    """The initialiser of a layer's kernel, by the layer's name; the networks and `training.state` both use it."""
+    return pass_through if layer == "preconv" else he_normal
 
 
 def _windows(x: Array) -> list[Array]:
@@ -139,16 +157,18 @@ class SUMNet(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype,
                        axis_name=self.axis_name)  # fmt: skip
 
-        convolution = partial(nn.Conv, dtype=self.dtype, kernel_init=_init, conv_general_dilated=self.conv)
+        def convolution(channels: int, size: tuple[int, int], name: str, use_bias: bool = True) -> nn.Conv:
+            return nn.Conv(channels, size, use_bias=use_bias, dtype=self.dtype, kernel_init=kernel_init(name),
+                           conv_general_dilated=self.conv, name=name)  # fmt: skip
 
         def conv(x: Array, channels: float, name: str, normed: bool, size: int = 3) -> Array:
             # A bias before a batch norm has no effect, but its rounding makes devices drift apart.
             channels = max(1, int(channels * self.width))
-            x = convolution(channels, (size, size), use_bias=not normed, name=f"conv{name}")(x)
+            x = convolution(channels, (size, size), f"conv{name}", use_bias=not normed)(x)
             return norm(name=f"norm{name}")(x) if normed else x
 
         x = images.astype(self.dtype)
-        x = nn.relu(convolution(3, (1, 1), kernel_init=pass_through, name="preconv")(x))
+        x = nn.relu(convolution(3, (1, 1), "preconv")(x))
         skips = []
         normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):
@@ -162,7 +182,7 @@ class SUMNet(nn.Module):
             # The public SUMNet counts a decoder's convolutions backwards: donv5b, then donv5a.
             for channels, letter in zip(widths, "ba" if len(widths) == 2 else ("",), strict=True):
                 x = nn.relu(conv(x, channels, f"_up{stage}{letter}", self.batch_norm == "all"))
-        x = convolution(self.num_classes, (1, 1), name="output")(x)
+        x = convolution(self.num_classes, (1, 1), "output")(x)
         return x.astype(jnp.float32)
 
     def _encoder_stage(self, x: Array, stage: int, widths: tuple, conv: Callable[..., Array]) -> Array:
@@ -206,11 +226,12 @@ class Discriminator(nn.Module):
             if i:
                 # An odd last row or column is dropped, as in PyTorch's pooling.
                 x, _ = max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
-            x = nn.Conv(channels * self.width, (3, 3), use_bias=i == 0, dtype=self.dtype, kernel_init=_init,
-                        conv_general_dilated=self.conv, name=f"conv{i + 1}")(x)  # fmt: skip
+            name = f"conv{i + 1}"
+            x = nn.Conv(channels * self.width, (3, 3), use_bias=i == 0, dtype=self.dtype, kernel_init=kernel_init(name),
+                        conv_general_dilated=self.conv, name=name)(x)  # fmt: skip
             if i:
                 x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name,
                                  name=f"norm{i + 1}")(x)  # fmt: skip
             x = nn.leaky_relu(x, 0.2)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
-        return nn.Dense(1, name="output")(x)[:, 0]
+        return nn.Dense(1, kernel_init=kernel_init("output"), name="output")(x)[:, 0]

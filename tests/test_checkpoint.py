@@ -1,7 +1,10 @@
+import gc
+import logging
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -9,16 +12,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from helpers import leaves
 
-from isles_jax import checkpoint, parallel
-from isles_jax.config import InputError, to_dict
-from isles_jax.state import init_state, make_segmenter
+from isles_jax.config import to_dict
+from isles_jax.networks import make_segmenter
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint, parallel
+from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
-
-
-def leaves(tree):
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def equal(a, b):
@@ -69,7 +71,8 @@ def test_a_checkpoint_alone_rebuilds_its_network(saved):
     assert isinstance(config, ml_collections.ConfigDict)
     segmenter = make_segmenter(config, 3)
     assert (segmenter.width, segmenter.residual) == (4, True)
-    assert segmenter.apply(variables, jnp.zeros((1, 32, 32, 3))).shape == (1, 32, 32, 3)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    assert jax.eval_shape(segmenter.apply, variables, images).shape == (1, 32, 32, 3)
 
 
 def test_nothing_saved_is_nothing_restored(made, tmp_path):
@@ -101,7 +104,7 @@ def test_any_damaged_file_of_the_newest_step_means_the_step_before(saved, kind):
         if kind != "removed" and not content:
             continue  # an empty file cannot be emptied
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is passed over"):
+        with pytest.warns(UserWarning, match="6 is skipped"):
             assert checkpoint.newest(directory) == 4, path
         path.write_bytes(content)
     assert checkpoint.newest(directory) == 6
@@ -124,7 +127,7 @@ def test_nothing_readable_left_is_an_error(saved):
     directory, state = saved
     for step in (4, 6):
         damage(directory / str(step) / "_CHECKPOINT_METADATA", "removed")
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(InputError, match="no readable checkpoint"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="no readable checkpoint"):
         checkpoint.restore(directory, state)
     assert checkpoint.steps(directory) == [4, 6], "nothing is deleted"
 
@@ -132,10 +135,12 @@ def test_nothing_readable_left_is_an_error(saved):
 @pytest.mark.parametrize("kind", ["removed", "emptied", "truncated", "flipped"])
 def test_the_only_step_damaged_is_an_error_whatever_file_it_is(original, tmp_path, kind):
     only = shutil.copytree(original[0] / "6", tmp_path / "checkpoints" / "6")
-    for path in sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size):
+    paths = sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(paths) > 10
+    for path in paths:
         content = path.read_bytes()
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is passed over"), pytest.raises(InputError, match="no readable"):
+        with pytest.warns(UserWarning, match="6 is skipped"), pytest.raises(InputError, match="no readable"):
             checkpoint.newest(only.parent)
         path.write_bytes(content)
     assert checkpoint.newest(only.parent) == 6
@@ -175,8 +180,10 @@ def test_a_save_for_which_there_is_no_room_is_refused_before_it_begins(saved, no
 FILLED = """
 import resource, sys
 import jax.numpy as jnp
-from isles_jax import checkpoint, config, parallel
-from isles_jax.state import init_state
+from isles_jax.training import checkpoint, parallel
+from isles_jax import config
+from isles_jax.runtime import command
+from isles_jax.training.state import init_state
 
 def main():
     settings = config.baseline(residual=True, adversarial=True, overlap=True)
@@ -185,10 +192,11 @@ def main():
     checkpoint._reserve = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
     checkpoint.save(sys.argv[1], state.replace(step=jnp.int32(8)), {"config": {}})
 
-config.run_command(main)
+command.run_command(main)
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
     directory, state = saved
     command = [sys.executable, "-c", FILLED, str(directory)]
@@ -200,6 +208,25 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
     assert (directory / checkpoint.SAVING).exists()
     assert equal(checkpoint.restore(directory, state), at(state, 6))
     assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
+
+
+def global_settings():
+    levels = {name: logging.getLogger(name).level for name in (None, "asyncio", "absl")}
+    return sys.stderr, sys.unraisablehook, list(warnings.filters), logging.root.manager.disable, levels
+
+
+def test_a_refused_save_leaves_the_process_as_it_was(saved, no_room, monkeypatch, capfd):
+    directory, state = saved
+    monkeypatch.setattr(checkpoint, "_reserve", lambda *_: no_room())
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    before = global_settings()
+    with pytest.raises(InputError, match=r"checkpoints/8: cannot be written \(File too large\)"):
+        checkpoint.save(directory, at(state, 8), {"config": {}})
+    assert global_settings() == before
+    gc.collect()
+    assert complaints == []
+    assert capfd.readouterr().err == ""
 
 
 def test_a_first_save_that_was_cut_off_is_no_damage(saved):

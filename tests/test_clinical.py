@@ -6,8 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from isles_jax import clinical, data
-from isles_jax.data.case import Case, brain_mask
+from isles_jax import clinical
+from isles_jax.data import layouts
+from isles_jax.data.case import Case
 
 
 def make_case(tmax, dwi, labels=None):
@@ -25,7 +26,7 @@ def test_the_rule_voxel_by_voxel():
     tmax = np.array([6.0, 6.1, 6.1, 6.1, 1.0, 1.0, 1.0, 0.0]).reshape(8, 1, 1)
     dwi = np.array([300.0, 100.0, 200.0, 201.0, 300.0, 100.0, 50.0, 0.0]).reshape(8, 1, 1)
     case = make_case(tmax, dwi)
-    dataless = dataclasses.replace(case, images=np.where(brain_mask(case.images)[..., None], case.images, 0))
+    dataless = dataclasses.replace(case, images=np.where(case.brain[..., None], case.images, 0))
     dataless.images[7] = 0
     relative = np.median(dwi[:7]) / 100
     labels = clinical.clinical_rule(dataless, 2.0 / relative)
@@ -40,13 +41,13 @@ def test_the_rule_voxel_by_voxel():
 
 
 def test_gain_does_not_matter(phantom_root):
-    case = data.load(phantom_root, penumbra=1, core=2).cases[0]
+    case = layouts.load(phantom_root, penumbra=1, core=2).cases[0]
     louder = dataclasses.replace(case, images=case.images * np.float32([1, 1, 8]))
     np.testing.assert_array_equal(clinical.clinical_rule(case, 1.3), clinical.clinical_rule(louder, 1.3))
 
 
 def test_the_fitted_threshold_is_the_best_of_the_grid(phantom_root):
-    cases = data.load(phantom_root, penumbra=1, core=2).cases[:3]
+    cases = layouts.load(phantom_root, penumbra=1, core=2).cases[:3]
     scores = [
         np.mean([dice(clinical.clinical_rule(case, threshold) == 2, case.labels == 2) for case in cases])
         for threshold in clinical.GRID

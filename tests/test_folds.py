@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isles_jax.config import InputError
 from isles_jax.data.folds import make_folds, read_or_write
+from isles_jax.runtime.command import InputError
 
 NAMES = st.lists(st.text("abc0123", min_size=1, max_size=6), min_size=2, max_size=40, unique=True)
 

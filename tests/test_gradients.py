@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from isles_jax import parallel
 from isles_jax.models import DECODER, ENCODER
-from isles_jax.state import critic_channels, init_state, make_critic, make_segmenter
-from isles_jax.step import make_step
+from isles_jax.networks import critic_channels, make_critic, make_segmenter
+from isles_jax.training import parallel
+from isles_jax.training.state import init_state
+from isles_jax.training.step import make_step
 
 # One class has one critic; three would take three times as long to compile.
 CLASSES = ("lesion",)
@@ -190,6 +191,7 @@ def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("residual", "adversarial", "overlap"), SYSTEMS)
 def test_gradients_are_those_of_the_plain_step(small_config, plain, residual, adversarial, overlap):
     present = {"cross_entropy"} | ({"adversarial"} if adversarial else set())

@@ -4,55 +4,83 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "isles_jax"
+# What a module may import stands to its left. A command comes last, and only the command line of all commands knows it.
 ORDER = (
-    "losses", "metrics", "conv", "models", "augment", "interrupt", "config", "processes", "files", "lock", "data",
-    "state", "step", "parallel", "checkpoint", "weights", "writer", "predict", "export", "panels", "train", "clinical",
-    "evaluate", "statistics", "results", "charts", "pictures", "page", "report", "cross_validation", "main",
+    "losses", "metrics", "conv", "models",
+    "runtime.interrupt", "runtime.command", "runtime.progress", "runtime.files", "runtime.lock", "runtime.processes",
+    "config",
+    "data.case", "data.nifti", "data.check", "data.folds", "data.slices", "data.spes", "data.nnunet", "data.layouts",
+    "data.perfusion", "data.patient", "data.phantom",
+    "networks",
+    "training.augment", "training.state", "training.step", "training.parallel", "training.checkpoint",
+    "training.weights", "training.metric_writer", "training.event_images", "training.plan", "training.fold",
+    "inference", "exporting", "clinical",
+    "reporting.scores", "reporting.statistics", "reporting.results", "reporting.table", "reporting.charts",
+    "reporting.tmax", "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
+    "reporting.case_table", "reporting.run_sections", "reporting.page",
+    "cross_validation",
+    "main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli",
 )  # fmt: skip
-ALONE = {name: set() for name in ("losses", "metrics", "conv", "models", "augment", "interrupt")}
-ALONE |= {"config": {"interrupt"}, "processes": {"config", "interrupt"}, "files": {"config"}}
+COMMANDS = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli"}
+# Rooms in the order in which data flow; the modules on the public top floor stand between them.
+ROOMS = ("runtime", "data", "training", "reporting")
+REUSABLE = {"losses", "metrics", "conv", "models"}
+# Commands import the library only once the flags are read, so that --help is quick.
+HIDDEN = {"main", "predict", "evaluate", "report", "export", "phantom", "convert"}
 
 
-def rooms(path):
-    """The modules of the package that a file imports, by the first part of their names."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip(".")
+
+
+MODULES = {name: path for path in sorted(ROOT.rglob("*.py")) if (name := module_name(path)) not in ("", *ROOMS)}
+
+
+def imports(node):
+    """The modules of the package that are imported anywhere below a node of the syntax tree."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Import):
+            names = [alias.name for alias in inner.names]
+        elif isinstance(inner, ast.ImportFrom):
+            names = [f"{inner.module}.{alias.name}" for alias in inner.names]
         else:
             continue
         for name in names:
             parts = name.split(".")
-            if parts[0] == "isles_jax" and len(parts) > 1 and parts[1] != "__version__":
-                yield parts[1]
+            if parts[0] == "isles_jax" and parts[1:] != ["__version__"]:
+                yield next(m for m in (".".join(parts[1:3]), parts[1], *ROOMS) if m in MODULES or m in ROOMS)
 
 
 def test_modules_import_only_from_their_left():
-    found = {path.relative_to(ROOT).parts[0].removesuffix(".py"): [] for path in ROOT.rglob("*.py")}
-    for path in ROOT.rglob("*.py"):
-        found[path.relative_to(ROOT).parts[0].removesuffix(".py")] += rooms(path)
-    del found["__init__"]
-    assert found.keys() == set(ORDER), "a module that is missing from the order"
-    for module, imported in found.items():
-        for other in set(imported) - {module}:
+    assert MODULES.keys() == set(ORDER), "a module that is missing from the order"
+    for module, path in MODULES.items():
+        for other in imports(ast.parse(path.read_text())):
+            assert other in MODULES, f"{module} imports the room {other}, expected one of its modules"
             assert ORDER.index(other) < ORDER.index(module), f"{module} imports {other}"
-    for module, allowed in ALONE.items():
-        assert set(found[module]) <= allowed
+            assert other not in COMMANDS, f"{module} imports the command {other}"
+    for module in REUSABLE:
+        assert not list(imports(ast.parse(MODULES[module].read_text()))), f"{module} can be copied alone"
 
 
-def test_losses_imports_jax_alone():
-    tree = ast.parse((ROOT / "losses.py").read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in imported} <= {
-        "jax",
-        "collections",
-        "functools",
-        "math",
-        "typing",
-        "operator",
-    }
+def test_rooms_import_only_from_rooms_before_them():
+    for module, path in MODULES.items():
+        room = module.split(".")[0]
+        if room in ROOMS:
+            others = {other.split(".")[0] for other in imports(ast.parse(path.read_text()))} & set(ROOMS)
+            assert all(ROOMS.index(other) <= ROOMS.index(room) for other in others), module
+
+
+def test_only_commands_import_inside_a_function_and_each_once():
+    hidden = {}
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        # One statement may name several modules.
+        statements = [n for f in functions for n in ast.walk(f) if isinstance(n, (ast.Import, ast.ImportFrom))]
+        count = sum(1 for statement in statements if any(True for _ in imports(statement)))
+        if count:
+            hidden[module] = count
+    assert hidden == dict.fromkeys(HIDDEN, 1)
 
 
 # Longer, with the reason in a comment at its head.
@@ -68,11 +96,20 @@ def code_lines(node, source):
 
 
 def test_modules_and_functions_stay_short():
-    found = set()
-    for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "experiments").glob("*.py")]:
+    long = set()
+    for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "experiments").rglob("*.py")]:
         source = path.read_text().splitlines()
         if len(source) > 350:
-            found.add(path.name)
+            long.add(path.name)
         functions = [n for n in ast.walk(ast.parse("\n".join(source))) if isinstance(n, ast.FunctionDef)]
-        found |= {node.name for node in functions if code_lines(node, source) > 60}
-    assert found == LONG
+        long |= {node.name for node in functions if code_lines(node, source) > 60}
+    assert long == LONG
+
+
+def test_test_files_do_not_import_each_other():
+    """What they share is in helpers.py and conftest.py."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [module for module in modules if module.startswith("test_")], path.name

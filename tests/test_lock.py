@@ -2,17 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-from isles_jax import lock
-from isles_jax.config import InputError
+from isles_jax.runtime import lock
+from isles_jax.runtime.command import InputError
 
-ROOT = Path(__file__).parents[1]
 HOLDER = """
 import sys
-from isles_jax import lock
+from isles_jax.runtime import lock
 with lock.hold(sys.argv[1], [int(sys.argv[2])]) as alone:
     with alone():
         print("held", flush=True)

@@ -1,0 +1,267 @@
+"""Reads cases and label volumes from NIfTI files, and writes volumes on the grid of a case.
+
+A bad file raises an `InputError`: one line that names the file, what was found and what was expected.
+"""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import nibabel as nib
+import numpy as np
+
+from isles_jax.data.case import Case
+from isles_jax.runtime.command import InputError
+from isles_jax.runtime.files import write_atomic
+
+SUFFIXES = (".nii", ".nii.gz")
+# What nibabel, gzip and the operating system raise for a file that is damaged or not a NIfTI file.
+_READ_ERRORS = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    EOFError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    ValueError,
+    zlib.error,
+)
+# The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
+_GEOMETRY_FIELDS = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+# The highest compression ratio of deflate (RFC 1951: 258 bytes in 2 bits).
+_MAX_DEFLATE_RATIO = 1032
+
+Item = TypeVar("Item")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder that are not hidden, sorted by name; an InputError if it cannot be read."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read as a folder ({_reason(error)})") from error
+
+
+def is_nifti(path: Path) -> bool:
+    """True for a file, or a link to one, whose name ends in .nii or .nii.gz."""
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+
+
+def stem(path: Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return name[:-4]
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    """Reads one 3-D NIfTI-1 or NIfTI-2 volume.
+
+    Returns:
+      float32 [X, Y, Z] with the header's scaling applied, the float64 affine [4, 4], and a header that holds only the
+      geometry.
+
+    Raises:
+      InputError: the file is missing, damaged, too large for the memory, or not a 3-D volume of real numbers in mm.
+    """
+    try:
+        image = cast(nib.Nifti1Image, nib.load(path))
+        shape = _volume_shape(path, image)
+        _check_size(path, image)
+        with np.errstate(over="ignore", invalid="ignore"):
+            data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+        affine = np.asarray(image.affine, dtype=np.float64)
+    except InputError:
+        raise
+    except _READ_ERRORS as error:
+        raise InputError(f"{path}: not a readable NIfTI volume ({_reason(error)})") from error
+    with np.errstate(over="ignore", invalid="ignore"):
+        regular = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+    if not regular:
+        raise InputError(
+            f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
+        )
+    return data, affine, _geometry(image.header, shape)
+
+
+def _geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
+    """A new NIfTI-1 header for `shape` with the geometry only: qform, sform, their codes, voxel sides and unit."""
+    clean = nib.Nifti1Header()
+    clean.set_data_shape(shape)
+    for field in _GEOMETRY_FIELDS:
+        clean[field] = header[field]
+    clean["pixdim"][:4] = header["pixdim"][:4]
+    clean["xyzt_units"] = int(header["xyzt_units"]) & 7
+    return clean
+
+
+def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
+    """Reads a label volume on the grid of a case.
+
+    Args:
+      path: a file of any data type.
+      case: the labels must lie on its grid.
+      values: the integers, from 1 to 255, that mark the classes 1, 2, ... in the file; 0 marks background.
+
+    Returns:
+      uint8 [X, Y, Z]: 0 background, 1.. the classes.
+
+    Raises:
+      InputError: as for `read_volume`; another grid; a value that is neither 0 nor one of `values`.
+    """
+    data, affine, _ = read_volume(path)
+    other = case.files[0] if case.files else Path(case.name)
+    check_grid(path, data.shape, affine, other, case.images.shape[:3], case.affine)
+    with np.errstate(invalid="ignore"):
+        valid = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
+    if not valid.all():
+        bad = data[~valid].ravel()[0]
+        raise InputError(f"{path}: holds the label {bad:g}; expected whole numbers from 0 to 255")
+    labels = data.astype(np.uint8)
+    unknown = sorted(set(np.unique(labels).tolist()) - {0, *values})
+    if unknown:
+        raise InputError(f"{path}: holds the label {unknown[0]}; expected only {', '.join(map(str, [0, *values]))}")
+    table = np.zeros(256, np.uint8)
+    table[list(values)] = np.arange(1, len(values) + 1)
+    return table[labels]
+
+
+def check_grid(
+    path: Path,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    other: Path,
+    other_shape: tuple[int, ...],
+    other_affine: np.ndarray,
+) -> None:
+    """Raises an InputError unless two volumes have the same shape and corners that lie within 5% of a voxel's side."""
+    if shape != other_shape:
+        raise InputError(f"{path}: shape {_times(shape)}; expected {_times(other_shape)} as in {other.name}")
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
+    apart = np.linalg.norm(((affine - other_affine) @ corners)[:3], axis=0).max()
+    if apart > 0.05 * np.linalg.norm(other_affine[:3, :3], axis=0).min():
+        raise InputError(f"{path}: its affine lies {apart:.3g} mm away from that of {other.name}; expected one grid")
+
+
+def read_images(name: str, files: Sequence[Path]) -> Case:
+    """Reads one case without labels, one file for each channel.
+
+    Voxels that are not finite become 0 (background), and a note counts them.
+
+    Raises:
+      InputError: as for `read_volume`; the files are not on one grid; every voxel is 0.
+    """
+    notes = []
+    for index, path in enumerate(files):
+        data, this_affine, this_header = read_volume(path)
+        if index == 0:
+            images = np.empty((*data.shape, len(files)), np.float32)
+            affine, header = this_affine, this_header
+        check_grid(path, data.shape, this_affine, files[0], images.shape[:3], affine)
+        broken = ~np.isfinite(data)
+        if broken.any():
+            notes.append(f"{path}: {int(broken.sum())} voxels are not finite; taken as background")
+        images[..., index] = np.where(broken, np.float32(0), data)
+    if not images.any():
+        raise InputError(f"{files[0]}: no voxel of this case differs from 0 in any sequence; expected a brain")
+    return Case(name, images, None, affine, header, tuple(files), tuple(notes))
+
+
+def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
+    """Reads all cases.
+
+    Raises:
+      InputError: some cases are bad; one line for each.
+    """
+    cases, problems = [], []
+    for item in items:
+        try:
+            cases.append(read(item))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return tuple(cases)
+
+
+def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
+    """The shape without trailing axes of length 1; an InputError unless it is a volume of real numbers in mm."""
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 1:
+        raise InputError(f"{path}: shape {_times(shape)}; expected three axes, none of them empty")
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: holds {image.get_data_dtype()}; expected integers or real numbers")
+    unit = int(image.header["xyzt_units"]) & 7
+    if unit in (1, 3):
+        raise InputError(f"{path}: its header measures in {'metres' if unit == 1 else 'micrometres'}; expected mm")
+    return shape
+
+
+def _check_size(path: Path, image: nib.Nifti1Image) -> None:
+    """Raises an InputError, before voxels are read, if the file or the memory cannot hold what the header claims."""
+    voxels = math.prod(int(n) for n in image.shape)
+    assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy)
+    claimed = image.dataobj.offset + voxels * image.get_data_dtype().itemsize
+    held = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        held *= _MAX_DEFLATE_RATIO
+    if claimed > held:
+        raise InputError(f"{path}: the header claims {claimed} bytes; the file holds at most {held}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if 4 * voxels > memory:
+        raise InputError(f"{path}: {voxels} voxels need {4 * voxels} bytes; this machine has {memory}")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+def _reason(error: BaseException) -> str:
+    """The text of an exception as one line, without the path, which the caller adds."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_labels(path: Path, labels: np.ndarray, case: Case, label_values: Sequence[int]) -> None:
+    """Writes a label volume on the case's grid, atomically.
+
+    Args:
+      path: ends in .nii or .nii.gz.
+      labels: [X, Y, Z] integers, 0 background and 1.. the classes.
+      case: the file gets its affine, qform and sform with their codes; its shape must be that of `labels`.
+      label_values: the integers, from 1 to 255, that the file holds for the classes 1, 2, ...
+    """
+    table = np.array([0, *label_values], np.uint8)
+    _write(path, table[labels], case)
+
+
+def write_volume(path: Path, volume: np.ndarray, case: Case) -> None:
+    """Writes a float32 volume [X, Y, Z], or [X, Y, Z, C] (class probabilities), on the case's grid, atomically."""
+    _write(path, np.asarray(volume, np.float32), case)
+
+
+def _write(path: Path, data: np.ndarray, case: Case) -> None:
+    if data.shape[:3] != case.images.shape[:3]:
+        raise ValueError(f"{case.name}: a volume of shape {data.shape} for a grid of shape {case.images.shape[:3]}")
+    header = case.header.copy()
+    header.set_data_dtype(data.dtype)
+    # Without an affine argument, nibabel keeps the header's qform, sform and codes bit by bit.
+    content = nib.Nifti1Image(data, None, header).to_bytes()
+    if path.name.endswith(".gz"):
+        # Without a time stamp, equal predictions give equal files.
+        content = gzip.compress(content, compresslevel=4, mtime=0)
+    write_atomic(path, content)

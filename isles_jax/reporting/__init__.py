@@ -1,0 +1,1 @@
+"""From predictions to scores, statistics, a table for the terminal and an HTML page."""

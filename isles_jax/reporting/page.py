@@ -1,0 +1,158 @@
+"""One self-contained HTML page about one or more runs: no address outside the file, no text that is not escaped."""
+
+import base64
+import hashlib
+import importlib.resources
+import warnings
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from etils import epath
+
+from isles_jax.data import layouts
+from isles_jax.data.case import Dataset
+from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections, scores
+from isles_jax.reporting.pictures import Picture
+from isles_jax.reporting.results import Run, Study
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint
+
+
+def write_report(
+    path: epath.PathLike, runs: Sequence[Run], reference: str | None = None, dataset: Dataset | None = None
+) -> None:
+    """Writes one HTML file about one or more runs on the same data, atomically; it needs nothing outside itself.
+
+    Args:
+      path: where the file is written.
+      runs: from `results.read_run`.
+      reference: label of the system that the others are compared with; None: see `results.make_study`.
+      dataset: the runs' data if they are in memory. None: they are read from the folder that the first run read; if
+        that folder is gone, the page has no pictures, and says so.
+
+    Raises:
+      InputError: as `results.make_study`; a prediction is missing or does not fit its case.
+    """
+    study = results.make_study(runs, reference)
+    chosen = _best_median_worst(study.runs.get(study.reference, runs[-1]))
+    dataset = dataset or _read_data(runs[0])
+    cases = pictures.make(dataset, study.runs, list(chosen.values())) if dataset else []
+    versions, damages = {}, []
+    for label, run in study.runs.items():
+        versions[label], sentences = _read_checkpoints(run)
+        damages += [f"{label}, {sentence}" for sentence in sentences]
+    files.write_atomic(path, page(study, cases, chosen, versions, damages))
+
+
+def _read_data(run: Run) -> Dataset | None:
+    root = epath.Path(run.config["data"]["root"] or run.workdir / "phantom")
+    if not root.is_dir():
+        return None
+    values = run.config["data"]["labels"]
+    return layouts.load(files.fetch(root), penumbra=values["penumbra"], core=values["core"])
+
+
+def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:
+    """The versions of the packages that trained a run, and a sentence for each fold whose last checkpoint is damaged.
+
+    Versions are empty, and nothing is said, where no checkpoints were kept.
+    """
+    versions: dict[str, str] = {}
+    sentences = []
+    for fold, lines in enumerate(run.curves):
+        directory = run.workdir / f"fold_{fold}" / "checkpoints"
+        if not directory.is_dir():
+            continue
+        last = max([*checkpoint.steps(directory), *(int(line["step"]) for line in lines)], default=0)
+        try:
+            with warnings.catch_warnings():
+                # The sentence below says it.
+                warnings.simplefilter("ignore")
+                meta = checkpoint.read_meta(directory)
+        except InputError:
+            sentences.append(f"fold {fold}: no checkpoint is whole, so the fold cannot predict or be exported.")
+            continue
+        versions = versions or meta["versions"]
+        if meta["step"] < last:
+            sentences.append(
+                f"fold {fold}: the checkpoint of step {last} is damaged or missing; what predicts or exports now uses "
+                f"the one of step {meta['step']}."
+            )
+    return versions, sentences
+
+
+def _best_median_worst(run: Run) -> dict[str, str]:
+    """The best, the median and the worst case by the mean Dice over the classes; fewer if there are few cases."""
+    dice: dict[str, list[float]] = {}
+    for row in run.rows:
+        if row["class"] != scores.WHOLE_LESION:
+            dice.setdefault(row["case"], []).append(row["dice"])
+    ranked = sorted(dice, key=lambda name: -np.mean(dice[name]))
+    places = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    names = list(places.values())
+    return {place: name for number, (place, name) in enumerate(places.items()) if name not in names[:number]}
+
+
+def page(
+    study: Study,
+    cases: Sequence[Picture],
+    chosen: Mapping[str, str],
+    versions: Mapping[str, Mapping[str, str]],
+    damages: Sequence[str] = (),
+) -> str:
+    """The page as text.
+
+    Args:
+      study: the runs.
+      cases: pictures of their cases; if there are none, the page says that the images were not found.
+      chosen: {"best": case, "median": case, "worst": case} for the still pictures.
+      versions: for each run, {package: version} of the packages that trained it; empty where they were not kept.
+      damages: sentences about checkpoints that are not whole.
+    """
+    assets = importlib.resources.files("isles_jax.reporting")
+    style = (assets / "page.css").read_text(encoding="utf-8")
+    script = "".join((assets / name).read_text(encoding="utf-8") for name in ("outline.js", "viewer.js", "tables.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The browser itself refuses every request that would leave the file, and every script but this one.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    title = ", ".join(run.name for run in study.runs.values())
+    sections = [
+        _head(title, study, damages),
+        score_sections.dice(study),
+        score_sections.differences(study),
+        case_sections.stills(study, cases, chosen),
+        case_sections.viewer(study, cases),
+        case_table.section(study, cases),
+        score_sections.measures(study),
+        score_sections.volumes(study),
+        run_sections.learning_curves(study),
+        run_sections.configuration(study, versions),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}: lesion segmentation</title>'
+        f"<style>{style}</style></head>\n<body><main>{''.join(sections)}</main>\n<script>{script}</script></body></html>\n"
+    )
+
+
+def _head(title: str, study: Study, damages: Sequence[str]) -> str:
+    first = study.first
+    data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {run_sections.data_name(first)}"
+    text = (
+        f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
+        f'<p class="lead">{len(study.case_names)} cases, {len(first.folds)}-fold cross-validation by patient. Every '
+        f"case is scored by networks that never saw it. Data: {escape(data)}.</p>"
+    )
+    if first.data["phantom"]:
+        text += (
+            '<p class="banner">These are results on a digital phantom, not on patients. They compare systems. They say '
+            "nothing about accuracy in the clinic and cannot be compared with published numbers.</p>"
+        )
+    return text + "".join(f'<p class="banner">{escape(sentence)}</p>' for sentence in damages)

@@ -1,0 +1,241 @@
+"""Slices of cases for a page: gray images and label images for the viewer, outlines for the still pictures.
+
+Slices lie along the stored third axis, as the networks saw them. Where the affine allows it they are shown in the
+radiological convention: the patient's right on the left, the front at the top.
+"""
+
+import base64
+import functools
+import itertools
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isles_jax.data.case import Case, Dataset, radiological
+from isles_jax.data.nifti import read_labels
+from isles_jax.reporting import tmax
+from isles_jax.reporting.results import Run
+from isles_jax.runtime import files
+
+# Gray levels in an image: more than an eye tells apart in a noisy scan, and a file a third smaller than with all 256.
+# Level 0 is outside the brain; level n is stored as the byte n * STEP.
+LEVELS = 64
+STEP = 256 // LEVELS
+# Up to this number of voxels in all cases together, every slice with brain is shown; above it, the slices with lesion.
+ALL_SLICES_VOXELS = 8_000_000
+# Characters of images in one page; further cases are left out, and the page says so.
+PAGE_SIZE = 16_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One case, ready to be shown.
+
+    Attributes:
+      name: the case's name.
+      gray: uint8 [channels, S, H, W], levels times `STEP`.
+      ranges: for each channel its values at level 1 and at the last level; beyond them it is clipped.
+      truth: the reference, uint8 [S, H, W]; 0 is background, 1, 2, ... are the classes.
+      results: predictions by the system's label, as `truth`.
+      slices: the stored index of each of the S slices.
+      pixel_mm: height and width of a pixel in mm.
+      sides: the patient's sides at the left, right, top and bottom of the picture, "RLAP", or "" where unknown.
+    """
+
+    name: str
+    gray: np.ndarray
+    ranges: list[tuple[float, float]]
+    truth: np.ndarray
+    results: dict[str, np.ndarray]
+    slices: list[int]
+    pixel_mm: tuple[float, float]
+    sides: str
+
+    @functools.cached_property
+    def sheets(self) -> list[str]:
+        """For each channel its slices below each other, as a data address of a PNG."""
+        return [data_uri(_sheet(gray)) for gray in self.gray]
+
+    def values(self, channel: int) -> np.ndarray:
+        """A channel's approximate values, float [S, H, W]; its lowest value outside the brain."""
+        return _value_of_byte(self.ranges[channel])[self.gray[channel]]
+
+
+def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> list[Picture]:
+    """Pictures of the runs' cases, as many as `PAGE_SIZE` holds, sorted by name.
+
+    Args:
+      dataset: the runs' data.
+      runs: the runs by label.
+      first: names of the cases that are taken first if there is no room for all.
+
+    Raises:
+      InputError: a prediction is missing or does not fit its case.
+    """
+    cases = {case.name: case for case in dataset.cases}
+    held_out = sorted(name for fold in next(iter(runs.values())).folds for name in fold)
+    all_slices = sum(int(np.prod(cases[name].images.shape)) for name in held_out) <= ALL_SLICES_VOXELS
+    pictures: list[Picture] = []
+    used = 0
+    for name in dict.fromkeys([*first, *held_out]):
+        picture = _picture(cases[name], dataset, runs, all_slices)
+        used += sum(map(len, picture.sheets))
+        if pictures and used > PAGE_SIZE:
+            break
+        pictures.append(picture)
+    return sorted(pictures, key=lambda picture: picture.name)
+
+
+def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: bool) -> Picture:
+    assert case.labels is not None
+    results = {}
+    for label, run in runs.items():
+        fold = next(number for number, names in enumerate(run.folds) if case.name in names)
+        path = run.workdir / f"fold_{fold}" / "predictions" / f"{case.name}.nii.gz"
+        results[label] = read_labels(files.fetch(path), case, dataset.label_values)
+    brain = case.brain
+    lesion = np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
+    mask, margin = (brain, 0) if all_slices or not lesion.any() else (lesion, 2)
+    crop = (_extent(brain, 0, 2), _extent(brain, 1, 2), _extent(mask, 2, margin))
+    flips, sides = radiological(case.affine)
+
+    def show(volume: np.ndarray) -> np.ndarray:
+        # [X, Y, Z] -> [S, H, W]: x runs along a row, y down the columns.
+        return np.ascontiguousarray(volume[crop].T[:, :: flips[1], :: flips[0]])
+
+    x_mm, y_mm, _ = case.spacing_mm
+    ranges = [_range(channel[brain]) for channel in np.moveaxis(case.images, -1, 0)]
+    gray = [_gray(channel, brain, *ends) for channel, ends in zip(np.moveaxis(case.images, -1, 0), ranges, strict=True)]
+    return Picture(
+        name=case.name,
+        gray=np.stack([show(channel) for channel in gray]),
+        ranges=ranges,
+        truth=show(case.labels),
+        results={label: show(result) for label, result in results.items()},
+        slices=list(range(*crop[2].indices(brain.shape[2]))),
+        pixel_mm=(y_mm, x_mm),
+        sides=sides,
+    )
+
+
+def _extent(mask: np.ndarray, axis: int, margin: int) -> slice:
+    """The indices along an axis of a volume that a mask [X, Y, Z] covers, and some more on either side."""
+    covered = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+    return slice(max(0, int(covered[0]) - margin), int(covered[-1]) + 1 + margin)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The percentiles 0.5 and 99.5, rounded to five digits."""
+    low, high = (float(f"{value:.5g}") for value in np.percentile(values, (0.5, 99.5)))
+    return low, max(high, low + 1e-6)
+
+
+def _gray(image: np.ndarray, brain: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A channel [X, Y, Z] in levels times `STEP`: 1 to `LEVELS` - 1 from `low` to `high`, 0 outside the brain."""
+    level = 1 + np.rint(np.clip((image - low) / (high - low), 0, 1) * (LEVELS - 2))
+    return np.where(brain, level * STEP, 0).astype(np.uint8)
+
+
+def _value_of_byte(ends: tuple[float, float]) -> np.ndarray:
+    """The value that each byte of a gray image stands for, [256]."""
+    level = np.arange(256) // STEP
+    return ends[0] + np.maximum(level - 1, 0) / (LEVELS - 2) * (ends[1] - ends[0])
+
+
+# --- what the page holds ---------------------------------------------------------------------------------------------
+
+
+def png(gray: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """A uint8 [H, W] image as PNG: its gray values, or the colours that they have in a palette, uint8 [256, 3]."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = gray.shape
+    rows = np.zeros((height, width + 1), np.uint8)
+    rows[:, 1:] = gray
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0)
+    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
+    data = chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + data + chunk(b"IEND", b"")
+
+
+def data_uri(gray: np.ndarray, palette: np.ndarray | None = None) -> str:
+    """What `png` makes, as a data address."""
+    return "data:image/png;base64," + base64.b64encode(png(gray, palette)).decode()
+
+
+def tmax_palette(picture: Picture, channel: int) -> np.ndarray:
+    """The colours of a picture's Tmax, for `png`; black outside the brain."""
+    palette = tmax.colours(_value_of_byte(picture.ranges[channel]))
+    palette[:STEP] = 0
+    return palette
+
+
+def _sheet(stack: np.ndarray) -> np.ndarray:
+    """[S, H, W] -> [S * H, W]: the slices below each other."""
+    return stack.reshape(-1, stack.shape[2])
+
+
+def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
+    """A picture as the page's script reads it; every channel, the reference and every result is one sheet of slices."""
+    _, height, width = picture.truth.shape
+    return {
+        "name": picture.name,
+        "slices": picture.slices,
+        "size": [height, width],
+        "pixel_mm": picture.pixel_mm,
+        "sides": picture.sides,
+        "images": dict(zip(channels, picture.sheets, strict=True)),
+        "ranges": picture.ranges,
+        "truth": data_uri(_sheet(picture.truth)),
+        "results": {label: data_uri(_sheet(result)) for label, result in picture.results.items()},
+    }
+
+
+def representative_slice(picture: Picture) -> int:
+    """The position of the slice with the largest share of all classes together; the middle slice without a lesion."""
+    labels = (
+        picture.truth if picture.truth.any() else max(picture.results.values(), key=lambda result: (result > 0).sum())
+    )
+    share = np.zeros(len(labels))
+    for value in np.unique(labels[labels > 0]):
+        area = (labels == value).sum(axis=(1, 2))
+        share += area / area.sum()
+    return int(share.argmax()) if share.any() else len(labels) // 2
+
+
+# A pixel's four edges, clockwise: the neighbour (row, column) behind the edge, the corner where the edge starts, and
+# the direction of the edge.
+_EDGES = (
+    ((-1, 0), (0, 0), (0, 1)),
+    ((0, 1), (0, 1), (1, 0)),
+    ((1, 0), (1, 1), (0, -1)),
+    ((0, -1), (1, 0), (-1, 0)),
+)
+
+
+def outline(mask: np.ndarray) -> str:
+    """The boundary of a bool [H, W] mask along its pixels' edges, as the data of an SVG path."""
+    padded = np.pad(mask, 1)
+    directions: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for neighbour, start, direction in _EDGES:
+        on_boundary = padded & ~np.roll(padded, (-neighbour[0], -neighbour[1]), (0, 1))
+        for row, column in (np.argwhere(on_boundary) - 1).tolist():
+            directions.setdefault((row + start[0], column + start[1]), []).append(direction)
+    loops = []
+    while directions:
+        first = corner = next(iter(directions))
+        steps = []
+        while corner in directions:
+            steps.append(directions[corner].pop())
+            if not directions[corner]:
+                del directions[corner]
+            corner = (corner[0] + steps[-1][0], corner[1] + steps[-1][1])
+        runs = [(step, len(list(group))) for step, group in itertools.groupby(steps)]
+        path = "".join(f"v{down * count}" if down else f"h{right * count}" for (down, right), count in runs)
+        loops.append(f"M{first[1]} {first[0]}{path}z")
+    return "".join(loops)

@@ -1,0 +1,137 @@
+"""Files in folders and buckets, written so that a reader always finds a whole file: the old one or the new one."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from isles_jax.runtime import interrupt
+from isles_jax.runtime.command import InputError
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+    """True for gs://... and other paths with a scheme."""
+    return "://" in os.fspath(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises an InputError unless `path` is a folder."""
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {problem}; expected a folder of cases")
+
+
+def check_run(path: epath.PathLike) -> None:
+    """Raises an InputError if there is neither a run nor a .safetensors file at `path`; buckets are not checked."""
+    if not is_bucket(path) and not Path(path).exists():
+        raise InputError(f"{path}: does not exist; expected a run of isles_jax.main or a .safetensors file")
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Turns an OSError inside the block (full disk, quota, no permission) into one line that names `path`.
+
+    Raises:
+      InputError: in place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def part_of(path: epath.PathLike) -> epath.Path:
+    """The temporary name beside `path` under which a file or folder is written before it is renamed."""
+    path = epath.Path(path)
+    return path.parent / f".{path.name}.part"
+
+
+def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
+    """Writes a file under a temporary name beside `path` and then renames it, in folders and in buckets.
+
+    Raises:
+      InputError: the file cannot be written; no part of it is left.
+    """
+    path, temporary = epath.Path(path), part_of(path)
+    with interrupt.postponed(), writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                if not is_bucket(path):
+                    # Without this, a machine that loses power may keep the new name without the content.
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def remove_parts(*folders: epath.PathLike) -> None:
+    """Removes the temporary files and folders that killed processes left in these folders."""
+    for folder in map(epath.Path, folders):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name.startswith(".") and path.name.endswith(".part"):
+                path.rmtree() if path.is_dir() else path.unlink()
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file."""
+    return json.loads(epath.Path(path).read_text())
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+def location(path: epath.PathLike) -> epath.Path:
+    """The path of a folder or bucket that the user named.
+
+    Raises:
+      InputError: the path is a bucket, and the package that reads buckets is not installed.
+    """
+    if os.fspath(path).startswith("gs://"):
+        if not importlib.util.find_spec("gcsfs"):
+            raise InputError(f"{path}: found no package gcsfs, expected the extra gcs: pip install -e '.[gcs]'")
+        from fsspec.config import conf
+
+        # Listings must not be cached, because other processes write to the same folders.
+        conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(path)
+
+
+def fetch(path: epath.PathLike) -> Path:
+    """A local path of a file or folder: itself, or a copy from a bucket, which is removed when the process ends.
+
+    NIfTI files must be local: their size on disk is checked before they are read.
+    """
+    if not is_bucket(path):
+        return Path(path)
+    temporary = Path(tempfile.mkdtemp(prefix="isles_jax."))
+    interrupt.remove_at_exit(temporary)
+    # Messages name the copy, so its path ends like the original's.
+    target = temporary / os.fspath(path).split("://", 1)[1]
+    copy(location(path), epath.Path(target))
+    return target
+
+
+def copy(source: epath.Path, target: epath.Path) -> None:
+    """Copies a file, or a folder with everything in it; does nothing if `source` does not exist."""
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            copy(path, target / path.name)
+    elif source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())

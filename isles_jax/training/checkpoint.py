@@ -1,0 +1,339 @@
+"""The checkpoints of a fold. Only this module uses Orbax. Each checkpoint is verified before it is used.
+
+`<directory>/<step>/` holds three Orbax items: `params` (the segmenter's variables, enough for inference), `train` (the
+rest of the training state) and `meta` (configuration, classes, versions). Beside them, `manifest.json` maps every file
+of the step to its SHA-256 checksum.
+"""
+
+import atexit
+import contextlib
+import gc
+import hashlib
+import importlib.metadata
+import io
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+
+from isles_jax.runtime import files, processes
+from isles_jax.runtime.command import InputError
+from isles_jax.training import parallel
+from isles_jax.training.state import Network, State, init_state
+
+KEEP = 2
+MANIFEST = "manifest.json"
+# Orbax writes a JSON item to a file of this name.
+META = "metadata"
+# This file holds the number of the step that is being saved. It lies beside the steps' folders.
+SAVING = ".saving"
+# While Orbax writes a folder, the folder's name contains this.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# Generous bound on the bytes that a step takes beside its arrays.
+_OVERHEAD = 1 << 20
+# After a failed save: the longest wait for each of Orbax's threads, and the time for TensorStore's last calls. Both
+# took less than half a second.
+_JOIN_SECONDS, _CALL_SECONDS = 10, 1
+_handlers = {"params": ocp.StandardCheckpointHandler, "train": ocp.StandardCheckpointHandler,
+             "meta": lambda: ocp.JsonCheckpointHandler(META)}  # fmt: skip
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # Orbax's own calls of JAX's preemption sync point would get mixed up with those of `processes.leaving`.
+        return False
+
+
+def _manager(directory: epath.PathLike) -> _Manager:
+    # Saving is synchronous, so that the manifest can be made as soon as `save` returns.
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(KEEP), enable_async_checkpointing=False
+    )
+    path = epath.Path(directory)
+    return _Manager(
+        path if files.is_bucket(path) else path.resolve(),
+        options=options,
+        item_handlers={k: make() for k, make in _handlers.items()},
+    )
+
+
+def _items(state: State) -> tuple[Any, Any]:
+    """The state as (params, train): what inference needs, and the rest."""
+    train = {"step": state.step, "key": state.key, "opt_state": state.segmenter.opt_state, "critics": state.critics}
+    return state.segmenter.variables, train
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+
+
+def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
+    """Saves the state under its step number, then writes the manifest. The two newest steps are kept.
+
+    Args:
+      directory: the fold's `checkpoints` folder.
+      state: replicated. Every process calls this function with it.
+      meta: JSON-able. `load_variables` needs its `config`, `classes` and `channels`.
+
+    Raises:
+      InputError: the step cannot be written, for example because the disk is full; earlier steps are unchanged.
+    """
+    params, train = _items(parallel.one_each(state))
+    step = int(state.step)
+    folder = epath.Path(directory) / str(step)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
+    processes.on_first(lambda: _begin(folder, size))
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(params), train=ocp.args.StandardSave(train),
+        meta=ocp.args.JsonSave(meta | {"versions": versions()}),
+    )  # fmt: skip
+    _write(folder, items)
+    processes.on_first(lambda: _finish(folder))
+
+
+def _begin(folder: epath.Path, size: int) -> None:
+    _reserve(folder, size)
+    files.write_atomic(folder.parent / SAVING, folder.name)
+
+
+def _finish(folder: epath.Path) -> None:
+    files.write_json(folder / MANIFEST, _checksums(folder))
+    (folder.parent / SAVING).unlink()
+
+
+def _reserve(folder: epath.Path, size: int) -> None:
+    """Checks before Orbax starts that disk and quota have room for `size` bytes of arrays and the files around them.
+
+    Raises:
+      InputError: they have not.
+    """
+    if files.is_bucket(folder) or not hasattr(os, "posix_fallocate"):
+        return
+    part = files.part_of(folder)
+    with files.writing(folder):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
+    """Lets Orbax write one step. An error of the operating system becomes one line, although Orbax prints pages."""
+    before = set(threading.enumerate())
+    with _quiet() as output:
+        reason = _try_to_write(folder, items)
+        if reason is None:
+            return
+        _free_what_orbax_left(before)
+        # TensorStore keeps some of it until the interpreter exits.
+        atexit.register(_silence)
+        output.truncate(0)
+    raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept")
+
+
+def _try_to_write(folder: epath.Path, items: ocp.args.Composite) -> str | None:
+    """Lets Orbax write one step; returns the operating system's message if it refused.
+
+    Neither the manager nor the exception outlives this function, since both refer to the coroutines of a failed save.
+    """
+    try:
+        with _manager(folder.parent) as manager:
+            saved = manager.save(int(folder.name), args=items)
+    except Exception as error:
+        reason = _system_error(error)
+        if reason is None:
+            raise
+        return reason
+    if not saved:
+        raise FileExistsError(f"{folder}: Orbax did not save this step")
+    return None
+
+
+def _free_what_orbax_left(before: set[threading.Thread]) -> None:
+    """Lets everything that a failed save left behind print now; `before` are the threads before the save."""
+    # Orbax's threads go on logging after the failure.
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
+    # Python complains about each abandoned coroutine and task when it frees it.
+    gc.collect()
+    # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
+    time.sleep(_CALL_SECONDS)
+    gc.collect()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Inside, `_silence` holds; afterwards all is as before.
+
+    Yields:
+      A buffer that collects stderr; what it holds at the end is printed.
+    """
+    disabled, hook = logging.root.manager.disable, sys.unraisablehook
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as output, warnings.catch_warnings():
+            _silence()
+            yield output
+    finally:
+        sys.unraisablehook = hook
+        logging.disable(disabled)
+        sys.stderr.write(output.getvalue())
+
+
+def _silence() -> None:
+    """Switches off logging, and Python's complaints about abandoned coroutines and closed event loops."""
+    logging.disable(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else hook(args)
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """The operating system's message in an error of Orbax or TensorStore; None if another error caused it."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code:
+            return os.strerror(int(code[1]))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _files(folder: epath.Path) -> list[epath.Path]:
+    # `epath` has no recursive glob for buckets.
+    return [file for path in sorted(folder.iterdir()) for file in (_files(path) if path.is_dir() else [path])]
+
+
+def _checksums(folder: epath.Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in _files(folder)
+        if path.name != MANIFEST and not path.name.startswith(".")
+    }
+
+
+def _damage(folder: epath.Path) -> str | None:
+    """Describes what is wrong with a checkpoint; None if it is as it was written."""
+    try:
+        expected = files.read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        return "it has no manifest, so its save did not finish or the file was removed"
+    except (ValueError, OSError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    try:
+        actual = _checksums(folder)
+    except OSError as error:
+        return str(error)
+    for name, checksum in expected.items():
+        if actual.get(name) != checksum:
+            return f"{name} is {'missing' if name not in actual else 'not as it was written'}"
+    return None
+
+
+def steps(directory: epath.PathLike) -> list[int]:
+    """The steps saved in a fold's `checkpoints` folder, oldest first."""
+    directory = epath.Path(directory)
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+
+
+def newest(directory: epath.PathLike) -> int | None:
+    """The newest step that is as it was written; None if no save was ever completed.
+
+    Warns of each newer step that is skipped.
+
+    Raises:
+      InputError: checkpoints exist, and all are damaged.
+    """
+    saved = steps(directory)
+    damage = {}
+    for step in reversed(saved):
+        damage[step] = _damage(epath.Path(directory) / str(step))
+        if damage[step] is None:
+            return step
+        warnings.warn(f"{directory}/{step} is skipped: {damage[step]}", stacklevel=2)
+    # The very first save may have been interrupted. Any other step without a manifest was complete once.
+    saving = epath.Path(directory) / SAVING
+    if not saved or (saving.exists() and [saving.read_text()] == list(map(str, saved))):
+        return None
+    raise InputError(f"{directory}: no readable checkpoint ({damage[saved[-1]]}); move the folder away to start again")
+
+
+def restore(directory: epath.PathLike, like: State) -> State | None:
+    """Reads the newest undamaged state onto all devices of all processes. Removes newer, damaged checkpoints.
+
+    Args:
+      directory: the fold's `checkpoints` folder.
+      like: a state with the expected shapes and types.
+
+    Returns:
+      The state, or None if no save was ever completed.
+
+    Raises:
+      InputError: checkpoints exist, and all are damaged.
+    """
+    step = processes.on_first(lambda: _keep_newest(directory))
+    if step is None:
+        return None
+    params, train = (ocp.args.StandardRestore(parallel.abstract(item)) for item in _items(like))
+    with _manager(directory) as manager:
+        read = manager.restore(step, args=ocp.args.Composite(params=params, train=train))
+    segmenter = Network(read.params["params"], read.params["batch_stats"], read.train["opt_state"])
+    return State(read.train["step"], read.train["key"], segmenter, read.train["critics"])
+
+
+def _keep_newest(directory: epath.PathLike) -> int | None:
+    """Returns the newest undamaged step, after removing all newer ones and everything that was never finished."""
+    step = newest(directory)
+    for other in steps(directory):
+        if step is None or other > step:
+            (epath.Path(directory) / str(other)).rmtree()
+    for path in epath.Path(directory).glob(f"*{_UNFINISHED}*"):
+        path.rmtree()
+    (epath.Path(directory) / SAVING).unlink(missing_ok=True)
+    return step
+
+
+def read_meta(directory: epath.PathLike) -> dict[str, Any]:
+    """The meta that `save` stored in the newest undamaged step, with that step's number under `step`.
+
+    Raises:
+      InputError: there is no undamaged checkpoint.
+    """
+    step = newest(directory)
+    if step is None:
+        raise InputError(f"{directory}: found no checkpoint, expected one of a trained fold")
+    # Orbax needs all processes for a read; a plain read works on one process alone.
+    return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step}
+
+
+def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:
+    """Reads the segmenter from the newest undamaged checkpoint; the configuration comes from the checkpoint, too.
+
+    Returns:
+      The variables for Flax's `apply` on one device of this process, the configuration that rebuilds the network
+      (`networks.make_segmenter`), and the meta of `read_meta`.
+
+    Raises:
+      InputError: there is no undamaged checkpoint.
+    """
+    meta = processes.on_first(lambda: read_meta(directory))
+    config = ml_collections.ConfigDict(meta["config"])
+    shapes = jax.eval_shape(lambda: init_state(config, tuple(meta["classes"]), len(meta["channels"]), 1, 0))
+    restore = ocp.args.StandardRestore(parallel.abstract(shapes.segmenter.variables))
+    with _manager(directory) as manager:
+        variables = manager.restore(meta["step"], args=ocp.args.Composite(params=restore)).params
+    return parallel.one_copy(variables), config, meta
