@@ -5,7 +5,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from test_losses import case
+from helpers import segmentation_case as case
 
 from isles_jax import losses
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import case, softmax
+from helpers import segmentation_case as case
+from helpers import softmax
 
 from isles_jax import losses
 
