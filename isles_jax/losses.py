@@ -465,10 +465,14 @@ def boundary_distance(
     logits, labels, mask = _segmentation(name, logits, jnp.zeros(jnp.shape(logits)[:-1], jnp.int32), where)
     if distances.shape != logits.shape:
         raise ValueError(f"{name}: logits {logits.shape} need distances of that shape, got {distances.shape}")
-    axes = _pixel_axes(name, labels, reduction)
-    distances = jnp.where(mask[..., None], distances, 0.0)
-    total = jnp.sum(jnp.sum(jax.nn.softmax(logits) * distances, axis=-1), axis=axes)
-    return _ratio(total, jnp.sum(mask, axis=axes, dtype=jnp.float32))
+    shape = _images_by_pixels(name, labels, reduction == "none", reduction)
+    count = jnp.sum(mask.reshape(shape), axis=1, dtype=jnp.float32)
+    distances = _padded(jnp.where(mask[..., None], distances, 0.0).reshape(*shape, logits.shape[-1]))
+    logits = _padded(logits.reshape(*shape, logits.shape[-1]))
+    axis = _class_axis(logits)
+    weighted = _probabilities(logits, axis) * jnp.moveaxis(distances, -1, axis)
+    losses = _ratio(jnp.sum(_pixel_sums(weighted, axis), axis=1), count)
+    return losses if reduction == "none" else losses[0]
 
 
 def relativistic_discriminator_loss(real: ArrayLike, fake: ArrayLike, *, average: bool = False) -> Array:
@@ -522,73 +526,82 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
     return _relativistic(fake, real, average)
 
 
-# Soft counts of a confusion matrix, for Dice and Tversky.
+# Sums of probabilities over pixels.
 
 
 def _overlap(
     alpha: float, beta: float, gamma: float, smooth: float, squared: bool,
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...],
 ) -> tuple[Array, Array]:  # fmt: skip
-    """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`."""
-    # Few numbers, so that those of the other classes may be computed for nothing.
-    hits, extra, missed = (x[:, jnp.array(chosen)] for x in _soft_counts(logits, labels, mask, squared))
+    """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`.
+
+    With `squared`, a false positive counts p^2 and a false negative (1 - p)^2.
+    """
+    axis = _class_axis(logits)
+    probabilities = _probabilities(logits, axis)
+    inside = jnp.expand_dims(mask, axis)
+    foreground = jnp.moveaxis(_one_hot(labels, logits.shape[-1]), -1, axis) & inside
+    power = 2 if squared else 1
+    hits = jnp.where(foreground, probabilities, 0.0)
+    extra = jnp.where(~foreground & inside, probabilities**power, 0.0)
+    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
+    # The sums are few numbers, so those of the other classes may be computed for nothing.
+    hits, extra, missed = (_pixel_sums(x, axis)[:, jnp.array(chosen)] for x in (hits, extra, missed))
     # 1 - index as one fraction: no digit is lost where the loss is small, and it is 0 where there is nothing.
     wrong = alpha * extra + beta * missed
     losses = _ratio(wrong, hits + wrong + smooth)
     # A power below 1 has no finite derivative at 0.
     losses = jnp.where(losses < _TINY, 0.0, jnp.maximum(losses, _TINY) ** gamma)
-    return losses, jnp.any(_sides(labels, mask, chosen)[0], axis=-1).T
+    # A pixel of the class adds at least 3/4 to hits and missed together; NaN counts as present, to be seen.
+    return losses, hits + missed != 0
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _soft_counts(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
-    """True positives, false positives and false negatives of each class in each image.
-
-    Args:
-      logits: float32 [B, N, C], N a multiple of 8.
-      labels: int32 [B, N].
-      mask: bool [B, N].
-      squared: a false positive counts p^2 and a false negative (1 - p)^2, not p and 1 - p.
-
-    Returns:
-      float32 [B, C], three times.
-    """
-    return _soft_counts_forward(logits, labels, mask, squared)[0]
+def _class_axis(logits: Array) -> int:
+    """Where the classes stand for the sums: first if they are few, as a CPU is fast on long rows only."""
+    return 0 if logits.shape[-1] <= _MANY else 2
 
 
-def _soft_counts_forward(
-    logits: Array, labels: Array, mask: Array, squared: bool
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
-    labels, mask = lax.optimization_barrier((labels, mask))
-    probabilities = lax.optimization_barrier(_softmax(logits))
-    foreground, background = _sides(labels, mask, tuple(range(len(probabilities))))
-    power = 2 if squared else 1
-    hits = jnp.where(foreground, probabilities, 0.0)
-    extra = jnp.where(background, probabilities**power, 0.0)
-    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
-    counts = _sum_of_pixels(hits).T, _sum_of_pixels(extra).T, _sum_of_pixels(missed).T
-    return counts, (probabilities, labels, mask)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _probabilities(logits: Array, axis: int) -> Array:
+    """Softmax of logits [B, N, C], as [C, B, N] (axis 0) or [B, N, C] (axis 2)."""
+    return lax.optimization_barrier(jax.nn.softmax(logits) if axis else _softmax(logits))
 
 
-def _soft_counts_backward(
-    squared: bool, residuals: tuple[Array, Array, Array], cotangents: tuple[Array, Array, Array]
-) -> tuple[Array, None, None]:
-    probabilities, labels, mask = residuals
-    hits, extra, missed = (x.T[..., None] for x in cotangents)
-    if squared:
-        extra, missed = 2.0 * extra * probabilities, 2.0 * missed * (1.0 - probabilities)
-    foreground, background = _sides(labels, mask, tuple(range(len(probabilities))))
-    slopes = jnp.where(foreground, hits - missed, jnp.where(background, extra, 0.0))
-    return _softmax_gradient(probabilities, slopes), None, None
+def _probabilities_forward(logits: Array, axis: int) -> tuple[Array, Array]:
+    return (probabilities := _probabilities(logits, axis)), probabilities
 
 
-_soft_counts.defvjp(_soft_counts_forward, _soft_counts_backward)
+def _probabilities_backward(axis: int, probabilities: Array, slopes: Array) -> tuple[Array]:
+    if not axis:
+        return (_softmax_gradient(probabilities, slopes),)
+    total = lax.optimization_barrier(jnp.sum(probabilities * slopes, axis=-1, keepdims=True))
+    return (probabilities * (slopes - total),)
 
 
-def _sides(labels: Array, mask: Array, classes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Foreground and background of each of K classes, bool [K, B, N]; masked pixels are neither."""
-    foreground = labels == jnp.array(classes, jnp.int32)[:, None, None]
-    return foreground & mask, ~foreground & mask
+_probabilities.defvjp(_probabilities_forward, _probabilities_backward)
+
+
+def _pixel_sums(x: Array, axis: int) -> Array:
+    """Sums over N of [C, B, N] (axis 0) or [B, N, C] (axis 2), N a multiple of _WORD: [B, C]."""
+    if not axis:
+        return _row_sums(x, x.shape[-1]).T
+    # By words: one sum over millions of pixels would lose digits.
+    while x.shape[1] > 1:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _WORD), (0, 0))).reshape(len(x), -1, _WORD, x.shape[-1])
+        x = lax.optimization_barrier(jnp.sum(x, axis=2))
+    return x[:, 0]
+
+
+# Written by hand because autodiff would take the sum's slices apart.
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _row_sums(x: Array, length: int) -> Array:
+    return _sum_of_pixels(x)
+
+
+_row_sums.defvjp(
+    lambda x, length: (_sum_of_pixels(x), None),
+    lambda length, _, slopes: (jnp.broadcast_to(slopes[..., None], (*slopes.shape, length)),),
+)
 
 
 # The Lovasz extension of the Jaccard loss.
@@ -624,11 +637,9 @@ def _classes(
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None, gradient: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
     """The result of `_lovasz_classes` and, if wanted, what backward needs: probabilities and slopes, pixels last."""
-    # Without a barrier XLA would evaluate what depends on a constant mask while compiling, for many seconds.
-    mask = lax.optimization_barrier(mask)
     probabilities = _softmax(logits)
     picked = probabilities if len(chosen) == len(probabilities) else probabilities[jnp.array(chosen)]
-    foreground, _ = _sides(labels, mask, chosen)
+    foreground = (labels == jnp.array(chosen, jnp.int32)[:, None, None]) & mask
     # A softmax may round to a little more than 1.
     errors = jnp.maximum(jnp.where(foreground, 1.0 - picked, picked), 0.0)
     losses, steps = _extension(errors, foreground, jnp.broadcast_to(mask, errors.shape), bins, gradient)
@@ -890,8 +901,9 @@ def _mean_of_classes(
     logits, labels, mask = _segmentation(name, logits, labels, where)
     chosen = _chosen_classes(name, classes, count := logits.shape[-1])
     table = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
-    logits, labels, mask = _rows(logits, labels, mask, _images_by_pixels(name, labels, per_image, reduction))
-    losses, present = loss(logits, labels, mask, chosen)
+    shape = _images_by_pixels(name, labels, per_image, reduction)
+    labels, mask = labels.reshape(shape), mask.reshape(shape)
+    losses, present = loss(_padded(logits.reshape(*shape, count)), _padded(labels), _padded(mask), chosen)
     weights = jnp.broadcast_to(table[jnp.array(chosen)], losses.shape)
     if classes == "present":
         weights = jnp.where(present, weights, 0.0)
@@ -1010,14 +1022,14 @@ def _pixel_axes(name: str, labels: Array, reduction: str) -> tuple[int, ...] | N
     return None if reduction == "mean" else tuple(range(1, labels.ndim))
 
 
-def _rows(logits: Array, labels: Array, mask: Array, shape: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """Logits [B, N, C], labels and mask [B, N], with masked pixels at the end.
+def _padded(x: Array) -> Array:
+    """[B, N, ...] with zeros at the end of the second axis.
 
     N becomes an odd number of whole words: rows of a power of two would meet in the same few lines of a CPU's cache.
+    The barrier: XLA would evaluate what depends on a constant mask while compiling, for many seconds.
     """
-    margin = (0, 0), (0, (_WORD - shape[1]) % (2 * _WORD))
-    logits = jnp.pad(logits.reshape(*shape, logits.shape[-1]), (*margin, (0, 0)))
-    return logits, jnp.pad(labels.reshape(shape), margin), jnp.pad(mask.reshape(shape), margin)
+    margin = (0, 0), (0, (_WORD - x.shape[1]) % (2 * _WORD)), *[(0, 0)] * (x.ndim - 2)
+    return lax.optimization_barrier(jnp.pad(x, margin))
 
 
 def _class_weights(name: str, class_weights: ArrayLike, num_classes: int) -> Array:
