@@ -4,6 +4,8 @@ Volumes are worked on as stored (no reorientation, no resampling) and written ba
 """
 
 import functools
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ class Case:
       header: the geometry fields of the input's header and nothing else; its shape is the volume's.
       files: the files read, images first.
       notes: what the user should be told about this case, one sentence each.
+      patient: whose scan it is, where that is known; "" where each case is a patient of its own.
+      site: the centre that scanned it, "" where that is not known.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Case:
     header: nib.Nifti1Header
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    patient: str = ""
+    site: str = ""
 
     @functools.cached_property
     def brain(self) -> np.ndarray:
@@ -57,6 +63,7 @@ class Dataset:
       label_values: the integers that the files hold for `classes`; predictions are written with them.
       phantom: True if the folder was made by `isles_jax.data.phantom`.
       notes: what the user should be told about the data, one sentence each.
+      layout: what the folder was recognised as.
     """
 
     root: Path
@@ -66,6 +73,24 @@ class Dataset:
     label_values: tuple[int, ...]
     phantom: bool
     notes: tuple[str, ...] = ()
+    layout: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The data set in one line."""
+        labelled = sum(case.labels is not None for case in self.cases)
+        patients = len({case.patient or case.name for case in self.cases})
+        of_patients = f" of {patients} patients" * (patients < len(self.cases))
+        return (
+            f"{self.root}: {self.layout}, {len(self.cases)} cases{of_patients}, {labelled} with labels; channels "
+            f"{', '.join(self.channels)}; classes {', '.join(self.classes)}"
+        )
+
+
+def notes_of(cases: Iterable[Case]) -> tuple[str, ...]:
+    """The notes of all cases; what is said of several is said once, with their number."""
+    counts = Counter(note for case in cases for note in case.notes)
+    return tuple(note if count == 1 else f"{count} cases: {note}" for note, count in counts.items())
 
 
 def radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:
