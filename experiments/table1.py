@@ -184,19 +184,19 @@ def _average(seeds: Sequence[Sequence[scores.Row]]) -> list[scores.Row]:
 
 def write_table(path: epath.Path, runs: Sequence[Run], reference: str) -> None:
     """Writes a CSV with one line for each row and class: Dice, its interval, the difference from `reference`, tests."""
-    rows = results.systems(runs)
+    study = results.make_study(runs, reference)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "class", "cases", "dice", "std", "low", "high", "difference", "difference_low",
                      "difference_high", "p_wilcoxon_holm", "p_bootstrap_holm", "paper_dice"])  # fmt: skip
-    for word in dict.fromkeys(row["class"] for row in runs[0].rows):
-        means, compared = results.dice_means(rows, word), results.compare(runs, word, reference)
+    for word in study.classes:
+        means, compared = results.dice_means(study.rows, word), results.compare(study, word)
         for name, one in means.items():
             other = compared.get(name)
             differences = [other.difference, other.low, other.high, other.wilcoxon, other.bootstrap] if other else []
             numbers = [one.mean, one.std, one.low, one.high, *differences]
             cells = [f"{number:.6f}" for number in numbers] + [""] * (9 - len(numbers))
-            cases = len(results.dice_of(rows[name], word))
+            cases = len(results.dice_of(study.rows[name], word))
             writer.writerow([name, word, cases, *cells, results.paper_dice(name, word) or ""])
     files.write_atomic(path, text.getvalue())
 
@@ -204,9 +204,8 @@ def write_table(path: epath.Path, runs: Sequence[Run], reference: str) -> None:
 def write_effects(path: epath.Path, runs: Sequence[Run]) -> None:
     """Writes a CSV with the main effects of the design if the runs are its eight cells, else nothing."""
     lines = ["factor,class,effect,low,high"]
-    for word in dict.fromkeys(row["class"] for row in runs[0].rows):
-        effects = results.design_effects(runs, word) or {}
-        lines += [f"{factor},{word}," + ",".join(f"{x:.6f}" for x in found) for factor, found in effects.items()]
+    for name, effects in results.design_effects(results.make_study(runs)).items():
+        lines += [f"{factor},{name}," + ",".join(f"{x:.6f}" for x in effect) for factor, effect in effects.items()]
     if len(lines) > 1:
         files.write_atomic(path, "\n".join(lines) + "\n")
 

@@ -13,9 +13,9 @@ from isles_jax import clinical, inference
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.data import check, layouts
 from isles_jax.data import folds as splits
-from isles_jax.data.case import Dataset
+from isles_jax.data.case import PHANTOM_MARKER, Dataset
 from isles_jax.data.nifti import read_labels
-from isles_jax.data.phantom import MARKER, write_phantom
+from isles_jax.data.phantom import write_phantom
 from isles_jax.reporting import page, results, scores, table
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
@@ -135,10 +135,10 @@ def _make_phantom(config: ml_collections.ConfigDict, root: epath.Path, begun: bo
     print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.\n"
           "For real data: --config.data.root=/data/SPES2015_Training", flush=True)  # fmt: skip
     # What a call that failed left behind may be another phantom; once a run has begun, it is the run's own.
-    if (root / MARKER).exists() and not begun:
+    if (root / PHANTOM_MARKER).exists() and not begun:
         # Renamed first: a kill must not leave half a phantom under this name.
         root.replace(files.part_of(root)).rmtree()
-    if (root / MARKER).exists():
+    if (root / PHANTOM_MARKER).exists():
         return
     with tempfile.TemporaryDirectory() as temporary:
         local = Path(temporary) / "phantom" if files.is_bucket(root) else Path(root)

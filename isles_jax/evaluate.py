@@ -1,4 +1,4 @@
-"""The command that scores any tool's NIfTI files.
+"""The command that scores the label volumes of any tool.
 
 python -m isles_jax.evaluate --predictions=DIR --labels=DIR
 """
@@ -13,16 +13,17 @@ from isles_jax.runtime.command import InputError, Parser, run_command
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description = "Scores label volumes of any tool with the measures of this package. Prints the means; --output also "
-    description += "writes cases.csv (a row for each case and class) and summary.json."
-    parser = Parser(prog="isles-jax evaluate", description=description)
+    parser = Parser(prog="isles-jax evaluate", description=main.__doc__)
     predictions = "a folder of CASE.nii or CASE.nii.gz"
     parser.add_argument("--predictions", type=Path, required=True, metavar="DIR", help=predictions)
     reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set in the SPES or nnU-Net layout"
     parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help=reference)
-    parser.add_argument("--output", type=epath.Path, metavar="DIR", help="where cases.csv and summary.json are written")
-    parser.add_argument("--classes", metavar="NAMES", help="of a folder of label volumes; default: penumbra,core")
-    parser.add_argument("--values", metavar="INTEGERS", help="that mark the classes in the files; default: 1,2,...")
+    tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
+    parser.add_argument("--output", type=epath.Path, metavar="DIR", help=tables)
+    parser.add_argument(
+        "--classes", metavar="NAMES", help="class names of a folder of label volumes; default: penumbra,core"
+    )
+    parser.add_argument("--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,...")
     options = parser.parse_args(arguments)
     try:
         options.values = tuple(map(int, options.values.split(","))) if options.values else None
@@ -33,9 +34,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores label volumes of any tool with the measures of this package."""
+    """Scores the label volumes of any tool with the measures of this package and prints the means."""
     options = _parse(arguments)
-    # SciPy and nibabel: --help should not wait for them.
+    # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.reporting import scores
 
     rows = scores.score_folders(options.predictions, options.labels, options.classes, options.values)

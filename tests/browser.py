@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 FLAGS = (
@@ -14,8 +15,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def found():
-    """True if both programs are on this machine."""
+def installed():
+    """True if Chromium and its driver are on this machine."""
     return all(map(shutil.which, ("chromium", "chromedriver")))
 
 
@@ -32,9 +33,13 @@ class Browser:
     def _call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
-        # No proxy of the surroundings comes between.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        # A proxy named in the environment must not be asked for an address on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(json.load(error)["value"]["message"]) from error
 
     def open(self, address):
         self._call("POST", "/url", {"url": address})

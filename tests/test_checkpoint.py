@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from helpers import leaves
 
 from isles_jax.config import to_dict
 from isles_jax.networks import make_segmenter
@@ -17,10 +18,6 @@ from isles_jax.training import checkpoint, parallel
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
-
-
-def leaves(tree):
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def equal(a, b):

@@ -1,12 +1,25 @@
-"""The main command as a user types it: real processes, one line for each mistake."""
+"""The commands as a user types them: real processes, one line for each mistake."""
 
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from isles_jax import cli
+from isles_jax.runtime.command import InputError
+
 ROOT = Path(__file__).parents[1]
+# What the installed script `isles-jax` does; the last line lists the libraries that take long to load and were loaded.
+SCRIPT = """import sys
+from isles_jax.cli import run
+sys.argv[0] = "isles-jax"
+try:
+    run()
+finally:
+    print([name for name in ("jax", "numpy", "scipy", "nibabel") if name in sys.modules])"""
 
 
 def call(*arguments, cwd=ROOT):
@@ -17,8 +30,8 @@ def call(*arguments, cwd=ROOT):
 def test_help_explains_every_flag():
     done = call("--help")
     assert done.returncode == 0
-    for word in ("--config", "--workdir", "--config.data.root=", "configs/proposed.py", "resumes"):
-        assert word in done.stdout
+    for text in ("--config", "--workdir", "--config.data.root=", "configs/proposed.py", "to resume"):
+        assert text in done.stdout
     assert done.stderr == ""
 
 
@@ -59,8 +72,6 @@ def test_the_configs_are_found_from_any_folder(flags, tmp_path):
 
 
 def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_root):
-    import shutil
-
     shutil.copytree(phantom_root, tmp_path / "data")
     [removed] = sorted((tmp_path / "data").rglob("*MR_TTP*.nii"))[:1]
     removed.unlink()
@@ -70,6 +81,67 @@ def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_r
     assert "TTP" in done.stderr
     assert removed.parts[len(tmp_path.parts) + 1] in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def isles_jax(*arguments):
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_script_is_declared_in_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"isles-jax": "isles_jax.cli:run"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_script_lists_its_commands(arguments):
+    done = isles_jax(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    assert done.stdout.endswith("\n[]\n"), "no library is loaded"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_explains_its_flags_without_loading_a_library(name):
+    done = isles_jax(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    flag = {"train": "--config", "evaluate": "--labels"}.get(name, "--output")
+    assert flag in done.stdout
+    assert done.stdout.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_mistake_in_the_flags_of_each_command_is_one_line(name):
+    # argparse complains of a missing flag before it complains of an unknown one.
+    values = {"predict": ["--workdir=w", "--input=i"], "evaluate": ["--predictions=p", "--labels=l"],
+              "report": ["run"], "export": ["--workdir=w"], "convert": ["--input=i"]}.get(name, [])  # fmt: skip
+    output = [] if name == "train" else ["--output=o.safetensors"]
+    done = isles_jax(name, *values, *output, "--nonsense=1")
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "nonsense" in done.stderr
+    assert "--help lists the flags" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train"}))
+def test_a_missing_flag_of_a_command_is_named(name):
+    with pytest.raises(InputError, match=r"required: .*; --help lists the flags$"):
+        cli.main([name])
+
+
+def test_an_unknown_command_is_one_line():
+    done = isles_jax("segment", "--output=o")
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    expected = "train, predict, evaluate, report, export, phantom, convert"
+    assert done.stderr == f"error: isles-jax segment: found no such command, expected one of {expected}\n"
+
+
+def test_the_flags_reach_the_command(tmp_path, capsys):
+    cli.main(["phantom", f"--output={tmp_path / 'data'}", "--cases=1", "--shape=16x16x4"])
+    assert capsys.readouterr().out == f"{tmp_path / 'data'}: 1 phantom patients\n"
+    assert (tmp_path / "data" / "phantom.json").exists()
 
 
 def test_the_package_imports_nothing_until_asked():

@@ -1,26 +1,13 @@
 import importlib.util
 import re
-from pathlib import Path
 
 import ml_collections
 import pytest
+from helpers import ROOT, SYSTEMS
 
 from experiments.config_page import PAGE, comments, page
 from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.runtime.command import InputError
-
-ROOT = Path(__file__).parents[1]
-# The paper's list of systems, section 2: (residual, adversarial, Lovasz-softmax and boundary loss).
-SYSTEMS = {
-    "bl1": (False, False, False),
-    "bl2": (False, False, True),
-    "bl3": (False, True, False),
-    "bl4": (False, True, True),
-    "bl5": (True, False, False),
-    "bl6": (True, False, True),
-    "bl7": (True, True, False),
-    "proposed": (True, True, True),
-}
 
 
 def load(name):

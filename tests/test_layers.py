@@ -16,7 +16,8 @@ ORDER = (
     "training.weights", "training.metric_writer", "training.event_images", "training.fold",
     "inference", "clinical",
     "reporting.scores", "reporting.statistics", "reporting.results", "reporting.table", "reporting.charts",
-    "reporting.pictures", "reporting.case_sections", "reporting.page",
+    "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
+    "reporting.run_sections", "reporting.page",
     "cross_validation",
     "main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli",
 )  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_end_to_end import TINY
+from helpers import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

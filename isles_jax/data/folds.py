@@ -10,15 +10,15 @@ from isles_jax.runtime.files import read_json, write_json
 
 
 def make_folds(names: Sequence[str], folds: int, seed: int) -> list[list[str]]:
-    """Deals the cases out to folds whose sizes differ by at most one.
+    """Divides the cases at random into folds whose sizes differ by at most one.
 
     Args:
       names: one for each patient; their order does not matter.
       folds: at least 2.
-      seed: decides the order of the deal.
+      seed: decides which case is in which fold.
 
     Returns:
-      The validation names of each fold, sorted.
+      The held-out names of each fold, sorted.
 
     Raises:
       InputError: fewer than two folds or more folds than cases.
@@ -30,32 +30,32 @@ def make_folds(names: Sequence[str], folds: int, seed: int) -> list[list[str]]:
 
 
 def read_or_write(path: Path, names: Sequence[str], folds: int, seed: int) -> list[list[str]]:
-    """The folds in `path` if it exists, else new ones, written there.
+    """Reads the folds from `path`; makes and writes them if the file does not exist.
 
     Raises:
-      InputError: the file is damaged, or its folds are not `folds` parts of exactly these cases.
+      InputError: the file is damaged; it does not hold `folds` folds of exactly these cases.
     """
     if not path.exists():
-        made = make_folds(names, folds, seed)
-        write_json(path, made)
-        return made
+        new = make_folds(names, folds, seed)
+        write_json(path, new)
+        return new
     try:
         read = read_json(path)
-        dealt = [name for part in read for name in part]
-        whole = all(isinstance(name, str) for name in dealt) and all(isinstance(part, list) for part in read)
+        assigned = [name for part in read for name in part]
+        well_formed = all(isinstance(name, str) for name in assigned) and all(isinstance(part, list) for part in read)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: not a readable list of folds ({error}); expected the file as it was written"
         ) from error
-    if not whole or len(read) != folds:
+    if not well_formed or len(read) != folds:
         raise InputError(f"{path}: holds {len(read)} folds; expected {folds} lists of case names")
-    for words, wrong in (
-        ("does not hold the case", set(names) - set(dealt)),
-        ("holds a case that the data lack,", set(dealt) - set(names)),
-        ("holds twice the case", {name for name in dealt if dealt.count(name) > 1}),
+    for problem, cases in (
+        ("does not hold the case", set(names) - set(assigned)),
+        ("holds a case that the data lack,", set(assigned) - set(names)),
+        ("holds twice the case", {name for name in assigned if assigned.count(name) > 1}),
     ):
-        if wrong:
-            raise InputError(f"{path}: {words} {min(wrong)}; expected the folds of these data")
+        if cases:
+            raise InputError(f"{path}: {problem} {min(cases)}; expected the folds of these data")
     if not all(read):
         raise InputError(f"{path}: one of its folds is empty; expected a case in each")
     return read

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isles_jax.data.adc import in_one_unit
-from isles_jax.data.case import Case, Dataset, notes_of
+from isles_jax.data.case import Case, Dataset, make_dataset
 from isles_jax.data.nifti import is_nifti, list_folder, read_all, read_images, read_labels, stem
 from isles_jax.runtime.command import InputError
 
@@ -46,8 +46,7 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
         return replace(case, labels=read_labels(path, case, (1,)), files=(*case.files, path))
 
     cases = read_all(sorted(found.keys() | masks.keys()), read_case)
-    phantom = (root / "phantom.json").is_file()
-    return Dataset(root, cases, channels, CLASSES, (1,), phantom, notes_of(cases), "ISLES-2022")
+    return make_dataset(root, cases, channels, CLASSES, (1,), layout="ISLES-2022")
 
 
 def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:

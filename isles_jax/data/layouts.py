@@ -1,9 +1,9 @@
-"""A folder of cases, whatever its layout: recognised, read and checked."""
+"""Recognises the layout of a folder of cases, reads the folder, and checks the labels."""
 
 from pathlib import Path
 
 from isles_jax.data import nnunet, spes
-from isles_jax.data.case import Dataset
+from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.check import verify_labels
 from isles_jax.runtime.files import check_folder
 
@@ -12,15 +12,15 @@ def load(root: Path, *, penumbra: int, core: int) -> Dataset:
     """Reads and checks a whole data set.
 
     Args:
-      root: a folder in the nnU-Net raw layout if it holds dataset.json, else in the SPES layout.
+      root: a folder that is in the nnU-Net raw layout if it holds dataset.json, and in the SPES layout otherwise.
       penumbra: the integer that marks penumbra in a SPES label volume.
       core: the integer that marks core in a SPES label volume.
 
     Returns:
-      Every case; those without a reference have labels None.
+      All cases; the labels of a case without a reference are None.
 
     Raises:
-      InputError: the folder, or cases (all bad ones, one line each), or labels that the images contradict.
+      InputError: the folder cannot be read; some cases are bad (one line for each); the images contradict the labels.
     """
     check_folder(root)
     described = (root / "dataset.json").is_file()
@@ -35,15 +35,14 @@ def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
     Args:
       path: one case folder, a folder of case folders, or a folder of nnU-Net images (CASE_0000.nii.gz and so on, or
         a data set whose imagesTs holds them).
-      channels: the names that the images' last axis shall have, in this order.
+      channels: names of the channels to read, in the order of the network's input.
 
     Raises:
-      InputError: the folder, or cases (all bad ones, one line each).
+      InputError: the folder cannot be read; some cases are bad (one line for each).
     """
     check_folder(path)
     if nnunet.is_image_folder(path):
         cases = nnunet.read_image_folder(path, channels)
     else:
         cases = spes.read_image_folders(path, channels)
-    notes = tuple(note for case in cases for note in case.notes)
-    return Dataset(path, cases, channels, (), (), (path / "phantom.json").is_file(), notes)
+    return make_dataset(path, cases, channels)

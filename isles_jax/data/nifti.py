@@ -1,6 +1,6 @@
-"""NIfTI files: read without losing the geometry, written back on the same grid.
+"""Reads cases and label volumes from NIfTI files, and writes volumes on the grid of a case.
 
-Every mistake in a file ends in an `InputError` of one line that names the file, what was found and what was expected.
+A bad file raises an `InputError`: one line that names the file, what was found and what was expected.
 """
 
 import gzip
@@ -19,7 +19,7 @@ from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
 
 SUFFIXES = (".nii", ".nii.gz")
-# What nibabel, gzip and the operating system raise for a file that is damaged or not what its name says.
+# What nibabel, gzip and the operating system raise for a file that is damaged or not a NIfTI file.
 _READ_ERRORS = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -30,12 +30,12 @@ _READ_ERRORS = (
     ValueError,
     zlib.error,
 )
-# The fields that place a volume in space. No other field of a header is ever copied: texts can name a patient.
-_GEOMETRY = (
+# The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
+_GEOMETRY_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-# Deflate cannot shrink anything further than this (RFC 1951: 258 bytes for 2 bits).
+# The highest compression ratio of deflate (RFC 1951: 258 bytes in 2 bits).
 _MAX_DEFLATE_RATIO = 1032
 
 Item = TypeVar("Item")
@@ -45,7 +45,7 @@ Item = TypeVar("Item")
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """The visible entries of a folder, sorted by name; InputError if it cannot be read."""
+    """The entries of a folder that are not hidden, sorted by name; an InputError if it cannot be read."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
     except OSError as error:
@@ -53,7 +53,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def is_nifti(path: Path) -> bool:
-    """True for a file (or a link to one) that is called .nii or .nii.gz."""
+    """True for a file, or a link to one, whose name ends in .nii or .nii.gz."""
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
@@ -67,11 +67,11 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     """Reads one 3-D NIfTI-1 or NIfTI-2 volume.
 
     Returns:
-      float32 [X, Y, Z] with the header's scaling applied, the [4, 4] float64 affine, and a header that holds the
-      geometry only.
+      float32 [X, Y, Z] with the header's scaling applied, the float64 affine [4, 4], and a header that holds only the
+      geometry.
 
     Raises:
-      InputError: the file is missing, damaged, not a 3-D volume of real numbers in mm, or too large for the memory.
+      InputError: the file is missing, damaged, too large for the memory, or not a 3-D volume of real numbers in mm.
     """
     try:
         image = cast(nib.Nifti1Image, nib.load(path))
@@ -90,14 +90,14 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
         raise InputError(
             f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
         )
-    return data, affine, geometry(image.header, shape)
+    return data, affine, _geometry(image.header, shape)
 
 
-def geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
-    """A new NIfTI-1 header for `shape` that carries only where the voxels lie: codes, forms, zooms, spatial unit."""
+def _geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
+    """A new NIfTI-1 header for `shape` with the geometry only: qform, sform, their codes, voxel sides and unit."""
     clean = nib.Nifti1Header()
     clean.set_data_shape(shape)
-    for field in _GEOMETRY:
+    for field in _GEOMETRY_FIELDS:
         clean[field] = header[field]
     clean["pixdim"][:4] = header["pixdim"][:4]
     clean["xyzt_units"] = int(header["xyzt_units"]) & 7
@@ -108,23 +108,23 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     """Reads a label volume on the grid of a case.
 
     Args:
-      path: of the file, which may store any type.
-      case: gives the grid.
-      values: the integers from 1 to 255 that the file holds for the classes 1, 2 and so on; 0 is background.
+      path: a file of any data type.
+      case: the labels must lie on its grid.
+      values: the integers, from 1 to 255, that mark the classes 1, 2, ... in the file; 0 marks background.
 
     Returns:
       uint8 [X, Y, Z]: 0 background, 1.. the classes.
 
     Raises:
-      InputError: as `read_volume`; another grid; a value that is neither 0 nor one of `values`.
+      InputError: as for `read_volume`; another grid; a value that is neither 0 nor one of `values`.
     """
     data, affine, _ = read_volume(path)
     other = case.files[0] if case.files else Path(case.name)
     check_grid(path, data.shape, affine, other, case.images.shape[:3], case.affine)
     with np.errstate(invalid="ignore"):
-        whole = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
-    if not whole.all():
-        bad = data[~whole].ravel()[0]
+        valid = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
+    if not valid.all():
+        bad = data[~valid].ravel()[0]
         raise InputError(f"{path}: holds the label {bad:g}; expected whole numbers from 0 to 255")
     labels = data.astype(np.uint8)
     unknown = sorted(set(np.unique(labels).tolist()) - {0, *values})
@@ -143,7 +143,7 @@ def check_grid(
     other_shape: tuple[int, ...],
     other_affine: np.ndarray,
 ) -> None:
-    """InputError unless two volumes have one shape and their corners coincide to 5% of the smallest voxel side."""
+    """Raises an InputError unless two volumes have the same shape and corners that lie within 5% of a voxel's side."""
     if shape != other_shape:
         raise InputError(f"{path}: shape {_times(shape)}; expected {_times(other_shape)} as in {other.name}")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
@@ -155,10 +155,10 @@ def check_grid(
 def read_images(name: str, files: Sequence[Path]) -> Case:
     """Reads one case without labels, one file for each channel.
 
-    Voxels that are not finite become 0 (background), and a note says how many.
+    Voxels that are not finite become 0 (background), and a note counts them.
 
     Raises:
-      InputError: as `read_volume`; shapes or affines differ between the files; no voxel differs from 0.
+      InputError: as for `read_volume`; the files are not on one grid; every voxel is 0.
     """
     notes = []
     for index, path in enumerate(files):
@@ -177,7 +177,11 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
 
 
 def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
-    """Reads every case, then reports all bad ones together, one line each."""
+    """Reads all cases.
+
+    Raises:
+      InputError: some cases are bad; one line for each.
+    """
     cases, problems = [], []
     for item in items:
         try:
@@ -190,7 +194,7 @@ def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case,
 
 
 def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
-    """The shape without trailing axes of length 1; InputError unless it is a volume of real numbers in mm."""
+    """The shape without trailing axes of length 1; an InputError unless it is a volume of real numbers in mm."""
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -205,7 +209,7 @@ def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
 
 
 def _check_size(path: Path, image: nib.Nifti1Image) -> None:
-    """InputError if the header claims more voxels than the file or the memory can hold; reads no voxel."""
+    """Raises an InputError, before voxels are read, if the file or the memory cannot hold what the header claims."""
     voxels = math.prod(int(n) for n in image.shape)
     assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy)
     claimed = image.dataobj.offset + voxels * image.get_data_dtype().itemsize
@@ -224,7 +228,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """An exception in one line, without the path that the caller names already."""
+    """The text of an exception as one line, without the path, which the caller adds."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -236,10 +240,10 @@ def write_labels(path: Path, labels: np.ndarray, case: Case, label_values: Seque
     """Writes a label volume on the case's grid, atomically.
 
     Args:
-      path: .nii or .nii.gz; its folder exists.
-      labels: [X, Y, Z] integers, 0 background and 1..len(label_values) the classes.
-      case: gives shape, affine, qform and sform with their codes.
-      label_values: the integers to write for the classes 1.., each from 1 to 255.
+      path: ends in .nii or .nii.gz.
+      labels: [X, Y, Z] integers, 0 background and 1.. the classes.
+      case: the file gets its affine, qform and sform with their codes; its shape must be that of `labels`.
+      label_values: the integers, from 1 to 255, that the file holds for the classes 1, 2, ...
     """
     table = np.array([0, *label_values], np.uint8)
     _write(path, table[labels], case)
@@ -255,9 +259,9 @@ def _write(path: Path, data: np.ndarray, case: Case) -> None:
         raise ValueError(f"{case.name}: a volume of shape {data.shape} for a grid of shape {case.images.shape[:3]}")
     header = case.header.copy()
     header.set_data_dtype(data.dtype)
-    # No affine of ours: the header's own qform, sform and codes are kept to the last bit.
+    # Without an affine argument, nibabel keeps the header's qform, sform and codes bit by bit.
     content = nib.Nifti1Image(data, None, header).to_bytes()
     if path.name.endswith(".gz"):
-        # Without a time stamp the same prediction is the same file.
+        # Without a time stamp, equal predictions give equal files.
         content = gzip.compress(content, compresslevel=4, mtime=0)
     write_atomic(path, content)

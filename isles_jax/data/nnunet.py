@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from isles_jax.data.case import Case, Dataset
+from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
 from isles_jax.data.nifti import SUFFIXES, is_nifti, list_folder, read_all, read_images, read_labels, stem, write_labels
 from isles_jax.runtime.command import InputError
 
@@ -27,10 +27,10 @@ _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def read(root: Path) -> Dataset:
-    """Reads a data set in the nnU-Net raw layout; labels inside are 1.. in the order of the file's integers.
+    """Reads a data set in the nnU-Net raw layout; classes are in the order of their integers in dataset.json.
 
     Raises:
-      InputError: dataset.json is damaged or of a kind that is not supported; lists every bad case, one line each.
+      InputError: dataset.json is damaged or not supported; some cases are bad (one line for each).
     """
     content = _read_json(root / "dataset.json")
     channels = _channels(root / "dataset.json", content)
@@ -40,9 +40,9 @@ def read(root: Path) -> Dataset:
         raise InputError(f"{root / 'dataset.json'}: file_ending is {ending!r}; expected .nii or .nii.gz")
     training = _find_cases(root / "imagesTr", ending) if (root / "imagesTr").is_dir() else {}
     testing = _find_cases(root / "imagesTs", ending) if (root / "imagesTs").is_dir() else {}
-    twice = sorted(set(training) & set(testing))
-    if twice:
-        raise InputError(f"{root}: the case {twice[0]} is in imagesTr and in imagesTs; expected it in one")
+    in_both = sorted(set(training) & set(testing))
+    if in_both:
+        raise InputError(f"{root}: the case {in_both[0]} is in imagesTr and in imagesTs; expected it in one")
     if not training and not testing:
         raise InputError(f"{root}: no <case>_0000{ending} in imagesTr or imagesTs")
     stray = _stray_labels(root / "labelsTr", ending, training)
@@ -56,8 +56,7 @@ def read(root: Path) -> Dataset:
 
     items: list[str | Path] = [*sorted(training | testing), *stray]
     cases = read_all(items, read_case)
-    notes = tuple(note for case in cases for note in case.notes)
-    return Dataset(root, cases, channels, classes, values, (root / "phantom.json").is_file(), notes)
+    return make_dataset(root, cases, channels, classes, values)
 
 
 def is_image_folder(path: Path) -> bool:
@@ -68,13 +67,13 @@ def is_image_folder(path: Path) -> bool:
 
 
 def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
-    """Reads <case>_0000.nii.gz files without labels, channels in the order of `channels`.
+    """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
-    Where a dataset.json stands in the folder or above it, its names decide which file is which channel; without one
-    the files are numbered in the order of `channels`.
+    The channel of a file follows from a dataset.json in the folder or the one above it. Without one, the file's number
+    is an index into `channels`.
 
     Raises:
-      InputError: lists every bad case, one line each.
+      InputError: some cases are bad; one line for each.
     """
     folder = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), path)
     names = channels
@@ -83,22 +82,22 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
         names = _channels(description, _read_json(description))
         if set(names) != set(channels):
             raise InputError(f"{description}: has the channels {', '.join(names)}; expected {', '.join(channels)}")
-    found: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Path]] = {}
     for ending in SUFFIXES:
         for name, files in _find_cases(folder, ending).items():
-            found.setdefault(name, {}).update(files)
-    if not found:
+            cases.setdefault(name, {}).update(files)
+    if not cases:
         raise InputError(f"{folder}: no <case>_0000.nii.gz; expected one file for each of {', '.join(channels)}")
 
     def read_case(name: str) -> Case:
-        files = _in_order(folder / name, found[name], len(names))
+        files = _in_order(folder / name, cases[name], len(names))
         return read_images(name, [files[names.index(channel)] for channel in channels])
 
-    return read_all(sorted(found), read_case)
+    return read_all(sorted(cases), read_case)
 
 
 def write(dataset: Dataset, root: Path) -> None:
-    """Writes a data set in the nnU-Net raw layout, as float32 images and uint8 labels; text fields stay behind.
+    """Writes a data set in the nnU-Net raw layout, with float32 images and uint8 labels, and without headers' texts.
 
     Raises:
       InputError: `root` exists already.
@@ -118,7 +117,7 @@ def write(dataset: Dataset, root: Path) -> None:
                 path = temporary / "labelsTr" / f"{case.name}.nii.gz"
                 write_labels(path, case.labels, case, range(1, len(dataset.classes) + 1))
         if dataset.phantom:
-            shutil.copyfile(dataset.root / "phantom.json", temporary / "phantom.json")
+            shutil.copyfile(dataset.root / PHANTOM_MARKER, temporary / PHANTOM_MARKER)
         content = {
             "channel_names": {str(index): name for index, name in enumerate(dataset.channels)},
             "labels": {"background": 0} | {name: value for value, name in enumerate(dataset.classes, 1)},
@@ -152,7 +151,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    """Channel names in the order of their numbers; Tmax, TTP and DWI in the package's spelling."""
+    """The channels' names in the order of their numbers; Tmax, TTP and DWI get the package's spelling."""
     named = content.get("channel_names", content.get("modality"))
     if not isinstance(named, dict) or set(named) != {str(index) for index in range(len(named))} or not named:
         raise InputError(f"{path}: channel_names is {named!r}; expected names for 0, 1, …")
@@ -164,7 +163,7 @@ def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Foreground names and integers, ascending; the old form {"1": "name"} is read too."""
+    """The names and integers of the foreground classes, in ascending order; also reads the old form {"1": "name"}."""
     labels = content.get("labels")
     if not isinstance(labels, dict):
         raise InputError(f"{path}: labels is {labels!r}; expected names with their integers")
@@ -183,18 +182,19 @@ def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tupl
 
 def _find_cases(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
     """{case: {channel number: file}} of a folder."""
-    found: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Path]] = {}
     for path in list_folder(folder):
         match = _NUMBERED.fullmatch(stem(path)) if is_nifti(path) else None
         if match and path.name == stem(path) + ending:
-            found.setdefault(match["case"], {})[int(match["channel"])] = path
-    return found
+            cases.setdefault(match["case"], {})[int(match["channel"])] = path
+    return cases
 
 
 def _in_order(case: Path, files: dict[int, Path], channels: int) -> list[Path]:
+    """The files in the order of their channel numbers; an InputError unless these are 0 to `channels` - 1."""
     if set(files) != set(range(channels)):
-        there = ", ".join(f"{number:04d}" for number in sorted(files))
-        raise InputError(f"{case}: has the channels {there}; expected 0000 to {channels - 1:04d}")
+        numbers = ", ".join(f"{number:04d}" for number in sorted(files))
+        raise InputError(f"{case}: has the channels {numbers}; expected 0000 to {channels - 1:04d}")
     return [files[index] for index in range(channels)]
 
 
@@ -205,7 +205,7 @@ def _with_labels(case: Case, path: Path, values: tuple[int, ...]) -> Case:
 
 
 def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]]) -> list[Path]:
-    """Label volumes without images: a sign of a half-copied data set."""
+    """Label volumes that have no images, which happens in a data set that was copied in part."""
     if not folder.is_dir():
         return []
     labels = [path for path in list_folder(folder) if is_nifti(path) and path.name == stem(path) + ending]

@@ -1,9 +1,8 @@
 """A digital perfusion phantom of acute ischaemic stroke, written in the SPES layout.
 
-Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, an occlusion in one middle cerebral
-artery's territory with collaterals of a certain grade, and is scanned: a perfusion series from which Tmax and TTP are
-computed as a clinic's software would (`perfusion.py`), and a DWI. The equations, the numbers and their sources are in
-docs/data.md.
+Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one middle
+cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are computed as
+clinical software does (`perfusion.py`). docs/data.md gives the equations, the numbers and their sources.
 """
 
 import json
@@ -16,25 +15,24 @@ import nibabel as nib
 import numpy as np
 
 from isles_jax.data import spes
+from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import part_of, writing
 
-MARKER = "phantom.json"
-
 
 def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
-    """Writes a data set in the SPES layout: one folder for each patient, and phantom.json, which marks it as complete.
+    """Writes a data set in the SPES layout: one folder for each patient, and the marker, phantom.json.
 
     Args:
       root: a new or empty folder.
       cases: number of patients.
-      shape: voxels of a volume; the field of view is 192 x 192 x 112 mm whatever the shape.
-      difficulty: 0 clean images; 1 thresholds fail where they fail in life; above 1 harder.
-      seed: fixes everything.
+      shape: voxels of a volume, which always covers 192 x 192 x 112 mm.
+      difficulty: 0 for clean images; at 1 thresholds make the mistakes they make on patients; above 1 is harder.
+      seed: equal arguments give equal files.
 
     Raises:
-      InputError: numbers out of range; `root` holds something already, or cannot be written.
+      InputError: a number is out of range; `root` is not empty or cannot be written.
     """
     if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10:
         found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}"
@@ -47,7 +45,8 @@ def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: f
         with writing(root), ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda index: _write_case(temporary, index, shape, difficulty, seed), range(cases)))
             settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
-            (temporary / MARKER).write_text(json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n")
+            content = json.dumps({"digital perfusion phantom": settings}, indent=1)
+            (temporary / PHANTOM_MARKER).write_text(content + "\n")
             temporary.replace(root)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -60,8 +59,8 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
     volumes = (("MR_Tmax", patient.tmax), ("MR_TTP", patient.ttp), ("MR_DWI", patient.dwi), ("OT", patient.labels))
-    for number, (word, volume) in enumerate(volumes):
-        name = f"VSD.Brain.XX.O.{word}.{10 * (index + 1) + number}"
+    for number, (sequence, volume) in enumerate(volumes):
+        name = f"VSD.Brain.XX.O.{sequence}.{10 * (index + 1) + number}"
         folder = root / f"{index + 1:02d}" / name
         folder.mkdir(parents=True)
         image = nib.Nifti1Image(volume, affine)
@@ -72,7 +71,7 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
 
 
 def write_figure(root: Path, path: Path) -> None:
-    """A page of up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels drawn on the DWI.
+    """Draws up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels as contours on the DWI.
 
     Raises:
       InputError: matplotlib is not installed.
@@ -80,8 +79,8 @@ def write_figure(root: Path, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        wanted = "pip install matplotlib, or uv run --extra report"
-        raise InputError(f"matplotlib is not installed, expected it for --figure: {wanted}") from error
+        install = "pip install matplotlib, or uv run --extra report"
+        raise InputError(f"matplotlib is not installed, expected it for --figure: {install}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

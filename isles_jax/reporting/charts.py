@@ -7,7 +7,7 @@ import numpy as np
 
 WIDTH = 420
 LEFT, RIGHT = 46, 12
-# Room for the words beside the lines of a Bland-Altman chart.
+# Room for the labels beside the lines of a Bland-Altman chart.
 MARGIN = 120
 ROW = 30
 
@@ -37,8 +37,8 @@ def strip(
       paper: the paper's number for a system, or None.
       title: what the chart shows, for screen readers too.
     """
-    every = [value for pairs in values.values() for _, value in pairs]
-    low = min(0.9, np.floor(10 * min([*every, *(one[1] for one in means.values())])) / 10)
+    smallest = min(min(value for _, value in pairs) for pairs in values.values())
+    low = min(0.9, np.floor(10 * min(smallest, *(lower for _, lower, _ in means.values()))) / 10)
     left, top = 14 + 6.6 * max(map(len, values)), 8
     height = top + ROW * len(values)
 
@@ -50,8 +50,9 @@ def strip(
         y = top + ROW * (index + 0.5)
         parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" class="end">{escape(label)}</text>')
         for number, (case, value) in enumerate(pairs):
-            around = y - 4 + 2 * (number * 7 % 5 - 2)
-            parts.append(_dot(x(value), around, f"{label}, {case}: {value:.3f}"))
+            # Shifted up and down, so that equal values do not hide one another.
+            shifted = y - 4 + 2 * (number * 7 % 5 - 2)
+            parts.append(_dot(x(value), shifted, f"{label}, {case}: {value:.3f}"))
         mean, lower, upper = means[label]
         parts.append(
             f'<g class="mean"><title>{escape(label)}: mean {mean:.3f}, 95% interval {lower:.3f} to {upper:.3f}</title>'
@@ -59,9 +60,9 @@ def strip(
             f'<line x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y + 2:.1f}" y2="{y + 12:.1f}"/></g>'
         )
         if paper.get(label) is not None:
-            at = x(max(paper[label], low))
+            position = x(max(paper[label], low))
             parts.append(
-                f'<path class="paper" d="M{at:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper, other data: '
+                f'<path class="paper" d="M{position:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper: '
                 f"{paper[label]:.3f}</title></path>"
             )
     return _svg("".join(parts), height + 22, title)
@@ -73,19 +74,23 @@ def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     Args:
       title: name of the quantity.
       series: {label: (steps, values)}.
+
+    Returns:
+      The chart; "" if there is no finite value.
     """
-    clean = {}
+    lines = {}
     for label, (steps, values) in series.items():
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and np.isfinite(v)]
-        clean[label] = points[:: max(1, len(points) // 200)] if points else []
-    every = [point for points in clean.values() for point in points]
-    if not every:
+        # About 200 points draw the same line as thousands.
+        lines[label] = points[:: max(1, len(points) // 200)]
+    finite = [point for points in lines.values() for point in points]
+    if not finite:
         return ""
     top, height = 26, 168
-    x, x_ticks = _scale([p[0] for p in every], LEFT, WIDTH - RIGHT)
-    y, y_ticks = _scale([p[1] for p in every], height, top)
+    x, x_ticks = _scale([step for step, _ in finite], LEFT, WIDTH - RIGHT)
+    y, y_ticks = _scale([value for _, value in finite], height, top)
     parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks)]
-    for number, (label, points) in enumerate(clean.items()):
+    for number, (label, points) in enumerate(lines.items()):
         if points:
             path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
             parts.append(f'<path class="curve c{number % 6}" d="M{path}"><title>{escape(label)}</title></path>')
@@ -97,7 +102,7 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
     """Difference of two volumes over their mean, with the mean difference and the 95% limits of agreement.
 
     Args:
-      title: of the chart.
+      title: the chart's title.
       points: (case, mean in ml, difference in ml).
     """
     means, differences = [mean for _, mean, _ in points], [change for _, _, change in points]
@@ -113,22 +118,22 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
     taken: list[float] = []
     for label, value in lines.items():
         # Labels of lines that nearly coincide are pushed apart.
-        text = y(value) + 4
-        while any(abs(text - other) < 12 for other in taken):
-            text += 12 if label.startswith("-") else -12
-        taken.append(text)
+        text_y = y(value) + 4
+        while any(abs(text_y - other) < 12 for other in taken):
+            text_y += 12 if label.startswith("-") else -12
+        taken.append(text_y)
         kind = "limit middle" if label == "mean" else "limit"
         parts.append(
             f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
         number = f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}"
-        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text:.1f}">{label} {number}</text>')
+        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text_y:.1f}">{label} {number}</text>')
     parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
     return _svg("".join(parts), height + 22, f"Bland-Altman of volumes, {title}")
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> tuple[Coordinate, list[float]]:
-    """A function from a value to a coordinate between `start` and `end`, and the ticks."""
+    """A function from a value to a coordinate between `start` and `end`, and round values for ticks."""
     low, high = float(min(values)), float(max(values))
     if high - low <= 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
@@ -145,19 +150,19 @@ def _dot(x: float, y: float, text: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(text)}</title></circle>'
 
 
-def _grid_x(x: Coordinate, at: Sequence[float], top: float, height: float) -> str:
+def _grid_x(x: Coordinate, values: Sequence[float], top: float, height: float) -> str:
     return "".join(
         f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" y2="{height}"/>'
         f'<text x="{x(value):.1f}" y="{height + 15}" class="middle">{value:g}</text>'
-        for value in at
+        for value in values
     )
 
 
-def _grid_y(y: Coordinate, at: Sequence[float], end: float = WIDTH - RIGHT) -> str:
+def _grid_y(y: Coordinate, values: Sequence[float], end: float = WIDTH - RIGHT) -> str:
     return "".join(
         f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         f'<text x="{LEFT - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
-        for value in at
+        for value in values
     )
 
 

@@ -5,7 +5,7 @@
   const cases = JSON.parse(document.getElementById("viewer-data").textContent);
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const chosen = part("case"), system = part("system"), truth = part("truth"), slide = part("slice");
-  const said = part("said"), views = part("views");
+  const status = part("status"), views = part("views");
   const state = { number: 0, sheets: null };
 
   const open = (source) => new Promise((done, failed) => {
@@ -79,7 +79,7 @@
     const [height, width] = one.size, position = Number(slide.value), offset = position * height * width;
     const count = Number(root.dataset.classes);
     [...views.querySelectorAll("canvas")].forEach((canvas, index) => {
-      const ratio = (height * one.pixel[0]) / (width * one.pixel[1]);
+      const ratio = (height * one.pixel_mm[0]) / (width * one.pixel_mm[1]);
       const scale = Math.max(1, window.devicePixelRatio || 1);
       canvas.width = Math.round(canvas.clientWidth * scale);
       canvas.height = Math.round(canvas.width * ratio);
@@ -112,7 +112,7 @@
     });
     const scores = one.dice[system.value];
     const numbers = scores ? `; Dice of ${system.value}: ${scores}` : "";
-    said.textContent = `${one.name}, slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)${numbers}`;
+    status.textContent = `${one.name}, slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)${numbers}`;
     Object.assign(root.dataset, { case: one.name, slice: String(one.slices[position]), ready: "yes" });
   };
 
@@ -120,7 +120,7 @@
     slide.value = Number(slide.value) + by;
     draw();
   };
-  const go = (number) => show(number).catch((error) => { said.textContent = error.message; });
+  const go = (number) => show(number).catch((error) => { status.textContent = error.message; });
 
   part("previous-slice").addEventListener("click", () => step(-1));
   part("next-slice").addEventListener("click", () => step(1));

@@ -1,4 +1,4 @@
-"""Files in folders and buckets: written so that a reader finds either the old one or the new one, whole."""
+"""Files in folders and buckets, written so that a reader always finds a whole file: the old one or the new one."""
 
 import atexit
 import contextlib
@@ -17,29 +17,29 @@ from isles_jax.runtime.command import InputError
 
 
 def is_bucket(path: epath.PathLike) -> bool:
-    """True for gs://... and the like."""
+    """True for gs://... and other paths with a scheme."""
     return "://" in os.fspath(path)
 
 
 def check_folder(path: Path) -> None:
-    """InputError unless `path` is a folder."""
+    """Raises an InputError unless `path` is a folder."""
     if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {found}; expected a folder of cases")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {problem}; expected a folder of cases")
 
 
 def check_run(path: epath.PathLike) -> None:
-    """InputError if nothing is at `path`, where a run or a .safetensors file should be; buckets are not asked."""
+    """Raises an InputError if there is neither a run nor a .safetensors file at `path`; buckets are not checked."""
     if not is_bucket(path) and not Path(path).exists():
         raise InputError(f"{path}: does not exist; expected a run of isles_jax.main or a .safetensors file")
 
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
-    """Makes one line that names `path` of what the system refuses: a full disk, a quota, no permission.
+    """Turns an OSError inside the block (full disk, quota, no permission) into one line that names `path`.
 
     Raises:
-      InputError: in place of an OSError.
+      InputError: in place of the OSError.
     """
     try:
         yield
@@ -48,16 +48,16 @@ def writing(path: epath.PathLike) -> Iterator[None]:
 
 
 def part_of(path: epath.PathLike) -> epath.Path:
-    """The name under which a file or folder is written before it gets its own, in the same folder."""
+    """The temporary name beside `path` under which a file or folder is written before it is renamed."""
     path = epath.Path(path)
     return path.parent / f".{path.name}.part"
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
-    """Writes a file under a temporary name beside `path` and renames it; local paths and buckets alike.
+    """Writes a file under a temporary name beside `path` and then renames it, in folders and in buckets.
 
     Raises:
-      InputError: it cannot be written; nothing of it is left.
+      InputError: the file cannot be written; no part of it is left.
     """
     path, temporary = epath.Path(path), part_of(path)
     with writing(path):
@@ -66,7 +66,7 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
             with temporary.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 if not is_bucket(path):
-                    # Else a machine that loses power may keep the new name and not the bytes.
+                    # Without this, a machine that loses power may keep the new name without the content.
                     file.flush()
                     os.fsync(file.fileno())
             temporary.replace(path)
@@ -77,7 +77,7 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
 
 
 def remove_parts(*folders: epath.PathLike) -> None:
-    """Removes what processes that were killed left in these folders under temporary names."""
+    """Removes the temporary files and folders that killed processes left in these folders."""
     for folder in map(epath.Path, folders):
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name.startswith(".") and path.name.endswith(".part"):
@@ -98,38 +98,38 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def location(path: epath.PathLike) -> epath.Path:
-    """A folder or bucket that the user named, as a path.
+    """The path of a folder or bucket that the user named.
 
     Raises:
-      InputError: what reads buckets is not installed.
+      InputError: the path is a bucket, and the package that reads buckets is not installed.
     """
     if os.fspath(path).startswith("gs://"):
         if not importlib.util.find_spec("gcsfs"):
             raise InputError(f"{path}: found no package gcsfs, expected the extra gcs: pip install -e '.[gcs]'")
         from fsspec.config import conf
 
-        # Listings must not be remembered: other processes write to the same folders.
+        # Listings must not be cached, because other processes write to the same folders.
         conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(path)
 
 
 def fetch(path: epath.PathLike) -> Path:
-    """A file or folder to be read in place: itself, or of a bucket's a copy that is gone when the process ends.
+    """A local path of a file or folder: itself, or a copy from a bucket, which is removed when the process ends.
 
-    NIfTI is read through the operating system, which tells damaged and oversized files before they are read.
+    NIfTI files must be local: their size on disk is checked before they are read.
     """
     if not is_bucket(path):
         return Path(path)
     temporary = Path(tempfile.mkdtemp(prefix="isles_jax."))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    # Messages name the copy: it ends like the original.
+    # Messages name the copy, so its path ends like the original's.
     target = temporary / os.fspath(path).split("://", 1)[1]
     copy(location(path), epath.Path(target))
     return target
 
 
 def copy(source: epath.Path, target: epath.Path) -> None:
-    """Copies a file, or a folder with all that is in it; what does not exist is not copied."""
+    """Copies a file, or a folder with everything in it; does nothing if `source` does not exist."""
     if source.is_dir():
         for path in sorted(source.iterdir()):
             copy(path, target / path.name)

@@ -1,16 +1,19 @@
 """What a fold's training asks of the compiler and of the device, looked at from outside."""
 
 import dataclasses
-from importlib.metadata import version
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from helpers import tiny_config
 from jax._src.array import ArrayImpl
 
+from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
-from isles_jax.training import checkpoint, fold, parallel
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint, fold
 from isles_jax.training.fold import _parallel_step, prepare, train_fold
 
 
@@ -57,21 +60,6 @@ def guard(monkeypatch):
     return state
 
 
-@pytest.mark.parametrize(("platform", "given"), [("cpu", None), ("gpu", None), ("gpu", "/elsewhere")])
-def test_accelerators_keep_what_they_compile(monkeypatch, tmp_path, platform, given):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        jax.config.update("jax_compilation_cache_dir", given)
-        parallel.keep_compiled()
-        found = jax.config.jax_compilation_cache_dir
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    expected = given if given or platform == "cpu" else f"{tmp_path}/isles_jax/gpu-jaxlib-{version('jaxlib')}"
-    assert found == expected
-
-
 def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_streaming_changes_no_bit(
     small_config, phantom_root, tmp_path, compiled, guard, capsys
 ):
@@ -106,3 +94,18 @@ def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_strea
     resident, streamed = (jax.tree.leaves(checkpoint.load_variables(folder)[0]) for folder in folders)
     for one, other in zip(resident, streamed, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_that_an_update_broke_is_not_saved(tmp_path, phantom_root, monkeypatch):
+    """The loss of a step does not show it: it was computed before."""
+
+    def step(state, data, indices):
+        after = jax.tree.map(lambda x: x * jnp.where(state.step == 2, jnp.inf, 1.0), state.segmenter.params)
+        segmenter = state.segmenter.replace(params=after)
+        return state.replace(step=state.step + 1, segmenter=segmenter), {"loss": np.ones(1)}
+
+    monkeypatch.setattr(fold, "_parallel_step", lambda *_: step)
+    keys = {"data.root": str(phantom_root), "train.checkpoint_every_steps": 2, "train.log_every_steps": 2}
+    with pytest.raises(InputError, match=r"fold_0: not finite after step 3: .*conv"):
+        cross_validate(tiny_config("bl1", **keys), tmp_path / "run")
+    assert checkpoint.newest(tmp_path / "run" / "fold_0" / "checkpoints") == 2

@@ -7,22 +7,19 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import tiny_config
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
-from test_end_to_end import make
 
-from isles_jax import inference
 from isles_jax.config import flatten, resolve
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data.layouts import load
-from isles_jax.data.slices import Slices
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, event_images
 from isles_jax.training.metric_writer import MetricWriter, require_tensorboard
 
 
-def read(folder):
+def read_events(folder):
     events = EventAccumulator(str(folder), {"scalars": 0, "images": 0, "tensors": 0})
     events.Reload()
     return events
@@ -41,7 +38,7 @@ def lines(folder):
 def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
     """Scalars equal metrics.jsonl, pictures are those of the checkpoints, settings are there; so after a resume."""
     keys = {"data.root": str(phantom_root), "fold": 0, "train.tensorboard": True, "train.checkpoint_every_steps": 1}
-    settings = make("bl1", **keys)
+    settings = tiny_config("bl1", **keys)
     directory = tmp_path / "run" / "fold_0"
     cross_validate(settings, tmp_path / "run")
     last = checkpoint.newest(directory / "checkpoints")
@@ -51,7 +48,7 @@ def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
     cross_validate(settings, tmp_path / "run")
     assert len(list(directory.glob("events.out.tfevents.*"))) == 2
 
-    events, written = read(directory), lines(directory)
+    events, written = read_events(directory), lines(directory)
     found = scalars(events)
     assert found.keys() == written[0].keys() - {"step"}
     assert {"loss", "cross_entropy", "learning_rate"} == found.keys()
@@ -81,7 +78,7 @@ def test_events_of_steps_that_are_done_again_are_replaced(tmp_path):
             for step in range(first + 10, 60, 10):
                 writer.write_scalars(step, {"loss": value, "critic/all classes": -value})
                 writer.write_images(step, {"x": np.full((4, 5, 3), value, np.uint8)})
-    events = read(tmp_path)
+    events = read_events(tmp_path)
     assert scalars(events)["loss"] == [(10, 1.0), (20, 1.0), (30, 3.0), (40, 4.0), (50, 4.0)]
     assert scalars(events)["loss"] == [(line["step"], line["loss"]) for line in lines(tmp_path)]
     # TensorBoard's names have no spaces.
@@ -101,7 +98,7 @@ def test_event_files_are_written_only_if_asked_for(tmp_path):
 @pytest.mark.parametrize("missing", ["tensorboardX", "PIL"])
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, phantom_root, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    settings = make("bl1", **{"data.root": str(phantom_root), "train.tensorboard": True})
+    settings = tiny_config("bl1", **{"data.root": str(phantom_root), "train.tensorboard": True})
     with pytest.raises(InputError, match=rf"train\.tensorboard: {missing} is not installed.* --extra tensorboard"):
         cross_validate(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -115,66 +112,20 @@ def test_a_bucket_is_refused():
 # --- the pictures ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def dataset(phantom_root):
-    return load(phantom_root, penumbra=1, core=2)
+def test_scalars_are_json_lines(tmp_path):
+    writer = MetricWriter(tmp_path / "fold_0", 0)
+    writer.write_scalars(10, {"loss": 0.5, "lovasz": float("nan")})
+    writer.write_scalars(20, {"loss": 0.25})
+    assert lines(tmp_path / "fold_0") == [{"step": 10, "loss": 0.5, "lovasz": None}, {"step": 20, "loss": 0.25}]
 
 
-def test_a_picture_shows_the_inputs_and_both_contours(dataset):
-    """Of a network that says core in a square, whatever it is given."""
-    case = dataset.cases[1]
-    labels = np.full((2, 32, 64), -1, np.int8)
-    labels[:, :, 8:56] = 0
-    labels[1, 10:20, 20:40] = 1
-    images = np.zeros((2, 32, 64, 3), np.float32)
-    images[:, 2:30, 10:50] = np.random.default_rng(0).normal(size=(2, 28, 40, 3))
-    slices = Slices(images, labels, np.array([1, 1]), (labels > 0).any(axis=(1, 2)))
-    assert event_images.choose(slices, dataset.cases, [case.name]) == [1]
-
-    def forward(variables, batch):
-        assert batch.shape == (inference.BATCH, 32, 64, 3)
-        probabilities = np.zeros((*batch.shape[:3], 3))
-        probabilities[..., 0] = 1
-        probabilities[0, 4:9, :30, 2] = 2
-        return probabilities
-
-    [(tag, picture)] = event_images.draw(forward, {}, slices, dataset.cases, [1]).items()
-    assert tag == f"held-out/{case.name}"
-    zoom = event_images.ZOOM
-    assert picture.shape == (64 * zoom, 5 * 32 * zoom, 3)
-    *channels, truth, prediction = np.split(picture, 5, axis=1)
-    for number, channel in enumerate(channels):
-        assert (channel[..., 0] == channel[..., 1]).all()
-        brain = channel[channel[..., 0] > 0]
-        assert 0 < len(brain) <= 28 * 40 * zoom**2
-        assert len(np.unique(brain)) > 50, number
-    amber, sky = event_images.COLOURS[:2]
-    assert not (truth == sky).all(axis=-1).any()
-    # A rectangle of 10 x 20 voxels has this many pixels on its edge.
-    assert (truth == amber).all(axis=-1).sum() == 2 * (10 * zoom + 20 * zoom) - 4
-    # Columns 10 and above of the square lie in the brain; what lies outside is not drawn.
-    assert (prediction == sky).all(axis=-1).sum() == 2 * (5 * zoom + 20 * zoom) - 4
-    assert not (prediction == amber).all(axis=-1).any()
-    rows, columns = np.nonzero((truth == amber).all(axis=-1))
-    steps, _ = event_images.radiological(case.affine)
-    x = np.sort((columns // zoom)[:: steps[0]] if steps[0] > 0 else 31 - columns // zoom)
-    y = np.sort(rows // zoom if steps[1] > 0 else 63 - rows // zoom)
-    assert (x[0], x[-1], y[0], y[-1]) == (10, 19, 20, 39)
-
-
-def test_one_slice_of_each_held_out_case_is_shown_with_the_most_lesion():
-    class Named:
-        def __init__(self, name):
-            self.name = name
-
-    cases = [Named(letter) for letter in "abcdefg"]
-    labels = np.zeros((14, 32, 32), np.int8)
-    for number in range(14):
-        labels[number, 0, : (number * 5) % 14] = 1
-    slices = Slices(np.zeros((14, 32, 32, 1)), labels, np.repeat(np.arange(7), 2), labels.any(axis=(1, 2)))
-    chosen = event_images.choose(slices, cases, ["g", "a", "b", "d", "f", "e"])
-    assert [int(slices.case[index]) for index in chosen] == [0, 1, 3, 4]
-    for index in chosen:
-        assert (labels[index] > 0).sum() >= (labels[index ^ 1] > 0).sum()
-    labels[:] = 0
-    assert len(event_images.choose(slices, cases, ["c"])) == 1, "a case without lesion"
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    for step in (10, 20, 30):
+        writer.write_scalars(step, {"loss": 1.0 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    resumed = MetricWriter(tmp_path, 20)
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20]
+    resumed.write_scalars(30, {"loss": 0.0})
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]

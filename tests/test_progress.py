@@ -1,0 +1,22 @@
+"""Progress on a terminal and elsewhere."""
+
+from isles_jax.runtime.progress import Bar
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys):
+    with Bar("fold 0", 5, "step") as bar:
+        for _ in range(5):
+            bar.advance(note="loss 0.5")
+    said = capsys.readouterr().out
+    assert said.startswith("fold 0: 5/5 steps, ")
+    assert said.endswith("0 s left  loss 0.5\n")
+    assert "\x1b" not in said
+
+
+def test_nothing_done_says_nothing_and_errors_pass(capsys):
+    with Bar("fold 0", 5, "step", done=5):
+        pass
+    bar = Bar("fold 0", 5, "step")
+    bar.__enter__().advance()
+    assert not bar.__exit__(KeyError, KeyError(), None)
+    assert capsys.readouterr().out == ""
