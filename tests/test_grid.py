@@ -21,7 +21,7 @@ SPACINGS = {"isotropic": (1.1, 1.1, 1.1), "finer in the plane": (0.9, 0.9, 5.0),
 def make_case(spacing, affine=None, size_mm=(60.0, 70.0, 50.0), seed=0, field=None):
     """A ball of a brain with a smooth image and a lesion; voxels of `spacing`, the same anatomy in mm for all."""
     shape = tuple(round(side / step) for side, step in zip(size_mm, spacing, strict=True))
-    points = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
+    points = (np.moveaxis(np.indices(shape), 0, -1) + 0.5) * spacing
     brain = np.linalg.norm((points - [31, 36, 25]) / [24, 28, 20], axis=-1) < 1
     image = 100 + points @ [1.0, 0.5, -0.7] if field is None else np.full(shape, field)
     lesion = np.linalg.norm(points - [38, 30, 26], axis=-1) < 9

@@ -1,18 +1,18 @@
-"""The network's grid: cases of different spacing are resampled to one, and probabilities return to the case's own grid.
+"""The network's grid: cases of different spacing are resampled to one spacing, and probabilities are resampled back.
 
-The stored axes stay, so a voxel of one grid lies at a scaled and shifted index of the other, along each axis on its own.
-Everything is linear interpolation, after a Gaussian where voxels become larger.
+The stored axes stay, so a voxel of one grid lies at a scaled and shifted index of the other, along each axis alone.
+Interpolation is linear, after a Gaussian if voxels become larger.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from isles_jax.data.case import Case
-from isles_jax.data.nifti import geometry
 
 # A side that differs by less than this share is not resampled.
 SAME = 0.05
@@ -85,9 +85,12 @@ def to_network(case: Case, grid: Grid | None) -> Case:
         images[..., channel] = np.where(share >= 0.5, sampled / np.maximum(share, 0.5), 0)
     labels = None
     if case.labels is not None:
-        shares = [_sample((case.labels == value).astype(np.float32), grid) for value in range(int(case.labels.max()) + 1)]
-        labels = np.argmax(shares, axis=0).astype(np.uint8)
-    return replace(case, images=images, labels=labels, affine=affine, header=geometry(case.header, grid.shape))
+        masks = (case.labels == value for value in range(int(case.labels.max()) + 1))
+        labels = np.argmax([_sample(mask.astype(np.float32), grid) for mask in masks], axis=0).astype(np.uint8)
+    header = nib.Nifti1Header()
+    header.set_data_shape(grid.shape)
+    header.set_sform(affine, 1)
+    return replace(case, images=images, labels=labels, affine=affine, header=header)
 
 
 def to_case(probabilities: np.ndarray, grid: Grid | None, shape: Sequence[int]) -> np.ndarray:
@@ -114,8 +117,8 @@ def _sample(volume: np.ndarray, grid: Grid) -> np.ndarray:
     """A float32 volume at the voxels of a grid; beyond its edge the nearest value."""
     start = np.rint(grid.start)
     if (grid.step == 1).all() and np.allclose(start, grid.start, atol=1e-6):
-        places = [np.clip(np.arange(n) + int(s), 0, size - 1) for n, s, size in zip(grid.shape, start, volume.shape)]
-        return volume[np.ix_(*places)]
+        sides = zip(grid.shape, start.astype(int), volume.shape, strict=True)
+        return volume[np.ix_(*(np.clip(np.arange(count) + first, 0, size - 1) for count, first, size in sides))]
     blur = np.maximum(grid.step - 1, 0) / 2
     if blur.any():
         volume = ndimage.gaussian_filter(volume, blur, mode="nearest")

@@ -81,7 +81,8 @@ def _cases(root: Path, channels: tuple[str, ...]) -> dict[str, Files]:
     Raises:
       InputError: a subject has none of them.
     """
-    wanted, found, empty = {channel.lower() for channel in channels}, {}, []
+    wanted, empty = {channel.lower() for channel in channels}, []
+    found: dict[str, Files] = {}
     for subject in _subjects(root):
         here = {name: files for name, files in _grouped(subject).items() if wanted & files.keys()}
         found |= here

@@ -195,7 +195,7 @@ def _severity(points: np.ndarray, side: float, rng: np.random.Generator, size: f
         2: ((40, -22, 2), (36, 48, 40)),  # its lower division
     }[int(rng.choice(3, p=[0.5, 0.3, 0.2]))]
     # The territory of a small branch lies anywhere within that of its artery.
-    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3 + 15 * (1 - size), 3)
+    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3 + 8 * (1 - size), 3)
     inside = 1 - _ellipsoid(points, centre, size * np.array(radii) * rng.uniform(0.9, 1.08))
     inside = inside + 0.09 * random_field(points, 40, 90, rng)
     # The other hemisphere has its own artery.

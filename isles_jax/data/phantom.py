@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from isles_jax.data import spes
+from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
 from isles_jax.runtime.command import InputError
@@ -84,7 +84,7 @@ def write_figure(root: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    cases = spes.read(root, penumbra=1, core=2).cases[:6]
+    cases = isles.read(root, penumbra=1, core=2).cases[:6]
     figure, axes = plt.subplots(4, len(cases), figsize=(2.3 * len(cases), 9.4), squeeze=False, layout="constrained")
     for column, case in enumerate(cases):
         assert case.labels is not None
