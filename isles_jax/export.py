@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--output={options.output}: expected a name that ends in {WEIGHTS} or {STABLEHLO}")
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
-    from isles_jax import inference
+    from isles_jax import exporting
 
-    trained = inference.export(options.workdir, options.output, options.folds)
+    trained = exporting.export(options.workdir, options.output, options.folds)
     print(f"{options.output}: folds {', '.join(map(str, trained.folds))} of {options.workdir}")
 
 

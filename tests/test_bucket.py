@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import files_in, tiny_config
 
-from experiments import table1
+from experiments import rows, study
 from isles_jax import predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results
@@ -48,10 +48,10 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     # Table 1 there: what other machines have finished is collected.
     folder = files.location("gs://bucket/table")
     with pytest.raises(InputError, match=r"^gs://bucket/table: a bucket, found no --config.data.root, expected one$"):
-        table1.run_rows({"bl1": settings}, folder)
+        rows.run_rows({"bl1": settings}, folder)
     shutil.copytree(bucket / "runs" / "one", bucket / "table" / "seed_0" / "bl1")
     settings.data.root = str(tmp_path / "local" / "phantom")
-    table1.finish(table1.run_rows({"bl1": settings}, folder), folder, 1, "table1", "bl1")
+    study.finish(rows.run_rows({"bl1": settings}, folder), folder, 1, "table1", "bl1")
     assert (bucket / "table" / "table1.csv").read_text().count("\nbl1,") == 3
 
     # New patients from a bucket to a bucket.

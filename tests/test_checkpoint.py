@@ -1,7 +1,10 @@
+import gc
+import logging
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -100,7 +103,7 @@ def test_any_damaged_file_of_the_newest_step_means_the_step_before(saved, kind):
         if kind != "removed" and not content:
             continue  # an empty file cannot be emptied
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is passed over"):
+        with pytest.warns(UserWarning, match="6 is skipped"):
             assert checkpoint.newest(directory) == 4, path
         path.write_bytes(content)
     assert checkpoint.newest(directory) == 6
@@ -123,7 +126,7 @@ def test_nothing_readable_left_is_an_error(saved):
     directory, state = saved
     for step in (4, 6):
         damage(directory / str(step) / "_CHECKPOINT_METADATA", "removed")
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(InputError, match="no readable checkpoint"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="no readable checkpoint"):
         checkpoint.restore(directory, state)
     assert checkpoint.steps(directory) == [4, 6], "nothing is deleted"
 
@@ -134,7 +137,7 @@ def test_the_only_step_damaged_is_an_error_whatever_file_it_is(original, tmp_pat
     for path in sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size):
         content = path.read_bytes()
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is passed over"), pytest.raises(InputError, match="no readable"):
+        with pytest.warns(UserWarning, match="6 is skipped"), pytest.raises(InputError, match="no readable"):
             checkpoint.newest(only.parent)
         path.write_bytes(content)
     assert checkpoint.newest(only.parent) == 6
@@ -201,6 +204,25 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
     assert (directory / checkpoint.SAVING).exists()
     assert equal(checkpoint.restore(directory, state), at(state, 6))
     assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
+
+
+def global_settings():
+    levels = {name: logging.getLogger(name).level for name in (None, "asyncio", "absl")}
+    return sys.stderr, sys.unraisablehook, list(warnings.filters), logging.root.manager.disable, levels
+
+
+def test_a_refused_save_leaves_the_process_as_it_was(saved, no_room, monkeypatch, capfd):
+    directory, state = saved
+    monkeypatch.setattr(checkpoint, "_reserve", lambda *_: no_room())
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    before = global_settings()
+    with pytest.raises(InputError, match=r"checkpoints/8: cannot be written \(File too large\)"):
+        checkpoint.save(directory, at(state, 8), {"config": {}})
+    assert global_settings() == before
+    gc.collect()
+    assert complaints == []
+    assert capfd.readouterr().err == ""
 
 
 def test_a_first_save_that_was_cut_off_is_no_damage(saved):

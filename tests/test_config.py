@@ -3,9 +3,9 @@ import re
 
 import ml_collections
 import pytest
+from config_page import PAGE, comments, page
 from helpers import ROOT, SYSTEMS
 
-from experiments.config_page import PAGE, comments, page
 from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.runtime.command import InputError
 
@@ -52,7 +52,7 @@ def test_every_key_is_read_somewhere_and_has_a_comment():
 
 def test_the_page_of_all_settings_is_made_of_the_comments():
     assert comments().keys() == flatten(baseline(residual=True, adversarial=True, overlap=True)).keys()
-    assert PAGE.read_text() == page(), "run python -m experiments.config_page"
+    assert PAGE.read_text() == page(), "run python docs/scripts/config_page.py"
 
 
 def test_keys_chosen_by_the_data():

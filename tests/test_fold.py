@@ -13,8 +13,9 @@ from jax._src.array import ArrayImpl
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
-from isles_jax.training import checkpoint, fold
-from isles_jax.training.fold import _parallel_step, prepare, train_fold
+from isles_jax.training import checkpoint, fold, parallel, plan
+from isles_jax.training.fold import train_fold
+from isles_jax.training.plan import _parallel_step, prepare
 
 
 @pytest.fixture
@@ -61,32 +62,35 @@ def guard(monkeypatch):
 
 
 def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_streaming_changes_no_bit(
-    small_config, phantom_root, tmp_path, compiled, guard, capsys
+    small_config, phantom_root, tmp_path, compiled, guard, monkeypatch, capsys
 ):
     often = {"train.epochs": 2, "train.log_every_steps": 4, "train.checkpoint_every_steps": 8}
     config = small_config(False, False, False, **often)
     dataset = layouts.load(phantom_root, penumbra=1, core=2)
     _parallel_step.cache_clear()
-    plan, calls, compilations = prepare(config, dataset), [], []
+    shared, calls, compilations = prepare(config, dataset), [], []
 
     def step(*arguments):
         guard["training"] = True
         calls.append(arguments[0])
-        before, result = len(compiled), plan.run_steps(*arguments)
+        before, result = len(compiled), shared.run_steps(*arguments)
         compilations.extend(compiled[before:])
         return result
 
     for number in (0, 1):
         held_out = [case.name for case in dataset.cases[2 * number : 2 * number + 2]]
         with jax.transfer_guard_device_to_host("disallow"):
-            train_fold(dataclasses.replace(plan, run_steps=step), number, held_out, epath.Path(tmp_path) / str(number))
+            train_fold(
+                dataclasses.replace(shared, run_steps=step), number, held_out, epath.Path(tmp_path) / str(number)
+            )
         guard["training"] = False
-    assert len(calls) == 2 * plan.steps > 16
+    assert len(calls) == 2 * shared.steps > 16
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(calls[:-1])), "the state is donated"
     assert len(compilations) == 1, compilations
     # The same fold again, with a device that is too small for the data.
     capsys.readouterr()
-    streamed = prepare(config, dataset, memory=1000)
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: 1000)
+    streamed = prepare(config, dataset)
     assert streamed.data is None
     assert "streamed from the host" in capsys.readouterr().out
     train_fold(streamed, 0, [case.name for case in dataset.cases[:2]], epath.Path(tmp_path) / "streamed")
@@ -104,7 +108,7 @@ def test_a_state_that_an_update_broke_is_not_saved(tmp_path, phantom_root, monke
         segmenter = state.segmenter.replace(params=after)
         return state.replace(step=state.step + 1, segmenter=segmenter), {"loss": np.ones(1)}
 
-    monkeypatch.setattr(fold, "_parallel_step", lambda *_: step)
+    monkeypatch.setattr(plan, "_parallel_step", lambda *_: step)
     keys = {"data.root": str(phantom_root), "train.checkpoint_every_steps": 2, "train.log_every_steps": 2}
     with pytest.raises(InputError, match=r"fold_0: not finite after step 3: .*conv"):
         cross_validate(tiny_config("bl1", **keys), tmp_path / "run")

@@ -102,7 +102,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(untrained_run, tmp_path, 
         call(untrained_run, *good, "--folds=one")
     (tmp_path / "begun" / "fold_0").mkdir(parents=True)
     (tmp_path / "begun" / "fold_0" / "checkpoints").symlink_to(untrained_run[0] / "fold_2" / "checkpoints")
-    with pytest.raises(InputError, match="found no fold that is finished, expected one; --folds=0 takes"):
+    with pytest.raises(InputError, match="found no finished fold, expected one; --folds=0 uses"):
         predict.main([f"--workdir={tmp_path / 'begun'}", *good])
     save_case(tmp_path / "cases" / "good", random_case((32, 32, 4)))
     save_case(tmp_path / "cases" / "bad", random_case((32, 32, 4)))

@@ -7,18 +7,48 @@ clinical software does (`perfusion.py`). docs/data.md gives the equations, the n
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from etils import epath
 
 from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import part_of, writing
+from isles_jax.runtime.files import copy, is_bucket, part_of, writing
+
+
+def provide(root: epath.Path, *, replace: bool, **settings: Any) -> None:
+    """Writes the phantom of a run to a folder or bucket, unless it is there.
+
+    Args:
+      root: the phantom's place in the workdir.
+      replace: write a new phantom in place of the one that is there.
+      **settings: those of `write_phantom`.
+
+    Raises:
+      InputError: as `write_phantom`.
+    """
+    if replace and (root / PHANTOM_MARKER).exists():
+        # The folder is renamed first, because a kill during the removal must not leave half a phantom.
+        root.replace(part_of(root)).rmtree()
+    if (root / PHANTOM_MARKER).exists():
+        return
+    if not is_bucket(root):
+        write_phantom(Path(root), **settings)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        local = Path(temporary) / "phantom"
+        write_phantom(local, **settings)
+        # The marker is copied last. Without it, what is in the bucket is an incomplete copy.
+        root.rmtree(missing_ok=True)
+        copy(epath.Path(local), root)
 
 
 def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int) -> None:

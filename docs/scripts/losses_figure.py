@@ -1,6 +1,6 @@
 """Draws docs/figures/losses_weights.png: the boundary band, and what each loss makes of an error.
 
-python -m experiments.losses_figure
+python docs/scripts/losses_figure.py
 """
 
 import jax

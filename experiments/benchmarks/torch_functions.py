@@ -1,4 +1,4 @@
-"""PyTorch's side of `experiments.benchmark`: `torch_twin` on our weights and our data, ready to be timed.
+"""PyTorch's functions to be timed, with this package's weights and data.
 
 A variant is "eager" or "compiled", then in any order "channels last" and "autocast" (bfloat16).
 """
@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import torch_twin as twin
+from experiments.benchmarks import torch_networks, torch_steps
+from experiments.benchmarks.timing import Functions
 from isles_jax.data.case import Case
-from isles_jax.data.slices import draw_batch, normalise, pad, padded_size
+from isles_jax.data.slices import draw_batch, network_input, padded_size
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import BATCH
-from isles_jax.training.fold import Plan
+from isles_jax.training.plan import Plan
 from isles_jax.training.state import State
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_num_threads(os.cpu_count())
-# What is asked for of JAX, too: products of float32 may use TF32 on a GPU, as by default there.
+# JAX lets float32 products use TF32 on a GPU by default; PyTorch gets the same here.
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 torch.backends.cudnn.benchmark = True
 
 Setup = tuple[State, list[slice]]
-Functions = dict[str, Callable[[], object]]
 
 
 def _layout(variant: str) -> torch.memory_format:
@@ -49,26 +49,32 @@ def segmenter(variant: str, state: State) -> torch.nn.Module:
     params = state.segmenter.params
     width, residual = params["conv1"]["kernel"].shape[-1], "conv1_shortcut" in params
     channels, classes = params["preconv"]["kernel"].shape[2], params["output"]["kernel"].shape[3]
-    module = twin.SUMNet(channels, classes, residual=residual, width=width)
-    twin.load(module, state.segmenter.variables)
+    module = torch_networks.SUMNet(channels, classes, residual=residual, width=width)
+    torch_networks.load(module, state.segmenter.variables)
     return module.to(DEVICE, memory_format=_layout(variant))
 
 
 def critics(variant: str, setup: Setup) -> list[tuple[slice, torch.nn.Module]]:
-    """The critics with our weights, and what each sees."""
-    made = []
+    """The critics with our weights, each with the class channels that it sees."""
+    networks = []
     for network, view in zip(setup[0].critics.values(), setup[1], strict=True):
         kernel = network.params["conv1"]["kernel"]
-        module = twin.Discriminator(kernel.shape[2], width=kernel.shape[3])
-        twin.load(module, network.variables)
-        made.append((view, module.to(DEVICE, memory_format=_layout(variant))))
-    return made
+        module = torch_networks.Discriminator(kernel.shape[2], width=kernel.shape[3])
+        torch_networks.load(module, network.variables)
+        networks.append((view, module.to(DEVICE, memory_format=_layout(variant))))
+    return networks
 
 
 def step(variant: str, setup: Setup) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The training step of a state: adversarial if it has critics."""
-    module, judges, options = segmenter(variant, setup[0]), critics(variant, setup), (_cast(variant), _wrap(variant))
-    return twin.adversarial_step(module, judges, *options) if judges else twin.supervised_step(module, *options)
+    """The training step of a state. It is adversarial if the state has critics."""
+    network, adversaries, options = (
+        segmenter(variant, setup[0]),
+        critics(variant, setup),
+        (_cast(variant), _wrap(variant)),
+    )
+    if adversaries:
+        return torch_steps.adversarial_step(network, adversaries, *options)
+    return torch_steps.supervised_step(network, *options)
 
 
 def _place(variant: str, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,16 +132,16 @@ def step_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray, n
 
 
 def _epoch(variant: str, setup: Setup, plan: Plan) -> Callable[[], object]:
-    """The plan's steps: data on the device, a batch is an index, augmented there, losses read at the end."""
+    """The plan's steps: batches are indexed and augmented on the device, and the losses are read at the end."""
     train, (images, labels) = step(variant, setup), _place(variant, plan.slices.images, plan.slices.labels)
     pool, size = np.arange(len(labels)), plan.config.train.batch_size
 
     def run() -> None:
-        kept = []
+        losses = []
         for number in range(plan.steps):
             rows = torch.from_numpy(draw_batch(pool, plan.slices.lesion, size, (number,))).to(DEVICE).long()
-            kept.append(train(*twin.augment(images[rows], labels[rows])))
-        torch.stack(kept).cpu()
+            losses.append(train(*torch_steps.augment(images[rows], labels[rows])))
+        torch.stack(losses).cpu()
 
     return run
 
@@ -150,9 +156,8 @@ def _inference(variant: str, state: State, case: Case) -> Callable[[], object]:
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        volume = normalise(case.images, case.brain)
-        stack = np.moveaxis(pad(volume, padded_size(volume.shape[:2], MULTIPLE)), (2, 3), (0, 1))
-        x = torch.from_numpy(stack.copy()).to(DEVICE, memory_format=_layout(variant))
+        stack, _ = network_input(case, padded_size(case.images.shape[:2], MULTIPLE))
+        x = torch.from_numpy(np.moveaxis(stack, -1, 1).copy()).to(DEVICE, memory_format=_layout(variant))
         parts = []
         for part in x.split(BATCH):
             with _cast(variant)():
@@ -168,7 +173,7 @@ def inference_functions(variants: list[str], setup: Setup, case: Case) -> Functi
 
 
 def fold_seconds(setup: Setup, plan: Plan, held_out: list[str]) -> dict[str, float]:
-    """A fold in PyTorch, eager, with nothing saved: training and the held-out cases."""
+    """Seconds of a fold in PyTorch, eager and without saving: training, and prediction of the held-out cases."""
     start = time.perf_counter()
     _epoch("eager", setup, plan)()
     trained = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""How the benchmarks take time: in turns, beside what else the machine does, and against its largest matrix product."""
+"""Timing: functions that take turns, the load of other processes, and the largest matrix product for comparison."""
 
 import argparse
 import os
@@ -19,10 +19,10 @@ ACCELERATOR = jax.default_backend() != "cpu"
 
 
 def keep_memory() -> None:
-    """Starts this command anew with a C library (glibc) that keeps what is freed; returns in the new process.
+    """Restarts this command with a C library (glibc) that keeps freed memory; returns in the new process.
 
-    JAX and PyTorch each free gigabytes at the end of a step. Given back to the system, these pages are cleared again
-    for the one whose turn is next, which took up to a third of a step's time, and less where each ran alone.
+    JAX and PyTorch each free gigabytes at the end of a step. If the C library returns them to the system, the system
+    clears the pages again for the function whose turn is next. This took up to a third of a step's time.
     """
     tunables = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"
     if os.environ.get("GLIBC_TUNABLES") != tunables:
@@ -30,21 +30,21 @@ def keep_memory() -> None:
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """CPU seconds that the machine has spent so far, and those of this process; zeros where the system does not say."""
+    """CPU seconds spent by the whole machine and by this process; zeros where the system has no /proc/stat."""
     try:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     except OSError:
         return 0.0, 0.0
     busy = sum(map(int, fields)) - int(fields[3]) - int(fields[4])
-    own = os.times()
-    return busy / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
 def interleave(functions: Functions, runs: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each function, taking turns, after one run to warm up.
 
     Returns:
-      For each: median, least and most; the least CPU time; how many runs count, and whether they were left alone.
+      For each function: the median, the smallest and the largest time; the smallest CPU time; how many runs count, and
+      whether other processes took less than a tenth of the machine in all of them.
     """
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in functions}
     for run in range(runs + 1):
@@ -61,7 +61,7 @@ def interleave(functions: Functions, runs: int) -> dict[str, dict[str, float]]:
         quiet = [t for t, others, _ in rows if others < 0.1]
         kept = quiet if len(quiet) >= 3 else [t for t, _, _ in rows]
         values = {"median_ms": statistics.median(kept), "min_ms": min(kept), "max_ms": max(kept)}
-        # Over all CPUs: what the work costs even where others take the machine.
+        # Summed over all CPUs. Other processes on the machine change it little.
         values["cpu_ms"] = 1e3 * min(own for _, _, own in rows)
         results[name] = {key: round(value, 3) for key, value in values.items()}
         results[name] |= {"runs": len(kept), "quiet": len(kept) == len(quiet)}
@@ -69,9 +69,9 @@ def interleave(functions: Functions, runs: int) -> dict[str, dict[str, float]]:
 
 
 def matrix_limit(dtype: str, side: int) -> float:
-    """The best of a few matrix products in JAX, FLOP/s.
+    """FLOP/s of a large matrix product in JAX.
 
-    On CPU from the CPU time, as the shares of it are: it holds on a machine that is shared.
+    On CPU it is taken from CPU time, as are the shares of it, so that other processes change it little.
     """
     a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: a @ a)
@@ -112,8 +112,8 @@ def measure(
     return results | {"gflop": round(flops / 1e9, 2)}
 
 
-def about(options: argparse.Namespace) -> dict:
-    """Where and when: machine, date, versions, options."""
+def describe_machine(options: argparse.Namespace) -> dict:
+    """The machine, the date, the versions and the options, for the file of results."""
     versions = {}
     for package in ("jax", "jaxlib", "flax", "numpy", "torch"):
         try:

@@ -1,4 +1,4 @@
-"""Times of the losses, beside PyTorch's: the subject `losses` of `experiments.benchmark`."""
+"""Times of the losses, beside PyTorch's."""
 
 import argparse
 import os
@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.timing import interleave
+from experiments.benchmarks.timing import interleave
 from isles_jax import losses
 
-# Logits, channels last.
+# Shapes of the logits, channels last.
 SIZES = ((8, 96, 128, 3), (2, 96, 96, 96, 3), (8, 512, 512, 21))
 BINS = 16384
 
 
 def jax_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Ours, compiled."""
+    """This package's losses, compiled."""
     x, y = jnp.asarray(logits), jnp.asarray(labels)
     num_classes, spatial = x.shape[-1], y.ndim - 1
     exact = jax.jit(jax.value_and_grad(losses.lovasz_softmax))
@@ -31,10 +31,10 @@ def jax_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[
 
 
 def torch_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], object]]:
-    """PyTorch's, each in its own layout: channels first."""
+    """PyTorch's losses, on channels first."""
     import torch
 
-    from experiments import torch_twin as twin
+    from experiments.benchmarks import torch_losses
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count())
@@ -50,24 +50,23 @@ def torch_functions(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callabl
             torch.cuda.synchronize()
 
     lovasz = {
-        "loop": twin.lovasz_loop,
-        "batched": twin.lovasz_batched,
-        "compiled": torch.compile(twin.lovasz_batched),
+        "loop": torch_losses.lovasz_loop,
+        "batched": torch_losses.lovasz_batched,
+        "compiled": torch.compile(torch_losses.lovasz_batched),
     }
-    band = {"one-hot": twin.band_one_hot, "labels": twin.band_labels}
-    band["one-hot, compiled"] = torch.compile(twin.band_one_hot)
+    band = {"one-hot": torch_losses.band_one_hot, "labels": torch_losses.band_labels}
+    band["one-hot, compiled"] = torch.compile(torch_losses.band_one_hot)
     table = {f"lovasz, PyTorch, {name}": (lambda f=f: run(f, x, y)) for name, f in lovasz.items()}
     return table | {f"band, PyTorch, {name}": (lambda f=f: run(f, y, logits.shape[-1])) for name, f in band.items()}
 
 
 def benchmark_losses(options: argparse.Namespace) -> dict:
-    """Lovasz-softmax forward and backward, and the boundary band."""
-
+    """Times of Lovasz-softmax, forward and backward, and of the boundary band."""
     results = {}
     for size in SIZES[: options.sizes]:
         rng = np.random.default_rng(options.seed)
         labels = rng.integers(0, size[-1], size[:-1], dtype=np.int32)
-        # Half-trained: the right class is ahead by about one standard deviation.
+        # As in a half-trained network, the right class is ahead by about one standard deviation.
         logits = rng.standard_normal(size, dtype=np.float32) + (labels[..., None] == np.arange(size[-1]))
         floats = rng.random((size[-1], labels.size), dtype=np.float32)
         functions = jax_functions(logits, labels)
@@ -79,9 +78,9 @@ def benchmark_losses(options: argparse.Namespace) -> dict:
         print(f"\n{list(size)}, {runs} runs")
         for name, entry in times.items():
             kind = name.split(",")[0]
-            theirs = [t["median_ms"] for n, t in times.items() if n.startswith(f"{kind}, PyTorch")]
-            if theirs and "ours" in name:
-                entry["times_as_fast_as_best_pytorch"] = round(min(theirs) / entry["median_ms"], 2)
+            pytorch = [t["median_ms"] for n, t in times.items() if n.startswith(f"{kind}, PyTorch")]
+            if pytorch and "ours" in name:
+                entry["times_as_fast_as_best_pytorch"] = round(min(pytorch) / entry["median_ms"], 2)
             ratio = entry.get("times_as_fast_as_best_pytorch", "")
-            print(f"  {name:34s} {entry['median_ms']:10.2f} ms  (least {entry['min_ms']:.2f})  {ratio}")
+            print(f"  {name:34s} {entry['median_ms']:10.2f} ms  (min {entry['min_ms']:.2f})  {ratio}")
     return results
