@@ -32,6 +32,9 @@ class Target(NamedTuple):
     crop: bool = False
 
 
+AS_STORED = Target()
+
+
 class Grid(NamedTuple):
     """The network's grid of one case: its voxel i lies at voxel start + step * i of the case, along each axis."""
 
