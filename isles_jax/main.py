@@ -104,10 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
     processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     if processes.count() == 1:  # several processes report mistakes together, in `cross_validate`
-        config = resolve(FLAGS.config)
-        root, init = config.data.root, config.train.init
-        if init and not (files.location(workdir) / "config.json").exists():
-            files.check_run(init)
+        root = resolve(FLAGS.config).data.root
         if root and not files.is_bucket(root):
             files.check_folder(Path(root))
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.

@@ -57,7 +57,7 @@ def choose(setting: str, cases: Sequence[Case]) -> Target:
         wanted = np.median(sides, axis=0)
     else:
         wanted = np.broadcast_to([float(side) for side in setting.split(",")], 3)
-    x, y, z = (float(side) for side in wanted)
+    x, y, z = (round(float(side), 4) for side in wanted)
     # Where nothing has to be resampled the slices stay whole, so that the results stay the same to the bit.
     return Target((x, y, z), any((_steps(case, (x, y, z)) != 1).any() for case in cases))
 
