@@ -8,7 +8,7 @@ from etils import epath
 
 from experiments.rows import Rows, run_rows
 from isles_jax.reporting import page, results, table
-from isles_jax.reporting.results import Run
+from isles_jax.reporting.results import Run, Study
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser
 
@@ -46,48 +46,43 @@ def finish(runs: Sequence[Run], workdir: epath.Path, seeds: int, stem: str, refe
 
     For the eight cells of the design, it also writes `stem`_effects.csv.
     """
+    study = results.make_study(runs, reference)
     print("\n" + table.table(runs, reference))
     if seeds > 1:
         print(f"Every score is a case's mean over {seeds} seeds.")
-    write_table(workdir / f"{stem}.csv", runs, reference)
-    write_effects(workdir / f"{stem}_effects.csv", runs)
+    write_table(workdir / f"{stem}.csv", study)
+    write_effects(workdir / f"{stem}_effects.csv", study)
     page.write_report(workdir / f"{stem}.html", runs, reference)
     print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
 
 
-def write_table(path: epath.Path, runs: Sequence[Run], reference: str) -> None:
-    """Writes a CSV with one line for each row and class: Dice, its interval, the difference from `reference`, tests."""
-    rows = results.systems(runs)
+def write_table(path: epath.Path, study: Study) -> None:
+    """Writes a CSV with one line for each row and class: Dice, its interval, the difference from the reference, p."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "class", "cases", "dice", "std", "low", "high", "difference", "difference_low",
                      "difference_high", "p_wilcoxon_holm", "p_bootstrap_holm", "paper_dice"])  # fmt: skip
-    for class_name in _class_names(runs):
-        means, comparisons = results.dice_means(rows, class_name), results.compare(runs, class_name, reference)
+    for class_name in study.classes:
+        means, comparisons = results.dice_means(study.rows, class_name), results.compare(study, class_name)
         for name, mean in means.items():
             numbers = [mean.mean, mean.std, mean.low, mean.high]
             if name in comparisons:
                 other = comparisons[name]
                 numbers += [other.difference, other.low, other.high, other.wilcoxon, other.bootstrap]
             cells = [f"{number:.6f}" for number in numbers] + [""] * (9 - len(numbers))
-            cases = len(results.dice_of(rows[name], class_name))
+            cases = len(results.dice_of(study.rows[name], class_name))
             writer.writerow([name, class_name, cases, *cells, results.paper_dice(name, class_name) or ""])
     files.write_atomic(path, text.getvalue())
 
 
-def write_effects(path: epath.Path, runs: Sequence[Run]) -> None:
+def write_effects(path: epath.Path, study: Study) -> None:
     """Writes a CSV with the main effects of the design if the runs are its eight cells, else nothing."""
     lines = ["factor,class,effect,low,high"]
-    for class_name in _class_names(runs):
-        effects = results.design_effects(runs, class_name) or {}
+    for class_name, effects in results.design_effects(study).items():
         for factor, numbers in effects.items():
             lines.append(f"{factor},{class_name}," + ",".join(f"{number:.6f}" for number in numbers))
     if len(lines) > 1:
         files.write_atomic(path, "\n".join(lines) + "\n")
-
-
-def _class_names(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(row["class"] for row in runs[0].rows))
 
 
 def _names(text: str) -> list[str]:

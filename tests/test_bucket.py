@@ -15,6 +15,7 @@ from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     settings = tiny_config("bl1", **{"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)})
     text = cross_validate(settings, "gs://bucket/runs/one")

@@ -40,6 +40,7 @@ def test_too_few_labelled_cases_are_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, phantom_root):
     settings = tiny_config("bl1", **{"data.root": str(phantom_root), "optimizer.learning_rate": 1e30, "fold": 0})
     with pytest.raises(InputError, match=r"not finite in steps \d+ to \d+: .*cross_entropy"):

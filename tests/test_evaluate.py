@@ -77,7 +77,7 @@ def test_command_reads_a_data_set(phantom_root, tmp_path, capsys):
         scores.score_folders(tmp_path / "predictions", phantom_root, ("tumour",))
 
 
-def test_empty_masks_are_told(tmp_path, capsys):
+def test_empty_masks_are_counted(tmp_path, capsys):
     nothing = np.zeros((4, 4, 4), np.uint8)
     write(tmp_path / "labels" / "a.nii", nothing)
     write(tmp_path / "predictions" / "a.nii", np.full((4, 4, 4), 1, np.uint8))
@@ -87,7 +87,7 @@ def test_empty_masks_are_told(tmp_path, capsys):
     assert f"{math.dist((0, 0, 0), 4 * np.linalg.norm(AFFINE[:3, :3], axis=0)):.3f}" in shown
 
 
-def test_a_prediction_without_a_label_is_told(folders, capsys):
+def test_a_prediction_without_a_label_is_named(folders, capsys):
     write(folders / "predictions" / "other.nii", random_labels(0))
     command(folders)
     assert "no label and are not scored: other" in capsys.readouterr().err
@@ -123,7 +123,7 @@ def break_empty(folder):
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (break_missing, "found no case1.nii or .nii.gz"),
         (break_shape, "case1.nii.gz: shape 9x8x5; expected 9x8x6"),
@@ -134,22 +134,22 @@ def break_empty(folder):
         (break_empty, "expected label volumes"),
     ],
 )
-def test_mistakes_in_folders_end_in_one_line_and_write_nothing(folders, harm, said):
+def test_mistakes_in_folders_end_in_one_line_and_write_nothing(folders, harm, message):
     harm(folders)
     with pytest.raises(InputError) as error:
         command(folders, f"--output={folders / 'out'}")
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (folders / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "message"),
     [("--values=1,x", "expected integers"), ("--values=1", "2 different integers"), ("--values=1,1", "different"),
      ("--values=0,1", "from 1 to 255")],
 )  # fmt: skip
-def test_mistakes_in_flags(folders, flag, said):
-    with pytest.raises(InputError, match=said):
+def test_mistakes_in_flags(folders, flag, message):
+    with pytest.raises(InputError, match=message):
         command(folders, flag)
 
 

@@ -61,6 +61,7 @@ def test_a_wrong_row_or_fold_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "table").exists()
 
 
+@pytest.mark.slow
 def test_rows_run_in_parts_equal_the_main_command(tmp_path, capsys):
     table = tmp_path / "table"
     systems = {name: config for name, config in table1.table_rows(OVERRIDES).items() if name in ("bl1", "bl5")}

@@ -3,7 +3,7 @@
 from isles_jax.runtime import files
 
 
-def test_what_is_fetched_is_itself_or_a_copy(bucket):
+def test_a_local_path_is_fetched_as_itself_and_a_bucket_as_a_copy(bucket):
     (bucket / "folder" / "inner").mkdir(parents=True)
     (bucket / "folder" / "inner" / "file").write_bytes(b"content")
     assert files.fetch(bucket) == bucket

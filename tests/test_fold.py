@@ -61,6 +61,7 @@ def guard(monkeypatch):
     return state
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_folds_nothing_is_read_between_logs_and_streaming_changes_no_bit(
     small_config, phantom_root, tmp_path, compiled, guard, monkeypatch, capsys
 ):

@@ -191,6 +191,7 @@ def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("residual", "adversarial", "overlap"), SYSTEMS)
 def test_gradients_are_those_of_the_plain_step(small_config, plain, residual, adversarial, overlap):
     present = {"cross_entropy"} | ({"adversarial"} if adversarial else set())

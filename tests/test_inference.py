@@ -40,7 +40,7 @@ def test_flips_average_with_the_mirror_image(untrained_run, forward):
     )
 
 
-def test_slices_do_not_see_each_other_and_one_compilation_serves_a_padded_size(untrained_run):
+def test_slices_are_independent_and_one_compilation_serves_a_padded_size(untrained_run):
     _, config, folds = untrained_run
     forward = networks.make_forward.__wrapped__(make_segmenter(config, 3))
     case = random_case((32, 40, 11))
@@ -84,7 +84,7 @@ def test_a_small_core_stays_with_its_penumbra():
     assert (found == 1).sum() == 124
 
 
-def test_a_run_predicts_its_own_folds_as_it_is_told(untrained_run, tmp_path, small_config, phantom_root):
+def test_a_fold_is_predicted_with_the_settings_of_its_run(untrained_run, tmp_path, small_config, phantom_root):
     dataset = load(phantom_root, penumbra=1, core=2)
     names = [case.name for case in dataset.cases[:2]]
     found = []

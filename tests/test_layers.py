@@ -18,8 +18,8 @@ ORDER = (
     "training.metric_writer", "training.event_images", "training.plan", "training.fold",
     "inference", "exporting", "clinical",
     "reporting.scores", "reporting.statistics", "reporting.results", "reporting.table", "reporting.charts",
-    "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
-    "reporting.run_sections", "reporting.page",
+    "reporting.tmax", "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
+    "reporting.case_table", "reporting.run_sections", "reporting.page",
     "cross_validation",
     "main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli",
 )  # fmt: skip
@@ -85,14 +85,6 @@ def test_only_commands_import_inside_a_function_and_each_once():
     assert hidden == dict.fromkeys(HIDDEN, 1)
 
 
-def test_losses_imports_jax_alone():
-    tree = ast.parse((ROOT / "losses.py").read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    standard = {"collections", "functools", "math", "operator", "typing"}
-    assert {name.split(".")[0] for name in imported} <= {"jax", *standard}
-
-
 # Longer, with the reason in a comment at its head.
 LONG = {"losses.py"}
 
@@ -114,3 +106,12 @@ def test_modules_and_functions_stay_short():
         functions = [n for n in ast.walk(ast.parse("\n".join(source))) if isinstance(n, ast.FunctionDef)]
         long |= {node.name for node in functions if code_lines(node, source) > 60}
     assert long == LONG
+
+
+def test_test_files_do_not_import_each_other():
+    """What they share is in helpers.py and conftest.py."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [module for module in modules if module.startswith("test_")], path.name

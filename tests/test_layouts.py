@@ -352,3 +352,11 @@ def test_the_images_of_a_large_set_lie_on_the_disk(tmp_path, monkeypatch):
     assert json.dumps([case.spacing_mm for case in kept.cases]) == json.dumps(
         [case.spacing_mm for case in spilled.cases]
     )
+
+
+def test_a_root_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        layouts.load(tmp_path / "nowhere", penumbra=1, core=2)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        layouts.load(tmp_path / "file", penumbra=1, core=2)

@@ -35,6 +35,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
     """Scalars equal metrics.jsonl, pictures are those of the checkpoints, settings are there; so after a resume."""
     keys = {"data.root": str(phantom_root), "fold": 0, "train.tensorboard": True, "train.checkpoint_every_steps": 1}
@@ -63,12 +64,12 @@ def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
         assert pixels.shape == (32 * event_images.ZOOM, 32 * event_images.ZOOM * 5, 3)
         assert (pixels == event_images.COLOURS[0]).all(axis=-1).any()
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    told = metadata.parse_session_start_info_plugin_data(content).hparams
+    hparams = metadata.parse_session_start_info_plugin_data(content).hparams
     expected = flatten(resolve(settings))
-    assert told.keys() == expected.keys()
-    assert told["optimizer.learning_rate"].number_value == pytest.approx(expected["optimizer.learning_rate"])
-    assert told["augment.enabled"].bool_value is True
-    assert told["name"].string_value == "bl1"
+    assert hparams.keys() == expected.keys()
+    assert hparams["optimizer.learning_rate"].number_value == pytest.approx(expected["optimizer.learning_rate"])
+    assert hparams["augment.enabled"].bool_value is True
+    assert hparams["name"].string_value == "bl1"
 
 
 def test_events_of_steps_that_are_done_again_are_replaced(tmp_path):

@@ -15,6 +15,7 @@ from isles_jax import config, main
 from isles_jax.cross_validation import cross_validate
 from isles_jax.training import checkpoint
 
+pytestmark = pytest.mark.slow
 DOCS = (ROOT / "docs" / "tpu.md").read_text()
 COMMANDS = [
     line
@@ -55,10 +56,10 @@ def start_two(workdir, root, *flags, second=()):
 
 
 def finish(started):
-    said = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
-    # Of JAX's own lines on several processes, Gloo's are on stdout.
-    return ["\n".join(line for line in out.splitlines() if "[Gloo]" not in line) for out, _ in said]
+    """What processes that must succeed print on stdout, without the lines of JAX's Gloo."""
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    return ["\n".join(line for line in out.splitlines() if "[Gloo]" not in line) for out, _ in outputs]
 
 
 def parameters(workdir, fold):
@@ -89,8 +90,8 @@ def on_eight(tmp_path_factory, phantom_root):
     """A finished run of one process with eight devices: the command for one host."""
     [command] = [line for line in COMMANDS if "--coordinator" not in line and "isles_jax.main" in line]
     workdir = tmp_path_factory.mktemp("eight") / "run"
-    [said] = finish([start(command, workdir, 8, phantom_root, "--config.train.profile=20")])
-    assert "8 x cpu" in said
+    [printed] = finish([start(command, workdir, 8, phantom_root, "--config.train.profile=20")])
+    assert "8 x cpu" in printed
     return workdir
 
 
@@ -154,10 +155,10 @@ def test_every_command_of_the_documentation_is_run(on_eight):
 
 def test_a_mistake_that_one_process_finds_ends_both_with_one_line(phantom_root, tmp_path):
     first, second = start_two(tmp_path / "run", phantom_root, second=["--config.data.root=/nowhere"])
-    (_, said), (_, also) = first.communicate(timeout=100), second.communicate(timeout=100)
+    (_, first_error), (_, second_error) = first.communicate(timeout=100), second.communicate(timeout=100)
     assert (first.returncode, second.returncode) == (2, 2)
-    assert said == "error: /nowhere: does not exist; expected a folder of cases\n"
-    assert also == ""
+    assert first_error == "error: /nowhere: does not exist; expected a folder of cases\n"
+    assert second_error == ""
     assert not (tmp_path / "run").exists()
 
 

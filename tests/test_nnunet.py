@@ -76,7 +76,7 @@ def test_other_channels_and_class_counts(channels, labels, tmp_path):
     np.testing.assert_array_equal(np.array([0, *dataset.label_values])[dataset.cases[0].labels], values)
 
 
-def test_the_phantoms_mark_is_kept(phantom_root, tmp_path):
+def test_the_phantom_marker_is_kept(phantom_root, tmp_path):
     nnunet.write(layouts.load(phantom_root, penumbra=1, core=2), tmp_path / "new")
     dataset = load(tmp_path / "new")
     assert dataset.phantom

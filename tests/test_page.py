@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import html.parser
 import json
 import re
@@ -7,6 +8,7 @@ import pytest
 import report_runs
 
 from isles_jax.reporting import page, pictures, results, run_sections
+from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -66,14 +68,17 @@ def test_page_shows_what_it_promises(report_file, finished_runs):
 
 def test_versions_stand_beside_the_settings(finished_runs):
     text = run_sections.configuration(
-        results.make_study(finished_runs), [{"jax": "0.10.2", "flax": "0.12.8"}, {"jax": "0.11.2", "flax": "0.12.8"}]
+        results.make_study(finished_runs),
+        {"bl1": {"jax": "0.10.2", "flax": "0.12.8"}, "proposed": {"jax": "0.11.2", "flax": "0.12.8"}},
     )
-    differing, every = text.split("Every key")
+    differing, every = text.split("Every key</summary>")
     assert "Trained with flax 0.12.8; this page" in every
     assert "version of jax" in differing
     assert "0.10.2" in differing
     assert "version of flax" not in differing
-    assert "This page was made by" in run_sections.configuration(results.make_study(finished_runs), [{}, {}])
+    assert "This page was made by" in run_sections.configuration(
+        results.make_study(finished_runs), {"bl1": {}, "proposed": {}}
+    )
 
 
 def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset, tmp_path):
@@ -88,7 +93,7 @@ def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset,
                           renamed(run.rule), run.curves)  # fmt: skip
     picture = pictures.make(report_dataset, {evil: run}, [])[0]
     shown = pictures.Picture(evil, *[getattr(picture, field.name) for field in dataclasses.fields(picture)[1:]])
-    text = page.page(results.make_study([changed]), [shown], {"best": evil}, [{evil: evil}])
+    text = page.page(results.make_study([changed]), [shown], {"best": evil}, {evil: {evil: evil}}, [evil])
     parsed = Page(text)
     assert parsed.tags.count("script") == 2
     assert "b" not in parsed.tags
@@ -117,3 +122,53 @@ def test_a_missing_prediction_is_an_input_error(report_dataset, report_folds, ph
     with pytest.raises(InputError, match=f"{report_folds[1][0]}.nii.gz"):
         page.write_report(tmp_path / "page.html", [results.read_run(workdir)])
     assert not (tmp_path / "page.html").exists()
+
+
+def test_page_names_the_folder_of_the_data_and_not_its_path(report_file, finished_runs):
+    text = report_file.read_text()
+    root = finished_runs[0].config["data"]["root"]
+    assert root.startswith("/")
+    assert root not in text
+    assert str(finished_runs[0].workdir.parent) not in text
+    assert run_sections.data_name(finished_runs[0]) == root.rpartition("/")[2] == "phantom"
+
+
+def test_every_table_has_a_caption_and_headers_of_rows_and_columns(report_file):
+    tables = re.findall(r"<table>.*?</table>", report_file.read_text())
+    assert len(tables) == 6
+    for table in tables:
+        assert re.match(r"<table><caption><span>[^<]{20,}</span></caption><thead>", table)
+        head, body = table.split("</thead>")
+        assert "<td" not in head
+        for row in re.findall(r"<tr>(.*?)</tr>", body):
+            assert row.startswith('<th scope="row">')
+            assert len(re.findall(r"<t[hd]", row)) == len(re.findall(r'<th scope="col"', head))
+
+
+def write_checkpoint(run, fold, step, damaged=False):
+    """A checkpoint with meta alone."""
+    folder = run.workdir / f"fold_{fold}" / "checkpoints" / str(step)
+    content = json.dumps({"versions": {"jax": "0.0.1"}})
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta" / "metadata").write_text(content)
+    checksum = hashlib.sha256(b"other" if damaged else content.encode()).hexdigest()
+    files.write_json(folder / "manifest.json", {"meta/metadata": checksum})
+
+
+def test_damaged_last_checkpoints_are_named(report_dataset, report_folds, phantom_root, tmp_path):
+    workdir = report_runs.make_run(
+        tmp_path / "run", report_dataset, report_folds, report_runs.CELLS["bl1"], 1, phantom_root
+    )
+    run = results.read_run(workdir)
+    assert [line["step"] for line in run.curves[0]][-1] == 80
+    write_checkpoint(run, 0, 80)
+    write_checkpoint(run, 1, 40)
+    write_checkpoint(run, 1, 80, damaged=True)
+    write_checkpoint(run, 2, 80, damaged=True)
+    page.write_report(tmp_path / "page.html", [run])
+    text = (tmp_path / "page.html").read_text()
+    assert "fold 0:" not in text
+    assert "bl1, fold 1: the checkpoint of step 80 is damaged or missing; " in text
+    assert "uses the one of step 40." in text
+    assert "bl1, fold 2: no checkpoint is whole" in text
+    assert "Trained with jax 0.0.1" in text

@@ -58,6 +58,7 @@ def on_eight(tmp_path_factory):
     return train(tmp_path_factory.mktemp("eight") / "pmap.npz", 8)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does(on_eight, tmp_path):
     on_one = train(tmp_path / "one.npz", 1)
     assert len(on_one) == len(on_eight)
@@ -65,6 +66,7 @@ def test_eight_devices_learn_what_one_does(on_eight, tmp_path):
         np.testing.assert_allclose(eight, one, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_pmap_and_shard_map_are_identical(on_eight, tmp_path):
     for mapped, other in zip(train(tmp_path / "mapped.npz", 8, "shard_map"), on_eight, strict=True):
         np.testing.assert_array_equal(mapped, other)
@@ -76,7 +78,7 @@ def test_unknown_parallel_kind_is_refused():
 
 
 @pytest.mark.parametrize(("platform", "given"), [("cpu", None), ("gpu", None), ("gpu", "/elsewhere")])
-def test_accelerators_keep_what_they_compile(monkeypatch, tmp_path, platform, given):
+def test_the_compilation_cache_is_kept_on_accelerators_only(monkeypatch, tmp_path, platform, given):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir

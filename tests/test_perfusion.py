@@ -104,7 +104,7 @@ def test_deconvolution_is_the_truncated_block_circulant_inverse():
         np.testing.assert_allclose(perfusion.deconvolution(arterial, cutoff), inverse[:, :count], atol=1e-6)
 
 
-def test_times_shift_with_the_delay_and_do_not_see_the_scale():
+def test_times_shift_with_the_delay_and_ignore_the_scale():
     _, tissue = curves(perfusion.INTERVAL, 72, np.full(4, 30.0), np.full(4, 5.0), perfusion.INTERVAL * np.arange(4))
     arterial = perfusion.arterial_input(perfusion.TIMES, ARRIVAL, WIDTH)
     operator = perfusion.deconvolution(arterial, 0.1)

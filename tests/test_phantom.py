@@ -123,7 +123,8 @@ def rule_scores(dataset):
     return np.array(scores)
 
 
-def test_thresholds_fail_where_they_fail_in_life(default, tmp_path):
+@pytest.mark.slow
+def test_thresholds_fail_on_the_default_phantom_and_work_on_a_clean_one(default, tmp_path):
     scores = rule_scores(default).mean(axis=0)
     assert (scores > 0.4).all(), scores
     assert (scores < 0.75).all(), scores
@@ -131,6 +132,7 @@ def test_thresholds_fail_where_they_fail_in_life(default, tmp_path):
     assert (rule_scores(clean).mean(axis=0) > scores + 0.1).all()
 
 
+@pytest.mark.slow
 def test_the_default_lesions_are_of_a_size_to_be_measured(default):
     assert default.phantom
     assert len(default.cases) == 24

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from isles_jax.data.case import radiological
-from isles_jax.reporting import case_sections, pictures, results
+from isles_jax.reporting import case_sections, pictures, results, tmax
 
 
 def decode(content):
-    """A gray PNG's pixels, by the format's own rules."""
+    """A PNG's pixels, gray [H, W] or with a palette [H, W, 3], by the format's own rules."""
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     chunks, at = {}, 8
     while at < len(content):
@@ -21,9 +21,11 @@ def decode(content):
         assert struct.unpack(">I", content[at + 8 + size : at + 12 + size])[0] == zlib.crc32(kind + body)
         chunks[kind], at = body, at + 12 + size
     width, height, depth, colour = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
-    assert (depth, colour) == (8, 0)
+    assert (depth, colour) == (8, 3 if b"PLTE" in chunks else 0)
     rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
     assert not rows[:, 0].any()
+    if colour == 3:
+        return np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(256, 3)[rows[:, 1:]]
     return rows[:, 1:]
 
 
@@ -31,6 +33,8 @@ def test_png_holds_the_pixels():
     gray = np.random.default_rng(0).integers(0, 256, (5, 9)).astype(np.uint8)
     assert np.array_equal(decode(pictures.png(gray)), gray)
     assert np.array_equal(decode(base64.b64decode(pictures.data_uri(gray).split(",")[1])), gray)
+    palette = np.random.default_rng(1).integers(0, 256, (256, 3)).astype(np.uint8)
+    assert np.array_equal(decode(pictures.png(gray, palette)), palette[gray])
 
 
 def fill(path, shape):
@@ -79,6 +83,45 @@ def test_picture_shows_the_case(report_dataset, finished_runs):
     share = [(case.labels[..., z] == 1).sum() / (case.labels == 1).sum() + (case.labels[..., z] == 2).sum()
              / max(1, (case.labels == 2).sum()) for z in range(case.labels.shape[2])]  # fmt: skip
     assert picture.slices[position] == int(np.argmax(share))
+
+
+def test_values_of_a_picture_are_those_of_the_scan(report_dataset, finished_runs):
+    picture, case = pictures.make(report_dataset, {"bl1": finished_runs[0]}, [])[0], report_dataset.cases[0]
+    for channel, (low, high) in enumerate(picture.ranges):
+        inside = case.images[..., channel][case.brain]
+        assert (low, high) == pytest.approx(tuple(np.percentile(inside, (0.5, 99.5))), rel=1e-4)
+        shown = picture.values(channel)[picture.gray[channel] > 0]
+        # The picture flips axes and crops to the brain, so the voxels are the same but for their order.
+        expected, half_step = np.sort(np.clip(inside, low, high)), (high - low) / (pictures.LEVELS - 2) / 2
+        assert np.abs(np.sort(shown) - expected).max() <= half_step * 1.001
+    assert picture.gray.max() == (pictures.LEVELS - 1) * pictures.STEP
+
+
+def test_tmax_is_coloured_by_its_seconds(report_dataset, finished_runs):
+    picture = pictures.make(report_dataset, {"bl1": finished_runs[0]}, [])[0]
+    channel = report_dataset.channels.index(tmax.CHANNEL)
+    gray = picture.gray[channel][0]
+    coloured = decode(pictures.png(gray, pictures.tmax_palette(picture, channel)))
+    inside = gray > 0
+    assert np.array_equal(coloured[inside], tmax.colours(picture.values(channel)[0][inside]))
+    assert not coloured[~inside].any()
+    scale = tmax.colours(np.linspace(*tmax.WINDOW_S, 100)).astype(float)
+    # Luminance never falls along the scale.
+    assert (np.diff(scale @ [0.2126, 0.7152, 0.0722]) > -0.5).all()
+    assert np.array_equal(tmax.colours(np.array([-5.0, 99.0])), tmax.COLOURS[[0, -1]])
+
+
+def test_still_pictures_name_the_sides_and_halo_every_contour(report_dataset, finished_runs):
+    study = results.make_study(finished_runs[:1])
+    cases = pictures.make(report_dataset, study.runs, [])
+    text = case_sections.stills(study, cases, {"best": cases[0].name})
+    figures = re.findall(r"<figure>.*?</figure>", text)
+    assert len(figures) == 5
+    for figure in figures:
+        assert re.search(r"<text [^>]*>R</text><text [^>]*>L</text>", figure)
+        assert figure.count('class="halo"') == len(re.findall(r'<path class="(?!halo)', figure))
+    assert 'class="risk"' in figures[0]
+    assert re.findall(r'<path class="(k\d reference)"', figures[3]) == ["k1 reference", "k2 reference"]
 
 
 def test_display_is_radiological_however_the_volume_is_stored(report_dataset, finished_runs, tmp_path):

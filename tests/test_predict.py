@@ -67,7 +67,7 @@ def test_the_command_takes_the_finished_folds_and_every_case(untrained_run, forw
         np.testing.assert_array_equal(np.asarray(image.dataobj), np.array([0, 5, 9])[expected])
 
 
-def test_flags_overrule_the_run(untrained_run, forward, tmp_path, capsys):
+def test_flags_override_the_settings_of_the_run(untrained_run, forward, tmp_path, capsys):
     case = random_case((32, 32, 4), 5)
     save_case(tmp_path / "x", case)
     base = [f"--input={tmp_path / 'x'}", f"--output={tmp_path / 'out'}", "--folds=0"]
@@ -87,7 +87,7 @@ def test_flags_overrule_the_run(untrained_run, forward, tmp_path, capsys):
     assert not np.asarray(nib.load(tmp_path / "out" / "x.nii.gz").dataobj).any()
 
 
-def test_what_is_wrong_is_named_and_nothing_is_written(untrained_run, tmp_path, phantom_root):
+def test_bad_input_is_named_and_nothing_is_written(untrained_run, tmp_path, phantom_root):
     out = f"--output={tmp_path / 'out'}"
     good = [f"--input={phantom_root}", out]
     with pytest.raises(InputError, match="nowhere: does not exist; expected a run"):

@@ -1,4 +1,4 @@
-"""What two processes tell each other."""
+"""Two real processes that work together: what they exchange and how they end."""
 
 import re
 import signal
@@ -46,9 +46,10 @@ run_command(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cluster"), [("SIGTERM", False), ("SIGINT", True)])
 def test_a_signal_to_one_process_makes_all_leave_at_the_same_place(name, cluster):
-    """Found by flags, or by what Slurm says."""
+    """The processes find each other by flags, or by Slurm's variables."""
     port = free_port()
     both = [
         subprocess.Popen(
@@ -62,12 +63,11 @@ def test_a_signal_to_one_process_makes_all_leave_at_the_same_place(name, cluster
         while (line := process.stderr.readline()) != "ready\n":
             assert line, "it ended"
     both[1].send_signal(signal.Signals[name])
-    said = [process.communicate(timeout=100)[1] for process in both]
+    errors = [process.communicate(timeout=100)[1] for process in both]
     assert [process.returncode for process in both] == [143, 143]
-    last = [
-        re.search(r"stopped by SIGTERM: turn (\d+); to go on, run the same command again\n$", err)[1] for err in said
-    ]
-    assert last[0] == last[1]
+    last_line = r"stopped by SIGTERM: turn (\d+); to go on, run the same command again\n$"
+    turns = [re.search(last_line, text)[1] for text in errors]
+    assert turns[0] == turns[1]
 
 
 def test_one_task_of_a_cluster_is_one_process(monkeypatch):
@@ -75,11 +75,7 @@ def test_one_task_of_a_cluster_is_one_process(monkeypatch):
         monkeypatch.setenv(name, value)
     processes.start()
     processes.start("127.0.0.1:1", 1, 0)
-    assert (processes.count(), processes.index(), processes.first(), processes.share("abc")) == (
-        1,
-        0,
-        True,
-        list("abc"),
-    )
+    assert (processes.count(), processes.index(), processes.first()) == (1, 0, True)
+    assert processes.share("abc") == list("abc")
     assert processes.on_first(lambda: (1, "as it is")) == (1, "as it is")
     assert not processes.leaving()

@@ -7,13 +7,13 @@ def test_without_a_terminal_progress_is_plain_lines(capsys):
     with Bar("fold 0", 5, "step") as bar:
         for _ in range(5):
             bar.advance(note="loss 0.5")
-    said = capsys.readouterr().out
-    assert said.startswith("fold 0: 5/5 steps, ")
-    assert said.endswith("0 s left  loss 0.5\n")
-    assert "\x1b" not in said
+    printed = capsys.readouterr().out
+    assert printed.startswith("fold 0: 5/5 steps, ")
+    assert printed.endswith("0 s left  loss 0.5\n")
+    assert "\x1b" not in printed
 
 
-def test_nothing_done_says_nothing_and_errors_pass(capsys):
+def test_no_line_is_printed_without_progress_or_after_an_error(capsys):
     with Bar("fold 0", 5, "step", done=5):
         pass
     bar = Bar("fold 0", 5, "step")

@@ -53,6 +53,7 @@ def test_the_checks_of_a_clean_checkout_run_the_other_commands():
         assert all(part in checks for part in command.split(" && ")), command
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
     assert len(COMMANDS) >= 11
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT, leaves, tiny_config
 
 from isles_jax import config
@@ -65,7 +66,7 @@ runpy.run_module("isles_jax.main", run_name="__main__", alter_sys=True)
 
 
 def start(workdir, moment="never", where="", number=1, name="SIGKILL"):
-    """Runs the real command to the moment when it is sent the signal; its exit code and what it said on stderr."""
+    """Runs the real command to the moment when it is sent the signal; returns its exit code and stderr."""
     where = str(workdir / where) if moment in ("appears", "vanishes") else where
     settings = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
     done = subprocess.run(
@@ -89,6 +90,7 @@ def result(workdir):
     return files
 
 
+@pytest.mark.slow
 def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_path):
     run, folder = tmp_path / "run", "fold_0/checkpoints"
     kills = [
@@ -106,13 +108,13 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
         assert start(run, *moment)[0] == -signal.SIGKILL, moment
 
     # Fold 1: asked to leave in step 3, which is saved, and again, when there is no room for the next save.
-    code, said = start(run, "write", f"{run}/fold_1/metrics.jsonl", 2, "SIGTERM")
+    code, message = start(run, "write", f"{run}/fold_1/metrics.jsonl", 2, "SIGTERM")
     assert code == 143
-    assert said == "stopped by SIGTERM: fold 1 is saved at step 3 of 8; to go on, run the same command again\n"
+    assert message == "stopped by SIGTERM: fold 1 is saved at step 3 of 8; to go on, run the same command again\n"
     assert checkpoint.steps(run / "fold_1" / "checkpoints") == [3]
-    code, said = start(run, "full")
-    assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith(f"error: {run}/fold_1/checkpoints/6: cannot be written (File too large)")
+    code, message = start(run, "full")
+    assert (code, message.count("\n")) == (2, 1)
+    assert message.startswith(f"error: {run}/fold_1/checkpoints/6: cannot be written (File too large)")
     assert checkpoint.newest(run / "fold_1" / "checkpoints") == 3
 
     for moment in [

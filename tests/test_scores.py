@@ -46,7 +46,7 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "no readable file"),
         ("case,fold\n", "found the columns case,fold"),
@@ -54,11 +54,11 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
         (",".join(scores.COLUMNS) + "\na,x,core" + ",1" * len(scores.METRICS) + "\n", "no row of scores"),
     ],
 )
-def test_damaged_cases_csv(tmp_path, text, said):
+def test_damaged_cases_csv(tmp_path, text, message):
     path = tmp_path / "cases.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         scores.read_cases_csv(path)
     assert str(path) in str(error.value)
 

@@ -30,7 +30,7 @@ def test_normalise_is_a_z_score_of_the_clipped_brain():
         np.testing.assert_allclose(result[brain, channel], (clipped - clipped.mean()) / clipped.std(), atol=1e-5)
 
 
-def test_normalise_does_not_see_units():
+def test_normalise_ignores_units():
     case = make_case("a", (20, 18, 6))
     brain = (case.images != 0).any(axis=-1)
     changed = case.images * np.float32([10, 0.1, 1000]) + np.float32([5, 0, -100])
@@ -70,11 +70,11 @@ def test_slices_of_cases_of_different_shapes():
     np.testing.assert_array_equal(slices.case, [0] * 4 + [1] * 3 + [2] * 2)
     np.testing.assert_array_equal(slices.lesion, [False, True, True, False, False, True, True, False, False])
     for number, case in enumerate(cases):
-        mine = slices.case == number
-        assert np.all((slices.labels[mine] >= 0).sum(axis=(1, 2)) == np.prod(case.labels.shape[:2]))
-        assert np.all(slices.images[mine][slices.labels[mine] < 0] == 0)
+        own = slices.case == number
+        assert np.all((slices.labels[own] >= 0).sum(axis=(1, 2)) == np.prod(case.labels.shape[:2]))
+        assert np.all(slices.images[own][slices.labels[own] < 0] == 0)
         for value in (1, 2):
-            assert (slices.labels[mine] == value).sum() == (case.labels == value).sum()
+            assert (slices.labels[own] == value).sum() == (case.labels == value).sum()
 
 
 def test_a_case_without_labels_is_refused():

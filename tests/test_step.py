@@ -2,6 +2,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
@@ -50,6 +51,7 @@ def test_one_forward_pass_serves_both_updates(small_config):
     assert (segmenter, critics) == (1, 4)
 
 
+@pytest.mark.slow
 def test_what_has_no_weight_is_absent(small_config):
     full, _, _ = trace(small_config())
     plain, _, critics = trace(small_config(adversarial=False, overlap=False, **{"augment.enabled": False}))
@@ -68,6 +70,7 @@ def close(got, expected, tolerance):
     assert jnp.linalg.norm(got - expected) <= tolerance * jnp.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_scanned_steps_are_the_same_steps(small_config):
     config = small_config(residual=False, adversarial=False, overlap=False)
     rows = np.arange(12).reshape(3, 4) % 6
@@ -82,6 +85,7 @@ def test_scanned_steps_are_the_same_steps(small_config):
     close(scanned.segmenter.params, state.segmenter.params, 1e-3)
 
 
+@pytest.mark.slow
 def test_training_fits_one_batch(small_config):
     config = small_config(adversarial=False, **{"augment.enabled": False, "optimizer.learning_rate": 1e-2})
     step = parallel.parallelize(make_step(config, CLASSES, 100, parallel.AXIS))
@@ -94,6 +98,7 @@ def test_training_fits_one_batch(small_config):
     assert np.all(np.isfinite(values))
 
 
+@pytest.mark.slow
 def test_low_precision_keeps_the_state_in_float32(small_config):
     state, metrics = run(small_config(dtype="bfloat16"), [[0, 1, 2, 3]], ONE)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state.segmenter, state.critics)) if leaf.dtype.kind == "f"}

@@ -44,7 +44,7 @@ def test_the_file_holds_every_number_and_what_it_takes_to_use_it(untrained_run, 
     assert {name.split("/")[0] for name in safetensors.numpy.load_file(tmp_path / "one.safetensors")} == {"fold_2"}
 
 
-def test_files_that_are_not_ours_are_refused_by_name(weights_file, tmp_path, monkeypatch):
+def test_unusable_files_are_refused_by_name(weights_file, tmp_path, monkeypatch):
     def refused(content, words, *more):
         (tmp_path / "x.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=words) as caught:

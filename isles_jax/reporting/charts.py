@@ -7,9 +7,13 @@ import numpy as np
 
 WIDTH = 420
 LEFT, RIGHT = 46, 12
+# The left edge where a label stands beside the vertical axis.
+AXIS = 62
 # Room for the labels beside the lines of a Bland-Altman chart.
 MARGIN = 120
 ROW = 30
+# Room below a chart for the tick labels and the axis label.
+BOTTOM = 40
 
 Coordinate = Callable[[float], float]
 
@@ -35,7 +39,7 @@ def strip(
       values: (case, value) pairs of each system, values from 0 to 1.
       means: (mean, lower end, upper end) of each system.
       paper: the paper's number for a system, or None.
-      title: what the chart shows, for screen readers too.
+      title: name of the quantity, at the axis and for screen readers.
     """
     smallest = min(min(value for _, value in pairs) for pairs in values.values())
     low = min(0.9, np.floor(10 * min(smallest, *(lower for _, lower, _ in means.values()))) / 10)
@@ -45,7 +49,7 @@ def strip(
     def x(value: float) -> float:
         return left + (value - low) / (1 - low) * (WIDTH - RIGHT - left)
 
-    parts = [_grid_x(x, ticks(low, 1.0), top, height)]
+    parts = [_grid_x(x, ticks(low, 1.0), top, height), _x_label(title, (left + WIDTH - RIGHT) / 2, height)]
     for index, (label, pairs) in enumerate(values.items()):
         y = top + ROW * (index + 0.5)
         parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" class="end">{escape(label)}</text>')
@@ -65,7 +69,7 @@ def strip(
                 f'<path class="paper" d="M{position:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper: '
                 f"{paper[label]:.3f}</title></path>"
             )
-    return _svg("".join(parts), height + 22, title)
+    return _svg("".join(parts), height + BOTTOM, title)
 
 
 def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
@@ -89,32 +93,60 @@ def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     top, height = 26, 168
     x, x_ticks = _scale([step for step, _ in finite], LEFT, WIDTH - RIGHT)
     y, y_ticks = _scale([value for _, value in finite], height, top)
-    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks)]
+    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks, LEFT, WIDTH - RIGHT)]
     for number, (label, points) in enumerate(lines.items()):
         if points:
             path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
             parts.append(f'<path class="curve c{number % 6}" d="M{path}"><title>{escape(label)}</title></path>')
     parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
-    return _svg("".join(parts), height + 22, f"{title} over steps")
+    parts.append(_x_label("training step", (LEFT + WIDTH - RIGHT) / 2, height))
+    return _svg("".join(parts), height + BOTTOM, f"{title} over training steps")
 
 
-def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
-    """Difference of two volumes over their mean, with the mean difference and the 95% limits of agreement.
+def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[str]:
+    """For each system the difference of two volumes over their mean, with the mean difference and limits of agreement.
+
+    The charts have the same scales, so that systems can be compared by eye.
 
     Args:
-      title: the chart's title.
-      points: (case, mean in ml, difference in ml).
+      class_name: the class whose volumes are compared.
+      points: (case, mean in ml, difference in ml) of each system.
     """
-    means, differences = [mean for _, mean, _ in points], [change for _, _, change in points]
-    lines = {"mean": float(np.mean(differences))}
-    if len(points) > 1:
-        spread = 1.96 * float(np.std(differences, ddof=1))
-        lines |= {"+1.96 sd": lines["mean"] + spread, "-1.96 sd": lines["mean"] - spread}
+    lines = {label: _agreement([change for _, _, change in triples]) for label, triples in points.items()}
+    means = [mean for triples in points.values() for _, mean, _ in triples]
+    changes = [change for triples in points.values() for _, _, change in triples]
     top, height = 26, 198
-    x, x_ticks = _scale([0.0, *means], LEFT, WIDTH - MARGIN)
-    y, y_ticks = _scale([0.0, *differences, *lines.values()], height, top)
-    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks, WIDTH - MARGIN)]
-    parts += [_dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml") for case, mean, change in points]
+    x, x_ticks = _scale([0.0, *means], AXIS, WIDTH - MARGIN)
+    y, y_ticks = _scale([0.0, *changes, *(value for one in lines.values() for value in one.values())], height, top)
+    axes = (
+        _grid_x(x, x_ticks, top, height)
+        + _grid_y(y, y_ticks, AXIS, WIDTH - MARGIN)
+        + _x_label("mean of predicted and reference volume, ml", (AXIS + WIDTH - MARGIN) / 2, height)
+        + f'<text transform="translate(11 {(top + height) / 2}) rotate(-90)" class="middle">'
+        "predicted − reference, ml</text>"
+    )
+    drawn = []
+    for label, triples in points.items():
+        dots = [
+            _dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml") for case, mean, change in triples
+        ]
+        title = f'<text x="{AXIS}" y="14" class="title">{escape(label)}</text>'
+        content = axes + "".join(dots) + _agreement_lines(lines[label], y) + title
+        drawn.append(_svg(content, height + BOTTOM, f"Bland-Altman chart of the volumes of {class_name}, {label}"))
+    return drawn
+
+
+def _agreement(changes: Sequence[float]) -> dict[str, float]:
+    """The mean difference and, if there are several, the 95% limits of agreement."""
+    mean = float(np.mean(changes))
+    if len(changes) < 2:
+        return {"mean": mean}
+    spread = 1.96 * float(np.std(changes, ddof=1))
+    return {"mean": mean, "+1.96 sd": mean + spread, "-1.96 sd": mean - spread}
+
+
+def _agreement_lines(lines: Mapping[str, float], y: Coordinate) -> str:
+    parts = []
     taken: list[float] = []
     for label, value in lines.items():
         # Labels of lines that nearly coincide are pushed apart.
@@ -123,13 +155,12 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
             text_y += 12 if label.startswith("-") else -12
         taken.append(text_y)
         kind = "limit middle" if label == "mean" else "limit"
-        parts.append(
-            f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        )
         number = f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}"
-        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text_y:.1f}">{label} {number}</text>')
-    parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
-    return _svg("".join(parts), height + 22, f"Bland-Altman of volumes, {title}")
+        parts.append(
+            f'<line class="{kind}" x1="{AXIS}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+            f'<text x="{WIDTH - MARGIN + 4}" y="{text_y:.1f}">{label} {number}</text>'
+        )
+    return "".join(parts)
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> tuple[Coordinate, list[float]]:
@@ -158,12 +189,16 @@ def _grid_x(x: Coordinate, values: Sequence[float], top: float, height: float) -
     )
 
 
-def _grid_y(y: Coordinate, values: Sequence[float], end: float = WIDTH - RIGHT) -> str:
+def _grid_y(y: Coordinate, values: Sequence[float], start: float, end: float) -> str:
     return "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        f'<text x="{LEFT - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
+        f'<line class="grid" x1="{start}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        f'<text x="{start - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
         for value in values
     )
+
+
+def _x_label(text: str, centre: float, height: float) -> str:
+    return f'<text x="{centre:.1f}" y="{height + 33:g}" class="middle">{escape(text)}</text>'
 
 
 def _svg(content: str, height: float, title: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import importlib.resources
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -11,10 +12,11 @@ from etils import epath
 
 from isles_jax.data import layouts
 from isles_jax.data.case import Dataset
-from isles_jax.reporting import case_sections, pictures, results, run_sections, score_sections, scores
+from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections, scores
 from isles_jax.reporting.pictures import Picture
 from isles_jax.reporting.results import Run, Study
 from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint
 
 
@@ -37,9 +39,11 @@ def write_report(
     chosen = _best_median_worst(study.runs.get(study.reference, runs[-1]))
     dataset = dataset or _read_data(runs[0])
     cases = pictures.make(dataset, study.runs, list(chosen.values())) if dataset else []
-    folders = [run.workdir / "fold_0" / "checkpoints" for run in runs]
-    versions = [checkpoint.read_meta(folder)["versions"] if folder.is_dir() else {} for folder in folders]
-    files.write_atomic(path, page(study, cases, chosen, versions))
+    versions, damages = {}, []
+    for label, run in study.runs.items():
+        versions[label], sentences = _read_checkpoints(run)
+        damages += [f"{label}, {sentence}" for sentence in sentences]
+    files.write_atomic(path, page(study, cases, chosen, versions, damages))
 
 
 def _read_data(run: Run) -> Dataset | None:
@@ -49,6 +53,35 @@ def _read_data(run: Run) -> Dataset | None:
     data = run.config["data"]
     labels, channels = data["labels"], tuple(data.get("channels", ()))
     return layouts.load(files.fetch(root), channels, penumbra=labels["penumbra"], core=labels["core"])
+
+
+def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:
+    """The versions of the packages that trained a run, and a sentence for each fold whose last checkpoint is damaged.
+
+    Versions are empty, and nothing is said, where no checkpoints were kept.
+    """
+    versions: dict[str, str] = {}
+    sentences = []
+    for fold, lines in enumerate(run.curves):
+        directory = run.workdir / f"fold_{fold}" / "checkpoints"
+        if not directory.is_dir():
+            continue
+        last = max([*checkpoint.steps(directory), *(int(line["step"]) for line in lines)], default=0)
+        try:
+            with warnings.catch_warnings():
+                # The sentence below says it.
+                warnings.simplefilter("ignore")
+                meta = checkpoint.read_meta(directory)
+        except InputError:
+            sentences.append(f"fold {fold}: no checkpoint is whole, so the fold cannot predict or be exported.")
+            continue
+        versions = versions or meta["versions"]
+        if meta["step"] < last:
+            sentences.append(
+                f"fold {fold}: the checkpoint of step {last} is damaged or missing; what predicts or exports now uses "
+                f"the one of step {meta['step']}."
+            )
+    return versions, sentences
 
 
 def _best_median_worst(run: Run) -> dict[str, str]:
@@ -64,7 +97,11 @@ def _best_median_worst(run: Run) -> dict[str, str]:
 
 
 def page(
-    study: Study, cases: Sequence[Picture], chosen: Mapping[str, str], versions: Sequence[Mapping[str, str]]
+    study: Study,
+    cases: Sequence[Picture],
+    chosen: Mapping[str, str],
+    versions: Mapping[str, Mapping[str, str]],
+    damages: Sequence[str] = (),
 ) -> str:
     """The page as text.
 
@@ -73,9 +110,11 @@ def page(
       cases: pictures of their cases; if there are none, the page says that the images were not found.
       chosen: {"best": case, "median": case, "worst": case} for the still pictures.
       versions: for each run, {package: version} of the packages that trained it; empty where they were not kept.
+      damages: sentences about checkpoints that are not whole.
     """
     assets = importlib.resources.files("isles_jax.reporting")
-    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style = (assets / "page.css").read_text(encoding="utf-8")
+    script = "".join((assets / name).read_text(encoding="utf-8") for name in ("outline.js", "viewer.js", "tables.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser itself refuses every request that would leave the file, and every script but this one.
     policy = (
@@ -84,11 +123,12 @@ def page(
     )
     title = ", ".join(run.name for run in study.runs.values())
     sections = [
-        _head(title, study),
+        _head(title, study, damages),
         score_sections.dice(study),
         score_sections.differences(study),
         case_sections.stills(study, cases, chosen),
         case_sections.viewer(study, cases),
+        case_table.section(study, cases),
         score_sections.measures(study),
         score_sections.volumes(study),
         run_sections.learning_curves(study),
@@ -103,9 +143,9 @@ def page(
     )
 
 
-def _head(title: str, study: Study) -> str:
+def _head(title: str, study: Study, damages: Sequence[str]) -> str:
     first = study.first
-    data = "the built-in phantom, not patients" if first.data["phantom"] else first.config["data"]["root"]
+    data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {run_sections.data_name(first)}"
     text = (
         f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
         f'<p class="lead">{len(study.case_names)} cases, {len(first.folds)}-fold cross-validation by patient. Every '
@@ -116,4 +156,4 @@ def _head(title: str, study: Study) -> str:
             '<p class="banner">These are results on a digital phantom, not on patients. They compare systems. They say '
             "nothing about accuracy in the clinic and cannot be compared with published numbers.</p>"
         )
-    return text
+    return text + "".join(f'<p class="banner">{escape(sentence)}</p>' for sentence in damages)

@@ -16,11 +16,14 @@ import numpy as np
 
 from isles_jax.data.case import Case, Dataset, radiological
 from isles_jax.data.nifti import read_labels
+from isles_jax.reporting import tmax
 from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 
 # Gray levels in an image: more than an eye tells apart in a noisy scan, and a file a third smaller than with all 256.
+# Level 0 is outside the brain; level n is stored as the byte n * STEP.
 LEVELS = 64
+STEP = 256 // LEVELS
 # Up to this number of voxels in all cases together, every slice with brain is shown; above it, the slices with lesion.
 ALL_SLICES_VOXELS = 8_000_000
 # Characters of images in one page; further cases are left out, and the page says so.
@@ -33,7 +36,8 @@ class Picture:
 
     Attributes:
       name: the case's name.
-      gray: uint8 [channels, S, H, W].
+      gray: uint8 [channels, S, H, W], levels times `STEP`.
+      ranges: for each channel its values at level 1 and at the last level; beyond them it is clipped.
       truth: the reference, uint8 [S, H, W]; 0 is background, 1, 2, ... are the classes.
       results: predictions by the system's label, as `truth`.
       slices: the stored index of each of the S slices.
@@ -43,6 +47,7 @@ class Picture:
 
     name: str
     gray: np.ndarray
+    ranges: list[tuple[float, float]]
     truth: np.ndarray
     results: dict[str, np.ndarray]
     slices: list[int]
@@ -53,6 +58,10 @@ class Picture:
     def sheets(self) -> list[str]:
         """For each channel its slices below each other, as a data address of a PNG."""
         return [data_uri(_sheet(gray)) for gray in self.gray]
+
+    def values(self, channel: int) -> np.ndarray:
+        """A channel's approximate values, float [S, H, W]; its lowest value outside the brain."""
+        return _value_of_byte(self.ranges[channel])[self.gray[channel]]
 
 
 def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> list[Picture]:
@@ -98,9 +107,12 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: 
         return np.ascontiguousarray(volume[crop].T[:, :: flips[1], :: flips[0]])
 
     x_mm, y_mm, _ = case.spacing_mm
+    ranges = [_range(channel[brain]) for channel in np.moveaxis(case.images, -1, 0)]
+    gray = [_gray(channel, brain, *ends) for channel, ends in zip(np.moveaxis(case.images, -1, 0), ranges, strict=True)]
     return Picture(
         name=case.name,
-        gray=np.stack([show(_gray(case.images[..., channel], brain)) for channel in range(case.images.shape[3])]),
+        gray=np.stack([show(channel) for channel in gray]),
+        ranges=ranges,
         truth=show(case.labels),
         results={label: show(result) for label, result in results.items()},
         slices=list(range(*crop[2].indices(brain.shape[2]))),
@@ -115,18 +127,29 @@ def _extent(mask: np.ndarray, axis: int, margin: int) -> slice:
     return slice(max(0, int(covered[0]) - margin), int(covered[-1]) + 1 + margin)
 
 
-def _gray(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """A channel as `LEVELS` gray levels between the brain's percentiles 0.5 and 99.5; 0 outside the brain."""
-    low, high = np.percentile(image[brain], (0.5, 99.5))
-    level = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
-    return np.where(brain, np.rint(level * (LEVELS - 1)) * (255 // (LEVELS - 1)), 0).astype(np.uint8)
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The percentiles 0.5 and 99.5, rounded to five digits."""
+    low, high = (float(f"{value:.5g}") for value in np.percentile(values, (0.5, 99.5)))
+    return low, max(high, low + 1e-6)
+
+
+def _gray(image: np.ndarray, brain: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A channel [X, Y, Z] in levels times `STEP`: 1 to `LEVELS` - 1 from `low` to `high`, 0 outside the brain."""
+    level = 1 + np.rint(np.clip((image - low) / (high - low), 0, 1) * (LEVELS - 2))
+    return np.where(brain, level * STEP, 0).astype(np.uint8)
+
+
+def _value_of_byte(ends: tuple[float, float]) -> np.ndarray:
+    """The value that each byte of a gray image stands for, [256]."""
+    level = np.arange(256) // STEP
+    return ends[0] + np.maximum(level - 1, 0) / (LEVELS - 2) * (ends[1] - ends[0])
 
 
 # --- what the page holds ---------------------------------------------------------------------------------------------
 
 
-def png(gray: np.ndarray) -> bytes:
-    """A uint8 [H, W] image as PNG (8-bit gray)."""
+def png(gray: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """A uint8 [H, W] image as PNG: its gray values, or the colours that they have in a palette, uint8 [256, 3]."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -134,14 +157,22 @@ def png(gray: np.ndarray) -> bytes:
     height, width = gray.shape
     rows = np.zeros((height, width + 1), np.uint8)
     rows[:, 1:] = gray
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes())), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0)
+    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
+    data = chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + data + chunk(b"IEND", b"")
 
 
-def data_uri(gray: np.ndarray) -> str:
-    """A uint8 [H, W] image as a data address of a PNG."""
-    return "data:image/png;base64," + base64.b64encode(png(gray)).decode()
+def data_uri(gray: np.ndarray, palette: np.ndarray | None = None) -> str:
+    """What `png` makes, as a data address."""
+    return "data:image/png;base64," + base64.b64encode(png(gray, palette)).decode()
+
+
+def tmax_palette(picture: Picture, channel: int) -> np.ndarray:
+    """The colours of a picture's Tmax, for `png`; black outside the brain."""
+    palette = tmax.colours(_value_of_byte(picture.ranges[channel]))
+    palette[:STEP] = 0
+    return palette
 
 
 def _sheet(stack: np.ndarray) -> np.ndarray:
@@ -159,6 +190,7 @@ def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
         "pixel_mm": picture.pixel_mm,
         "sides": picture.sides,
         "images": dict(zip(channels, picture.sheets, strict=True)),
+        "ranges": picture.ranges,
         "truth": data_uri(_sheet(picture.truth)),
         "results": {label: data_uri(_sheet(result)) for label, result in picture.results.items()},
     }

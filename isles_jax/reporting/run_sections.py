@@ -1,7 +1,9 @@
 """The page's sections about the runs themselves: learning curves, configuration and versions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
+
+from etils import epath
 
 from isles_jax import __version__
 from isles_jax.config import flatten
@@ -34,7 +36,12 @@ def _curves(run: Run) -> str:
     return "".join(drawn)
 
 
-def configuration(study: Study, versions: Sequence[Mapping[str, str]]) -> str:
+def data_name(run: Run) -> str:
+    """The name of the data's folder; the page may be passed on, and a whole path tells of the machine."""
+    return epath.Path(run.config["data"]["root"]).name
+
+
+def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:
     """Every key of every run's configuration, and the versions of the packages that trained the runs.
 
     Args:
@@ -42,8 +49,10 @@ def configuration(study: Study, versions: Sequence[Mapping[str, str]]) -> str:
       versions: for each run, {package: version}; empty where they were not kept.
     """
     columns = [
-        flatten(run.config) | {f"version of {package}": version for package, version in run_versions.items()}
-        for run, run_versions in zip(study.runs.values(), versions, strict=True)
+        flatten(run.config)
+        | {"data.root": data_name(run)}
+        | {f"version of {package}": version for package, version in versions[label].items()}
+        for label, run in study.runs.items()
     ]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     head = ["key", *map(escape, study.runs)]
@@ -51,13 +60,16 @@ def configuration(study: Study, versions: Sequence[Mapping[str, str]]) -> str:
     differing = [row for row in body if len(set(row[1:])) > 1]
     text = "<h2>Configuration and versions</h2>"
     if differing:
-        text += f"<h3>Where the runs differ</h3>{markup.table(head, differing)}"
-    text += f"<details><summary>Every key</summary>{markup.table(head, body)}</details>"
+        caption = "Keys and versions that differ between the runs"
+        text += f"<h3>Where the runs differ</h3>{markup.table(caption, head, differing, css_class='values')}"
+    table = markup.table("Every key of the configuration, and the versions", head, body, css_class="values")
+    text += f"<details><summary>Every key</summary>{table}</details>"
     # One line names the versions that all runs share; the table of differences holds the others.
+    every = list(versions.values())
     shared = [
         f"{package} {version}"
-        for package, version in versions[0].items()
-        if all(run_versions.get(package) == version for run_versions in versions)
+        for package, version in every[0].items()
+        if all(run_versions.get(package) == version for run_versions in every)
     ]
     trained = f"Trained with {escape(', '.join(shared))}; this" if shared else "This"
     return text + f'<p class="soft">{trained} page was made by isles_jax {__version__}.</p>'

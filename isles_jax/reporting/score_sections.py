@@ -14,34 +14,33 @@ FACTOR_NAMES = {
 
 def dice(study: Study) -> str:
     """The paper's Table 1 with intervals and the paper's numbers, charts with a dot for each case, and the notes."""
-    head, columns, strips = ["system"], [], []
-    other = " (other data)" if study.first.data["phantom"] else ""
+    columns, strips = [], []
     for name in study.classes:
         means = results.dice_means(study.rows, name)
         paper = {label: results.paper_dice(label, name) for label in study.rows}
-        head.append(escape(name))
-        columns.append([
-            f'{one.mean:.3f} ± {one.std:.3f} <span class="interval">[{one.low:.3f}, {one.high:.3f}]</span>'
-            for one in means.values()
-        ])  # fmt: skip
-        if any(paper.values()):
-            head.append(f"paper*{other}, {escape(name)}")
-            columns.append(
-                ["" if value is None else f'<span class="paper">{value:.3f}</span>' for value in paper.values()]
-            )
+        columns.append([_dice_cell(mean, paper[label]) for label, mean in means.items()])
         by_case = {
             label: [(row["case"], row["dice"]) for row in rows if row["class"] == name]
             for label, rows in study.rows.items()
         }
         intervals = {label: (one.mean, one.low, one.high) for label, one in means.items()}
         strips.append(f"<div><h3>{escape(name)}</h3>{charts.strip(by_case, intervals, paper, f'Dice of {name}')}</div>")
-    body = [[escape(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
+    head = ["system", *map(escape, study.classes)]
+    body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
+    caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
+    if any(run.name in results.PAPER for run in study.runs.values()):
+        caption += "; paper*: Table 1 of the paper" + ", on other data" * study.first.data["phantom"]
     notes = "".join(f"<li>{escape(note)}</li>" for note in results.notes(study))
     return (
-        f"<h2>Dice</h2>{markup.table(head, body)}"
+        f"<h2>Dice</h2>{markup.table(caption, head, body, css_class='dice')}"
         f'<div class="grid">{"".join(strips)}</div><p class="soft">Each dot is a case. The bar is the mean with its '
         f'95% interval, and a diamond is the paper’s number.</p><ul class="notes">{notes}</ul>'
     )
+
+
+def _dice_cell(dice: results.Mean, paper: float | None) -> str:
+    text = f'{dice.mean:.3f} ± {dice.std:.3f} <span class="interval">[{dice.low:.3f}, {dice.high:.3f}]</span>'
+    return text if paper is None else f'{text}<span class="paper">paper* {paper:.3f}</span>'
 
 
 def differences(study: Study) -> str:
@@ -51,7 +50,7 @@ def differences(study: Study) -> str:
     compared = {name: results.compare(study, name) for name in study.classes}
     body = [
         [
-            escape(label),
+            markup.system_name(label),
             escape(name),
             markup.signed(one.difference, one.low, one.high),
             results.format_p(one.wilcoxon),
@@ -61,10 +60,13 @@ def differences(study: Study) -> str:
         for name, one in ((name, compared[name][label]) for name in study.classes)
     ]
     head = ["system", "class", "difference of Dice", "p, Wilcoxon", "p, bootstrap"]
+    caption = (
+        f"Dice minus that of {study.reference}, paired over cases [95% interval of the mean]; p values have Holm’s "
+        "correction over the systems"
+    )
     return (
-        f"<h2>Differences from {escape(study.reference)}</h2>{markup.table(head, body, text_columns=2)}"
-        '<p class="soft">Paired over cases, 95% intervals; p values have Holm’s correction over the systems.</p>'
-        f"{_main_effects(study)}"
+        f"<h2>Differences from {escape(study.reference)}</h2>"
+        f"{markup.table(caption, head, body, row_headers=2, css_class='differences')}{_main_effects(study)}"
     )
 
 
@@ -80,7 +82,8 @@ def _main_effects(study: Study) -> str:
         for factor in statistics.FACTORS
     ]
     head = ["factor", *map(escape, study.classes)]
-    return f"<h3>Main effects of the 2 × 2 × 2 design on Dice</h3>{markup.table(head, body)}"
+    caption = "Mean Dice of the four systems with a factor minus that of the four without it [95% interval]"
+    return f"<h3>Main effects of the 2 × 2 × 2 design on Dice</h3>{markup.table(caption, head, body)}"
 
 
 def measures(study: Study) -> str:
@@ -90,23 +93,27 @@ def measures(study: Study) -> str:
         summary = scores.summarise(rows)["classes"]
         for name in study.classes:
             cells = [f"{summary[name][key]['mean']:.3f}" for key in results.MEASURES]
-            body.append([escape(label), escape(name), *cells])
+            body.append([markup.system_name(label), escape(name), *cells])
     head = ["system", "class", *map(escape, results.MEASURES.values())]
-    return f"<h2>Other measures, means</h2>{markup.table(head, body, text_columns=2)}"
+    caption = "Means over the cases of a fold, then over the folds"
+    return f"<h2>Other measures</h2>{markup.table(caption, head, body, row_headers=2)}"
 
 
 def volumes(study: Study) -> str:
-    """A Bland-Altman chart of the volumes for each system and class."""
-    drawn = []
-    for label, rows in study.rows.items():
-        for name in study.classes:
-            points = [
+    """A Bland-Altman chart of the volumes for each class and system; the systems of a class share their scales."""
+    text = "<h2>Volumes (Bland-Altman)</h2>"
+    for name in study.classes:
+        points = {
+            label: [
                 (row["case"], (row["volume_true_ml"] + row["volume_pred_ml"]) / 2, row["volume_difference_ml"])
                 for row in rows
                 if row["class"] == name
             ]
-            drawn.append(charts.bland_altman(f"{label}, {name}", points))
-    return (
-        f'<h2>Volumes (Bland-Altman)</h2><div class="grid">{"".join(drawn)}</div><p class="soft">Predicted minus true '
-        "volume over the mean of the two, in ml, with the mean difference and the 95% limits of agreement.</p>"
+            for label, rows in study.rows.items()
+        }
+        drawn = "".join(charts.bland_altman(name, points))
+        text += f'<h3>{escape(name)}</h3><div class="grid">{drawn}</div>'
+    return text + (
+        '<p class="soft">Each dot is a case: the predicted minus the reference volume, over the mean of the two. The '
+        "solid line is the mean difference, and the dashed lines are the 95% limits of agreement.</p>"
     )

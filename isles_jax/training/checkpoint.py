@@ -5,6 +5,7 @@ rest of the training state) and `meta` (configuration, classes, versions). Besid
 of the step to its SHA-256 checksum.
 """
 
+import atexit
 import contextlib
 import gc
 import hashlib
@@ -137,6 +138,8 @@ def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
         if reason is None:
             return
         _free_what_orbax_left(before)
+        # TensorStore keeps some of it until the interpreter exits.
+        atexit.register(_silence)
         output.truncate(0)
     raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept")
 
@@ -174,22 +177,28 @@ def _free_what_orbax_left(before: set[threading.Thread]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Inside, nothing is logged and no abandoned coroutine or task is reported; afterwards all is as before.
+    """Inside, `_silence` holds; afterwards all is as before.
 
     Yields:
       A buffer that collects stderr; what it holds at the end is printed.
     """
     disabled, hook = logging.root.manager.disable, sys.unraisablehook
-    logging.disable(logging.CRITICAL)
-    sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else hook(args)
     try:
         with contextlib.redirect_stderr(io.StringIO()) as output, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            _silence()
             yield output
     finally:
         sys.unraisablehook = hook
         logging.disable(disabled)
         sys.stderr.write(output.getvalue())
+
+
+def _silence() -> None:
+    """Switches off logging, and Python's complaints about abandoned coroutines and closed event loops."""
+    logging.disable(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else hook(args)
 
 
 def _system_error(error: BaseException | None) -> str | None:
