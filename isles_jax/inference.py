@@ -185,6 +185,7 @@ def predict_folder(
     print("; ".join([*notes, f"to {output}"]))
     for note in dataset.notes:
         print(f"note: {note}")
+    interrupt.advise("add --overwrite, or choose another --output")
     with Bar("predict", len(cases), "case") as bar:
         for number, (case, path) in enumerate(zip(cases, paths, strict=True)):
             interrupt.leave_if_requested()

@@ -1,9 +1,12 @@
 """Real signals to real processes."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
-from helpers import run_main
+from helpers import ROOT, run_main
 
 from isles_jax.runtime import interrupt
 
@@ -35,19 +38,68 @@ def test_a_second_signal_ends_the_process(second):
     assert (done.returncode, done.stdout) == (-signal.Signals[second], "")
 
 
-def test_an_interruption_that_becomes_another_error_is_no_traceback():
-    done = run_main(
-        "try:\n    send('SIGTERM')\nexcept BaseException as error:\n    raise SystemError('lost') from error"
-    )
-    assert done.returncode == 143
+@pytest.mark.parametrize(
+    "place",
+    [
+        "try:\n    send('SIGTERM')\nexcept BaseException as error:\n    raise SystemError('lost') from error",
+        # Python prints an exception of such a callback, and goes on.
+        "import gc\ngc.callbacks.append(lambda *_: send('SIGTERM'))\ngc.collect()",
+        "class Deleted:\n    def __del__(self):\n        send('SIGTERM')\nDeleted()\nprint('went on')",
+    ],
+)
+def test_a_signal_cannot_be_swallowed(place):
+    done = run_main(place)
+    assert (done.returncode, done.stdout) == (143, "")
     assert done.stderr == "stopped by SIGTERM; to go on, run the same command again\n"
+
+
+def test_what_was_printed_is_kept_and_a_temporary_folder_is_not(tmp_path):
+    folder = tmp_path / "copy"
+    done = run_main(
+        f"import pathlib\nfolder = pathlib.Path({str(folder)!r})\nfolder.mkdir()\n(folder / 'x').touch()\n"
+        "interrupt.remove_at_exit(folder)\nprint('line')\ninterrupt.advise('do this')\nsend('SIGINT')"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "line\n", "stopped by SIGINT; to go on, do this\n")
+    assert not folder.exists()
+
+
+def test_a_file_is_whole_before_the_process_leaves(tmp_path):
+    done = run_main(
+        "from isles_jax.runtime import files\nfrom etils import epath\nreplace = epath.Path.replace\n"
+        "import pathlib, os\n"
+        "os.fsync = lambda _: send('SIGTERM')\n"
+        f"files.write_atomic({str(tmp_path / 'file')!r}, 'all of it')\nprint('not reached')"
+    )
+    assert (done.returncode, done.stdout) == (143, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "all of it"
+
+
+def test_signals_are_handled_while_a_command_is_imported(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os, signal\nimport_of = builtins.__import__\n"
+        "def slow(name, *rest, **more):\n    if name == 'isles_jax.runtime.command':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n    return import_of(name, *rest, **more)\n"
+        "builtins.__import__ = slow\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for command in ("main", "predict", "evaluate", "report", "export", "phantom", "convert"):
+        run = [sys.executable, "-m", f"isles_jax.{command}", "--help"]
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (130, ""), command
+        assert done.stderr == "stopped by SIGINT; to go on, run the same command again\n"
+
+
+def leave_after_a_signal():
+    with interrupt.postponed():
+        signal.raise_signal(signal.SIGTERM)
+        interrupt.leave_if_requested()
 
 
 def test_afterwards_the_handlers_before_are_back_and_nothing_is_asked():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with interrupt.listening(), interrupt.postponed():
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupt.requested()
+    with pytest.raises(interrupt.Interrupted), interrupt.listening():
+        leave_after_a_signal()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert not interrupt.requested(), "what this process does next is not asked to leave"
 
@@ -57,8 +109,8 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with interrupt.listening():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            with interrupt.postponed():
-                signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(interrupt.Interrupted):
+                leave_after_a_signal()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -42,7 +42,7 @@ def test_runs_on_other_data_are_refused(finished_runs, finished_workdirs, tmp_pa
         results.make_study([])
 
 
-def test_two_runs_of_one_name_are_told_apart(finished_runs):
+def test_two_runs_of_one_name_have_different_labels(finished_runs):
     labels = list(results.make_study([finished_runs[0], finished_runs[0]]).rows)
     assert labels[0] == results.RULE
     assert all(str(finished_runs[0].workdir) in label for label in labels[1:])

@@ -29,15 +29,15 @@ const behind = (element) => {
     if (colour !== "rgba(0, 0, 0, 0)") return colour;
   }
 };
-const found = [];
+const ratios = [];
 const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (texts.nextNode()) {
   const element = texts.currentNode.parentElement, style = getComputedStyle(element);
   if (!texts.currentNode.textContent.trim() || !element.getClientRects().length || element.closest("title")) continue;
   const one = luminance(element instanceof SVGElement ? style.fill : style.color), other = luminance(behind(element));
-  found.push([(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), texts.currentNode.textContent]);
+  ratios.push([(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), texts.currentNode.textContent]);
 }
-return found;
+return ratios;
 """
 CUT_OFF = """
 return [...document.querySelectorAll(".dice, .differences")].filter((box) => box.scrollWidth > box.clientWidth).length
@@ -154,6 +154,9 @@ def test_values_under_the_cursor_are_those_of_the_scan(view, report_file, report
     relation, seconds = re.match(r"Tmax ([≈≤≥]) ([\d.-]+) s ", text).groups()
     assert abs(float(seconds) - picture.values(number)[position, row, column]) <= step
     assert (relation == "≥") == (float(seconds) >= high - step / 2)
+    # The values follow the slice under a cursor that rests.
+    view.wheel(x, y, 100)
+    view.wait(VALUES + " !== arguments[0]", text)
     view.point(left + 2, top + 2)
     assert view.run(VALUES).count("outside the brain") == len(report_dataset.channels)
 

@@ -20,6 +20,7 @@ import numpy as np
 from isles_jax.data import case_table
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
 from isles_jax.data.nifti import SUFFIXES, is_nifti, list_folder, read_all, read_images, read_labels, stem, write_labels
+from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 
 # Spellings of the sequences that the package knows by name.
@@ -113,6 +114,7 @@ def write(dataset: Dataset, root: Path) -> None:
         raise InputError(f"{root}: exists; expected a name for a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    interrupt.remove_at_exit(temporary)
     try:
         for name in ("imagesTr", "labelsTr", "imagesTs"):
             (temporary / name).mkdir()

@@ -20,6 +20,7 @@ from etils import epath
 from isles_jax.data import isles, isles2022_phantom
 from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
+from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import copy, is_bucket, part_of, writing
 
@@ -74,6 +75,7 @@ def write_phantom(
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     temporary = Path(part_of(root))
     shutil.rmtree(temporary, ignore_errors=True)
+    interrupt.remove_at_exit(temporary)
     try:
         with writing(root), ThreadPoolExecutor(2) as pool:
             write = _write_case if layout == "spes" else isles2022_phantom.write_case

@@ -47,15 +47,14 @@ def system_name(label: str) -> str:
     return f"<em>{label}</em>" if label == RULE else escape(label)
 
 
-def legend(colours: dict[str, str], css_class: str = "") -> str:
+def legend(colours: dict[str, str]) -> str:
     """Names with the colour that each has in a chart or picture.
 
     Args:
       colours: {name: CSS variable of the colour, without the two dashes}.
-      css_class: of the list.
     """
     items = [f'<span style="--colour: var(--{colour})">{escape(name)}</span>' for name, colour in colours.items()]
-    return f'<p class="key {css_class}">{"".join(items)}</p>'
+    return f'<p class="key">{"".join(items)}</p>'
 
 
 def contour_legend(study: Study) -> str:

@@ -1,11 +1,17 @@
 "use strict";
 // A pixel's edges, clockwise: the neighbour behind the edge, the corner where it starts, and its direction.
-const EDGES = [[[-1, 0], [0, 0], [0, 1]], [[0, 1], [0, 1], [1, 0]], [[1, 0], [1, 1], [0, -1]], [[0, -1], [1, 0], [-1, 0]]];
+const EDGES = [
+  [[-1, 0], [0, 0], [0, 1]],
+  [[0, 1], [0, 1], [1, 0]],
+  [[1, 0], [1, 1], [0, -1]],
+  [[0, -1], [1, 0], [-1, 0]],
+];
 
 // The boundary of the pixels where `inside` holds, along their edges, as closed loops.
 const outline = (inside, [height, width]) => {
   const directions = new Map(), path = new Path2D();
-  const holds = (row, column) => row >= 0 && column >= 0 && row < height && column < width && inside(row * width + column);
+  const holds = (row, column) => row >= 0 && column >= 0 && row < height && column < width
+    && inside(row * width + column);
   for (let row = 0; row < height; row++) {
     for (let column = 0; column < width; column++) {
       if (!holds(row, column)) continue;

@@ -36,6 +36,6 @@ def colour_bar() -> str:
         for tick in np.arange(low, high + 1, 2)
     )
     return (
-        f'<svg class="chart bar" viewBox="0 0 {width + 60} 30" role="img" aria-label="Colour scale of {CHANNEL}: '
-        f'{low:g} to {high:g} seconds">{rectangles}{labels}<text x="{width + 24}" y="25">s</text></svg>'
+        f'<svg class="chart bar" viewBox="0 0 {width + 80} 30" role="img" aria-label="Colour scale of {CHANNEL}: '
+        f'{low:g} to {high:g} seconds">{rectangles}{labels}<text x="{width + 26}" y="25">{CHANNEL}, s</text></svg>'
     )

@@ -9,7 +9,8 @@
   const status = part("status"), values = part("values");
   const HINT = "On the image: wheel or arrow keys change the slice, + and − zoom, dragging moves a zoomed image. "
     + "Point at a voxel to read its values.";
-  const state = { number: 0, sheets: null, zoom: 1, centre: [0.5, 0.5], windows: [] };
+  // The zoomed image is centred on `centre`, a share of its sides; `pointer` is a share of the canvas's sides.
+  const state = { number: 0, sheets: null, zoom: 1, centre: [0.5, 0.5], windows: [], pointer: null };
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -31,7 +32,7 @@
     image.src = source;
   });
 
-  // A gray byte is a level times the step; level 0 is outside the brain, the others lie evenly over the channel's range.
+  // A gray byte is a level times the step. Level 0 is outside the brain; the others lie evenly over the channel's range.
   const step = 256 / levels;
   const valueAt = (byte, [low, high]) => low + (Math.max(byte / step, 1) - 1) / (levels - 2) * (high - low);
 
@@ -138,7 +139,7 @@
       if (contour && risk.checked) {
         const raised = (pixel) => sheets.images[index][offset + pixel] > 0
           && valueAt(sheets.images[index][offset + pixel], range(index)) > contour;
-        drawLine(context, { path: outline(raised, one.size), colour: "#fff" }, matrix, 0.6 * density);
+        drawLine(context, { path: outline(raised, one.size), colour: "#fff" }, matrix, 0.8 * density);
       }
       lines.forEach((line) => drawLine(context, line, matrix, density));
       drawSides(context, one.sides, canvas.width, density);
@@ -146,9 +147,26 @@
     });
     const dice = one.dice[system.value] ? `; Dice of ${system.value}: ${one.dice[system.value]}` : "";
     const zoom = state.zoom > 1 ? `, zoom ${state.zoom.toFixed(1)}` : "";
-    status.textContent = `${one.name}, slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)${zoom}${dice}`;
+    const slice = `slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)`;
+    status.textContent = `${one.name}, ${slice}${zoom}${dice}`;
+    values.textContent = describeVoxel();
     views.classList.toggle("zoomed", state.zoom > 1);
-    Object.assign(root.dataset, { case: one.name, slice: String(one.slices[position]), zoom: String(state.zoom), ready: "yes" });
+    Object.assign(root.dataset, { case: one.name, slice: one.slices[position], zoom: state.zoom, ready: "yes" });
+  };
+
+  // The voxel under the cursor: the approximate value of each channel, and its class.
+  const describeVoxel = () => {
+    if (!state.pointer) return HINT;
+    const [height, width] = cases[state.number].size, { images, results, truth: reference } = state.sheets;
+    const [column, row] = [width, height].map((size, axis) => clamp(
+      Math.floor(size * (state.centre[axis] + (state.pointer[axis] - 0.5) / state.zoom)), 0, size - 1));
+    const pixel = (Number(slide.value) * height + row) * width + column;
+    const label = (sheet) => classes[sheet[pixel] - 1] || "no lesion";
+    const texts = channels.map(({ name, unit }, index) =>
+      `${name} ${describe(images[index][pixel], range(index), unit)}`);
+    texts.push(`reference: ${label(reference)}`);
+    if (results[system.value]) texts.push(`${system.value}: ${label(results[system.value])}`);
+    return texts.join(" · ");
   };
 
   const drawSides = (context, sides, width, density) => {
@@ -204,6 +222,7 @@
 
   const show = async (number) => {
     state.number = (number + cases.length) % cases.length;
+    state.sheets = null;
     const one = cases[state.number], labels = Object.keys(one.results);
     const images = channels.map(({ name }) => one.images[name]);
     const sheets = await Promise.all([...images, one.truth, ...labels.map((label) => one.results[label])].map(bytes));
@@ -219,7 +238,6 @@
     chosen.selectedIndex = state.number;
     slide.max = one.slices.length - 1;
     slide.value = one.start;
-    values.textContent = HINT;
     draw();
   };
   const go = (number) => show(number).catch((error) => { status.textContent = error.message; });
@@ -256,17 +274,10 @@
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   };
 
-  const readValues = (event) => {
-    const one = cases[state.number], [height, width] = one.size, [x, y] = place(event, event.target);
-    const column = Math.floor(width * (state.centre[0] + (x - 0.5) / state.zoom));
-    const row = Math.floor(height * (state.centre[1] + (y - 0.5) / state.zoom));
-    if (column < 0 || row < 0 || column >= width || row >= height) return;
-    const pixel = (Number(slide.value) * height + row) * width + column;
-    const label = (sheet) => classes[sheet[pixel] - 1] || "no lesion";
-    const texts = channels.map(({ name, unit }, index) => `${name} ${describe(state.sheets.images[index][pixel], range(index), unit)}`);
-    texts.push(`reference: ${label(state.sheets.truth)}`);
-    if (state.sheets.results[system.value]) texts.push(`${system.value}: ${label(state.sheets.results[system.value])}`);
-    values.textContent = texts.join(" · ");
+  const pointAt = (event) => {
+    if (!state.sheets || !event.target.matches("canvas.slice")) return;
+    state.pointer = place(event, event.target);
+    values.textContent = describeVoxel();
   };
 
   let scrolled = 0;
@@ -306,10 +317,13 @@
     if (event.buttons && state.zoom > 1) {
       pan(-event.movementX / event.target.clientWidth, -event.movementY / event.target.clientHeight);
     }
-    readValues(event);
+    pointAt(event);
   });
-  views.addEventListener("pointerdown", (event) => { if (event.target.matches("canvas.slice")) readValues(event); });
-  views.addEventListener("pointerleave", () => { values.textContent = HINT; });
+  views.addEventListener("pointerdown", pointAt);
+  views.addEventListener("pointerleave", () => {
+    state.pointer = null;
+    values.textContent = HINT;
+  });
 
   const CLICKS = {
     "previous-slice": () => move(-1), "next-slice": () => move(1),

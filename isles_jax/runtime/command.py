@@ -51,8 +51,7 @@ def run_command(main: Callable[[], None]) -> None:
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, InputError):
                 line, code = f"error: {error}", 2
-            elif isinstance(error, KeyboardInterrupt) or interrupt.requested():
-                # A library that was interrupted may have replaced the interruption with an exception of its own.
+            elif isinstance(error, KeyboardInterrupt):
                 saved = str(error) if isinstance(error, interrupt.Interrupted) else ""
                 line, code = interrupt.message(saved), interrupt.exit_code()
             elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -1,11 +1,9 @@
 """Files in folders and buckets, written so that a reader always finds a whole file: the old one or the new one."""
 
-import atexit
 import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 
 
@@ -60,7 +59,7 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
       InputError: the file cannot be written; no part of it is left.
     """
     path, temporary = epath.Path(path), part_of(path)
-    with writing(path):
+    with interrupt.postponed(), writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -121,7 +120,7 @@ def fetch(path: epath.PathLike) -> Path:
     if not is_bucket(path):
         return Path(path)
     temporary = Path(tempfile.mkdtemp(prefix="isles_jax."))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    interrupt.remove_at_exit(temporary)
     # Messages name the copy, so its path ends like the original's.
     target = temporary / os.fspath(path).split("://", 1)[1]
     copy(location(path), epath.Path(target))

@@ -42,7 +42,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
         checkpoint cannot be written.
       Interrupted: a signal asked the command to leave; the state after the current step is saved.
     """
-    config, per_call = plan.config.train, plan.config.train.steps_per_call
+    train, per_call = plan.config.train, plan.config.train.steps_per_call
     pool = training_slices(plan, held_out)
     checkpoints = directory / "checkpoints"
     state = _first_state(plan, fold, checkpoints)
@@ -50,7 +50,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
     if start >= plan.steps:
         return
     _announce(plan, fold, state, len(pool), start, directory)
-    profiled = _profiled_steps(config, start)
+    profiled = _profiled_steps(plan.config, start)
     with (
         Bar(f"fold {fold}", plan.steps, "step", start) as bar,
         _Log(plan, fold, held_out, directory, start) as log,
@@ -67,9 +67,9 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
             state, metrics = plan.run_steps(state, data, indices)
             log.add(metrics)
             done, leave, loss = step + per_call, processes.leaving(), None
-            save = done % config.checkpoint_every_steps == 0 or done == plan.steps or leave
+            save = done % train.checkpoint_every_steps == 0 or done == plan.steps or leave
             # Metrics are written with each checkpoint, so that a resumed run writes the same lines.
-            if save or done % config.log_every_steps == 0:
+            if save or done % train.log_every_steps == 0:
                 loss = log.write(done)
             if save:
                 _refuse_broken(state, done, checkpoints)
@@ -180,10 +180,10 @@ class _Log:
 
 
 def _profiled_steps(config: ml_collections.ConfigDict, start: int) -> range:
-    """The steps that the profiler traces: `profile` of them, rounded up to whole calls; `config` is config.train."""
-    per_call = config.steps_per_call
+    """The steps that the profiler traces: `train.profile` of them, rounded up to whole calls."""
+    per_call = config.train.steps_per_call
     begin = start + math.ceil(PROFILE_AFTER / per_call) * per_call
-    return range(begin, begin + math.ceil(config.profile / per_call) * per_call)
+    return range(begin, begin + math.ceil(config.train.profile / per_call) * per_call)
 
 
 @contextlib.contextmanager
