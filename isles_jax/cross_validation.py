@@ -15,6 +15,7 @@ from isles_jax.data.nifti import read_labels
 from isles_jax.reporting import page, results, scores, table
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
+from isles_jax.training import initial
 from isles_jax.training.fold import train_fold
 from isles_jax.training.metric_writer import require_tensorboard
 from isles_jax.training.plan import Plan, prepare
@@ -38,11 +39,27 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
         work on one of the folds; a file cannot be written.
     """
     config, workdir = resolve(config), files.location(workdir)
+    if config.train.init:
+        config.train.init_sha256 = processes.on_first(lambda: _init_digest(config, workdir))
     if not processes.on_first(lambda: _is_done(config, workdir)):
         unfinished = _run(config, workdir)
         if unfinished:
             return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
     return processes.on_first(lambda: table.table([results.read_run(workdir)]))
+
+
+def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+    """SHA-256 of the weights that the run starts from; of a run that has begun, as its config.json holds it."""
+    given, path = config.train.init_sha256, workdir / "config.json"
+    if given or not path.exists():
+        found = initial.digest(config.train.init)
+        if given not in ("", found):
+            raise InputError(
+                f"--config.train.init_sha256: found {given!r}, expected {found}, as of {config.train.init}"
+            )
+        return found
+    # The weights may be gone once they are not needed; `refuse_other` compares the path.
+    return files.read_json(path)["train"].get("init_sha256", "")
 
 
 def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
@@ -75,6 +92,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Pl
     processes.on_first(lambda: _prepare_workdir(config, workdir))
     dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
     plan = processes.on_all(lambda: prepare(config, dataset))
+    description["grid"] = plan.target._asdict()
     return plan, processes.on_first(lambda: _record_run(config, workdir, dataset, description))
 
 
@@ -101,7 +119,9 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
       InputError: the data changed since the run began; there are fewer labelled cases than folds.
     """
     labels, root = config.data.labels, config.data.root or workdir / "phantom"
-    dataset = layouts.load(files.fetch(root), penumbra=labels.penumbra, core=labels.core)
+    channels = tuple(config.data.channels)
+    dataset = layouts.load(files.fetch(root), channels, penumbra=labels.penumbra, core=labels.core)
+    print(dataset.summary, flush=True)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
     description = check.describe(dataset)
@@ -120,7 +140,10 @@ def _record_run(config: ml_collections.ConfigDict, workdir: epath.Path, dataset:
     From here on the workdir belongs to this configuration and these data. All checks have passed before.
     """
     names = [case.name for case in dataset.cases]
-    held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed)
+    by = config.folds_by
+    groups = splits.group(dataset.cases, by)
+    given = files.fetch(by) if by.endswith(".json") else None
+    held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed, groups, given)
     if not (workdir / "config.json").exists():
         files.write_json(workdir / "data.json", description)
         files.write_json(workdir / "config.json", to_dict(config))

@@ -4,6 +4,7 @@ Arrays keep the axes and the grid of the files: nothing is reoriented or resampl
 """
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Case:
       header: only the fields of the input's header that place the volume in space.
       files: the files that were read, images first.
       notes: what the user should know about this case, one sentence each.
+      patient: whose scan it is; "" if each case is a patient of its own.
+      site: the centre that scanned it; "" if that is not known.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Case:
     header: nib.Nifti1Header
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    patient: str = ""
+    site: str = ""
 
     @functools.cached_property
     def brain(self) -> np.ndarray:
@@ -60,6 +65,7 @@ class Dataset:
       label_values: the integer of each class in the label files; predictions use it too.
       phantom: True if the folder holds a phantom.
       notes: what the user should know about the data, one sentence each.
+      layout: what the folder was recognised as.
     """
 
     root: Path
@@ -69,6 +75,18 @@ class Dataset:
     label_values: tuple[int, ...]
     phantom: bool
     notes: tuple[str, ...] = ()
+    layout: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The data set in one line."""
+        labelled = sum(case.labels is not None for case in self.cases)
+        patients = len({case.patient or case.name for case in self.cases})
+        of_patients = f" of {patients} patients" * (patients < len(self.cases))
+        return (
+            f"{self.root}: {self.layout}, {len(self.cases)} cases{of_patients}, {labelled} with labels; channels "
+            f"{', '.join(self.channels)}; classes {', '.join(self.classes)}"
+        )
 
 
 def make_dataset(
@@ -78,10 +96,16 @@ def make_dataset(
     classes: tuple[str, ...] = (),
     label_values: tuple[int, ...] = (),
     notes: tuple[str, ...] = (),
+    layout: str = "",
 ) -> Dataset:
-    """The data set of a folder; its notes are those of its cases and then `notes`."""
-    all_notes = tuple(note for case in cases for note in case.notes) + notes
-    return Dataset(root, cases, channels, classes, label_values, (root / PHANTOM_MARKER).is_file(), all_notes)
+    """The data set of a folder; its notes are those of its cases and then `notes`.
+
+    A note that several cases share appears once, with their number.
+    """
+    counts = Counter(note for case in cases for note in case.notes)
+    shared = tuple(note if count == 1 else f"{count} cases: {note}" for note, count in counts.items())
+    phantom = (root / PHANTOM_MARKER).is_file()
+    return Dataset(root, cases, channels, classes, label_values, phantom, shared + notes, layout)
 
 
 def radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:

@@ -84,6 +84,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "label_values": list(dataset.label_values),
         "phantom": dataset.phantom,
+        "layout": dataset.layout,
         "cases": {case.name: _describe_case(case, dataset) for case in dataset.cases},
     }
 
@@ -102,5 +103,6 @@ def _describe_case(case: Case, dataset: Dataset) -> dict[str, Any]:
             name: [float(f"{value:.5g}") for value in row]
             for name, row in zip(dataset.channels, quantiles, strict=True)
         },
+        **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in case.files},
     }

@@ -6,8 +6,10 @@ A bad file raises an `InputError`: one line that names the file, what was found 
 import gzip
 import math
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,6 +19,7 @@ import numpy as np
 from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
+from isles_jax.runtime.progress import track
 
 SUFFIXES = (".nii", ".nii.gz")
 # What nibabel, gzip and the operating system raise for a file that is damaged or not a NIfTI file.
@@ -37,6 +40,8 @@ _GEOMETRY_FIELDS = (
 )  # fmt: skip
 # The highest compression ratio of deflate (RFC 1951: 258 bytes in 2 bits).
 _MAX_DEFLATE_RATIO = 1032
+# The images of a data set take at most this share of the memory; those of further cases lie in a temporary file.
+KEPT_SHARE = 0.25
 
 Item = TypeVar("Item")
 
@@ -176,21 +181,31 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     return Case(name, images, None, affine, header, tuple(files), tuple(notes))
 
 
-def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
+def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
     """Reads all cases.
 
     Raises:
       InputError: some cases are bad; one line for each.
     """
     cases, problems = [], []
-    for item in items:
+    kept = 0
+    for item in track(items, "reading", "case"):
         try:
-            cases.append(read(item))
+            case = read(item)
+            kept += case.images.nbytes
+            cases.append(case if kept < KEPT_SHARE * _memory() else replace(case, images=_on_disk(case.images)))
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
     return tuple(cases)
+
+
+def _on_disk(images: np.ndarray) -> np.ndarray:
+    """The images in a temporary file without a name, which the system reads where they are used."""
+    with tempfile.TemporaryFile() as file:
+        file.write(images.data)
+        return np.memmap(file, images.dtype, "r", shape=images.shape)
 
 
 def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
@@ -218,9 +233,13 @@ def _check_size(path: Path, image: nib.Nifti1Image) -> None:
         held *= _MAX_DEFLATE_RATIO
     if claimed > held:
         raise InputError(f"{path}: the header claims {claimed} bytes; the file holds at most {held}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if 4 * voxels > memory:
-        raise InputError(f"{path}: {voxels} voxels need {4 * voxels} bytes; this machine has {memory}")
+    if 4 * voxels > _memory():
+        raise InputError(f"{path}: {voxels} voxels need {4 * voxels} bytes; this machine has {_memory()}")
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -17,24 +17,31 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from isles_jax.data import case_table
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
 from isles_jax.data.nifti import SUFFIXES, is_nifti, list_folder, read_all, read_images, read_labels, stem, write_labels
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 
 # Spellings of the sequences that the package knows by name.
-_KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI"}
+_KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI", "adc": "ADC"}
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
     """Reads a data set in the nnU-Net raw layout; classes are in the order of their integers in dataset.json.
+
+    Args:
+      root: holds dataset.json.
+      wanted: names of the channels to be read, in this order; none for all of them.
 
     Raises:
       InputError: dataset.json is damaged or not supported; some cases are bad (one line for each).
     """
     content = _read_json(root / "dataset.json")
-    channels = _channels(root / "dataset.json", content)
+    names = _channels(root / "dataset.json", content)
+    channels = wanted or names
+    _require_channels(root / "dataset.json", names, channels)
     classes, values = _classes(root / "dataset.json", content)
     ending = content.get("file_ending", ".nii.gz")
     if ending not in SUFFIXES:
@@ -52,12 +59,13 @@ def read(root: Path) -> Dataset:
         if isinstance(item, Path):
             raise InputError(f"{item}: a label volume whose images are not in imagesTr")
         folder = root / ("imagesTr" if item in training else "imagesTs")
-        case = read_images(item, _in_order(folder / item, (training | testing)[item], len(channels)))
+        files = _in_order(folder / item, (training | testing)[item], len(names))
+        case = read_images(item, [files[names.index(channel)] for channel in channels])
         return _with_labels(case, root / "labelsTr" / f"{item}{ending}", values) if item in training else case
 
     items: list[str | Path] = [*sorted(training | testing), *stray]
     cases = read_all(items, read_case)
-    return make_dataset(root, cases, channels, classes, values)
+    return make_dataset(root, cases, channels, classes, values, layout="nnU-Net")
 
 
 def is_image_folder(path: Path) -> bool:
@@ -81,8 +89,7 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
     description = next((p / "dataset.json" for p in (folder, folder.parent) if (p / "dataset.json").is_file()), None)
     if description is not None:
         names = _channels(description, _read_json(description))
-        if set(names) != set(channels):
-            raise InputError(f"{description}: has the channels {', '.join(names)}; expected {', '.join(channels)}")
+        _require_channels(description, names, channels)
     cases: dict[str, dict[int, Path]] = {}
     for ending in SUFFIXES:
         for name, files in _find_cases(folder, ending).items():
@@ -126,6 +133,8 @@ def write(dataset: Dataset, root: Path) -> None:
             "numTraining": sum(case.labels is not None for case in dataset.cases),
             "file_ending": ".nii.gz",
         }
+        if table := case_table.text(dataset.cases):
+            (temporary / case_table.NAME).write_text(table)
         (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
         temporary.chmod(0o755)
         temporary.rename(root)
@@ -162,6 +171,12 @@ def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"{path}: channel_names holds a name twice ({', '.join(names)}); expected each once")
     return names
+
+
+def _require_channels(path: Path, names: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """InputError unless dataset.json has the channels that are wanted."""
+    if not set(wanted) <= set(names):
+        raise InputError(f"{path}: has the channels {', '.join(names)}; expected {', '.join(wanted)}")
 
 
 def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -50,8 +50,9 @@ def _read_data(run: Run) -> Dataset | None:
     root = epath.Path(run.config["data"]["root"] or run.workdir / "phantom")
     if not root.is_dir():
         return None
-    values = run.config["data"]["labels"]
-    return layouts.load(files.fetch(root), penumbra=values["penumbra"], core=values["core"])
+    data = run.config["data"]
+    labels, channels = data["labels"], tuple(data.get("channels", ()))
+    return layouts.load(files.fetch(root), channels, penumbra=labels["penumbra"], core=labels["core"])
 
 
 def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:

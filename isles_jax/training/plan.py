@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from isles_jax.config import to_dict
+from isles_jax.data import grid
 from isles_jax.data.case import Dataset
 from isles_jax.data.slices import Slices, draw_batch, make_slices
 from isles_jax.models import MULTIPLE
@@ -36,6 +37,7 @@ class Plan:
       data: images and labels of the slices on the devices; None if they are too large for that.
       run_steps: the compiled (state, data, indices) -> (state, metrics); one call runs `train.steps_per_call` steps.
       steps: the number of steps that every fold is trained.
+      target: the grid that the networks work on.
     """
 
     config: ml_collections.ConfigDict
@@ -44,6 +46,7 @@ class Plan:
     data: tuple[jax.Array, jax.Array] | None
     run_steps: Callable[..., Any]
     steps: int
+    target: grid.Target
 
 
 def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
@@ -63,7 +66,8 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     devices, batch = jax.device_count(), config.train.batch_size
     if batch % devices:
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {devices} devices")
-    slices = make_slices(dataset.cases, MULTIPLE)
+    target = grid.choose(config.data.spacing_mm, dataset.cases)
+    slices = make_slices(dataset.cases, MULTIPLE, target, config.data.dtype)
     # All folds take the same number of steps, so that they share one compilation.
     training = len(slices.labels) * (config.folds - 1) / config.folds
     per_call = config.train.steps_per_call
@@ -75,7 +79,7 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
         print(f"the slices take {size / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
     else:
         data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
-    return Plan(config, dataset, slices, data, run_steps, steps)
+    return Plan(config, dataset, slices, data, run_steps, steps, target)
 
 
 @functools.lru_cache(maxsize=4)

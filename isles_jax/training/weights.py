@@ -2,7 +2,7 @@
 
 The tensors in the file are named fold_K/params/LAYER/kernel and so on. They are float32 in Flax's layouts. The metadata
 in the file's header hold one JSON object under the key `isles_jax`, with all that is needed to rebuild and use the
-networks: `config`, `classes`, `channels`, `label_values`, `versions` and `steps`.
+networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`.
 """
 
 import json
@@ -18,6 +18,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from isles_jax.config import to_dict
+from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime import files
@@ -42,6 +43,7 @@ class Trained:
       steps: the number of steps that each fold was trained, by the fold's number.
       folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
         this process if read from a file.
+      target: the grid that the networks work on.
     """
 
     config: ml_collections.ConfigDict
@@ -51,6 +53,7 @@ class Trained:
     versions: dict[str, str]
     steps: dict[int, int]
     folds: dict[int, Any]
+    target: Target = AS_STORED
 
 
 def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
@@ -84,7 +87,7 @@ def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
     return Trained(
         config, tuple(meta["classes"]), tuple(meta["channels"]), tuple(meta["label_values"]), meta["versions"],
         {number: int(fold_meta["step"]) for number, (_, _, fold_meta) in loaded.items()},
-        {number: variables for number, (variables, _, _) in loaded.items()},
+        {number: variables for number, (variables, _, _) in loaded.items()}, Target(**meta.get("grid", {})),
     )  # fmt: skip
 
 
@@ -119,6 +122,7 @@ def save(path: epath.PathLike, trained: Trained) -> None:
       InputError: safetensors is not installed.
     """
     header = {name: getattr(trained, name) for name in _HEADER} | {"config": to_dict(trained.config)}
+    header |= {"grid": trained.target._asdict()}
     # There is one key only, because the library writes several keys in an order that changes from call to call.
     files.write_atomic(path, _safetensors().save(flat(trained), {KEY: json.dumps(header)}))
 
@@ -144,7 +148,7 @@ def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
     return Trained(
         config, classes, channels, tuple(values["label_values"]), values["versions"],
         {number: steps[number] for number in chosen},
-        {number: parallel.replicate(networks[number]) for number in chosen},
+        {number: parallel.replicate(networks[number]) for number in chosen}, Target(**values.get("grid", {})),
     )  # fmt: skip
 
 

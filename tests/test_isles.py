@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import OBLIQUE, SHAPE, checksums, save_volume, spes_folder, volumes
 
-from isles_jax.data import layouts, spes
+from isles_jax.data import isles, layouts
 from isles_jax.runtime.command import InputError
 
 TMAX = ("b", "Tmax.nii")
@@ -427,7 +427,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
 def test_images_for_prediction(tmp_path):
     spes_folder(tmp_path, OT=None)
     truncate(tmp_path, ("a", "OT.nii"), 100)
-    folder = layouts.load_images(tmp_path, spes.CHANNELS)
+    folder = layouts.load_images(tmp_path, isles.CHANNELS)
     assert [case.name for case in folder.cases] == ["a", "b"]
     assert all(case.labels is None for case in folder.cases)
     alone = layouts.load_images(tmp_path / "b", ("DWI", "Tmax"))
@@ -437,4 +437,4 @@ def test_images_for_prediction(tmp_path):
         layouts.load_images(tmp_path / "b", ("DWI", "FLAIR"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no case folder"):
-        layouts.load_images(tmp_path / "empty", spes.CHANNELS)
+        layouts.load_images(tmp_path / "empty", isles.CHANNELS)

@@ -1,60 +1,103 @@
-"""Reads a folder in the layout of ISLES-2015 SPES.
+"""Reads the ISLES challenges of 2015 to 2018: one folder for each case.
 
-    <root>/<case>/VSD.Brain.XX.O.MR_Tmax.<id>/VSD.Brain.XX.O.MR_Tmax.<id>.nii    likewise TTP and DWI
+    <root>/<case>/VSD.Brain.XX.O.MR_Tmax.<id>/VSD.Brain.XX.O.MR_Tmax.<id>.nii    likewise the other sequences
     <root>/<case>/VSD.Brain.XX.O.OT.<id>/VSD.Brain.XX.O.OT.<id>.nii              labels; test cases have none
     <root>/<case>/Tmax.nii.gz, TTP.nii.gz, DWI.nii.gz, OT.nii.gz                 the short form
+    <root>/TRAINING/case_1/SMIR.Brain.XX.O.CT_Tmax.<id>/SMIR.Brain.XX.O.CT_Tmax.<id>.nii    ISLES-2018
 
 A sequence is recognised by its name, as a whole word between the dots of the file's name. Longer words and the names of
-folders do not count. Labels are one OT volume, or two binary files with `penumbralabel` and `corelabel` in their names.
+folders do not count. Labels are one OT volume; those of SPES may also be two binary files with `penumbralabel` and
+`corelabel` in their names. The year is recognised by the sequences.
 """
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, Dataset, make_dataset
 from isles_jax.data.nifti import is_nifti, list_folder, read_all, read_images, read_labels, stem
 from isles_jax.runtime.command import InputError
 
+
+class Layout(NamedTuple):
+    """A challenge: its name, the channels that a case must have, and the classes of its labels."""
+
+    name: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...] = ("lesion",)
+
+
 CHANNELS = ("Tmax", "TTP", "DWI")
 CLASSES = ("penumbra", "core")
+# No set of channels is part of what another challenge has. ISLES-2016 and ISLES-2017 have the same ones.
+LAYOUTS = (
+    Layout("ISLES-2015 SPES", CHANNELS, CLASSES),
+    Layout("ISLES-2015 SISS", ("FLAIR", "T1", "T2", "DWI")),
+    Layout("ISLES-2016 or 2017", ("ADC", "MTT", "rCBF", "rCBV", "Tmax", "TTP")),
+    Layout("ISLES-2018", ("CBF", "CBV", "MTT", "Tmax")),
+)
+LOOKED_FOR = "; ".join([
+    "dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz (ISLES-2022)",
+    *(f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layout in LAYOUTS),
+])  # fmt: skip
 
 
-def read(root: Path, *, penumbra: int, core: int) -> Dataset:
-    """Reads all cases of a SPES folder; their labels become 1 for penumbra and 2 for core.
+def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int) -> Dataset:
+    """Reads all cases of a folder; the labels of SPES become 1 for penumbra and 2 for core.
 
     Args:
       root: a folder that holds one folder for each case.
-      penumbra: the integer that marks penumbra in an OT volume.
-      core: the integer that marks core in an OT volume.
+      channels: to be read; none for those of the challenge.
+      penumbra: the integer that marks penumbra in an OT volume of SPES.
+      core: the integer that marks core in an OT volume of SPES.
 
     Raises:
-      InputError: some cases are bad; one line for each.
+      InputError: the folder fits no challenge; some cases are bad, one line for each.
     """
+    folders = _case_folders(root)
+    layout = _recognise(root, folders)
+    channels = channels or layout.channels
+    if layout.classes != CLASSES:
+        cases = read_all(folders, lambda folder: _with_lesion(folder, _read_images(folder, channels)))
+        return make_dataset(root, cases, channels, layout.classes, (1,), layout=layout.name)
     values = (penumbra, core)
     if penumbra == core or not all(1 <= value <= 255 for value in values):
         settings = f"--config.data.labels.penumbra={penumbra} --config.data.labels.core={core}"
         raise InputError(f"{settings}: expected two different integers from 1 to 255")
     overlaps: list[tuple[int, int]] = []
-    cases = read_all(_case_folders(root), lambda folder: _read_case(folder, values, overlaps))
-    return make_dataset(root, cases, CHANNELS, CLASSES, values, _nesting_note(overlaps))
+    cases = read_all(folders, lambda folder: _with_labels(folder, _read_images(folder, channels), values, overlaps))
+    return make_dataset(root, cases, channels, CLASSES, values, _nesting_note(overlaps), layout.name)
 
 
 def _case_folders(root: Path) -> list[Path]:
-    """The case folders in `root`; an InputError if there is none."""
+    """The case folders in `root`, or in its folder TRAINING; an InputError if there is none."""
+    root = root / "TRAINING" if (root / "TRAINING").is_dir() else root
     folders = [path for path in list_folder(root) if path.is_dir()]
     if not folders:
-        raise InputError(
-            f"{root}: holds no case folder; expected <case>/Tmax.nii and so on, or an nnU-Net dataset.json"
-        )
+        raise InputError(f"{root}: holds no case folder; expected one of: {LOOKED_FOR}")
     return folders
 
 
-def _image_files(folder: Path, channels: tuple[str, ...] = CHANNELS) -> list[Path]:
-    """The file of each channel of a case; an InputError unless each channel has exactly one."""
+def _recognise(root: Path, folders: list[Path]) -> Layout:
+    """The challenge of which some case folder has all sequences; an InputError if there is none."""
+    files = {folder: _nifti_files(folder) for folder in folders}
+    for layout in LAYOUTS:
+        for found in files.values():
+            if all(_named(found, channel) for channel in layout.channels):
+                return layout
+    folder, found = max(files.items(), key=lambda item: len(item[1]))
+    names = ", ".join(path.name for path in found) or "no NIfTI file"
+    raise InputError(f"{root}: {folder.name} holds {names}; expected one of: {LOOKED_FOR}")
+
+
+def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
+    """Reads a case without labels; an InputError unless each channel has exactly one file."""
     files = _nifti_files(folder)
-    return [_only(folder, channel, _named(files, channel)) for channel in channels]
+    paths = [_only(folder, channel, _named(files, channel)) for channel in channels]
+    return in_one_unit(read_images(folder.resolve().name, paths), channels)
 
 
 def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
@@ -71,15 +114,23 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
     one_each = all(len(matches) == 1 for matches in by_channel)
     is_case = (several_folders and one_each) or any(file.parent == path for file in files)
     folders = [path] if is_case else _case_folders(path)
-    return read_all(folders, lambda folder: read_images(folder.resolve().name, _image_files(folder, channels)))
+    return read_all(folders, lambda folder: _read_images(folder, channels))
 
 
-def _read_case(folder: Path, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
-    """Reads one case with its labels.
+def _with_lesion(folder: Path, case: Case) -> Case:
+    """The case with its binary labels, if it has any."""
+    volume = _named(_nifti_files(folder), "OT")
+    if not volume:
+        return case
+    path = _only(folder, "OT", volume)
+    return replace(case, labels=read_labels(path, case, (1,)), files=(*case.files, path))
+
+
+def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
+    """The case with its labels of penumbra and core, if it has any.
 
     If the labels are two files, appends to `overlaps` the voxels of core, and how many of them the penumbra file marks.
     """
-    case = read_images(folder.name, _image_files(folder))
     files = _nifti_files(folder)
     volume = _named(files, "OT")
     penumbra, core = ([path for path in files if part in stem(path).lower()] for part in ("penumbralabel", "corelabel"))
@@ -110,8 +161,8 @@ def _nifti_files(folder: Path) -> list[Path]:
 
 
 def _named(files: list[Path], sequence: str) -> list[Path]:
-    """The files with `sequence` or `MR_sequence` between the dots of their names, in upper or lower case."""
-    names = {sequence.lower(), f"mr_{sequence}".lower()}
+    """The files with `sequence`, or MR_ or CT_ before it, between the dots of their names, in upper or lower case."""
+    names = {prefix + sequence.lower() for prefix in ("", "mr_", "ct_")}
     return [path for path in files if names & set(stem(path).lower().split("."))]
 
 
