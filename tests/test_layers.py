@@ -10,7 +10,7 @@ ORDER = (
     "runtime.interrupt", "runtime.command", "runtime.progress", "runtime.files", "runtime.lock", "runtime.processes",
     "config",
     "data.case", "data.nifti", "data.check", "data.folds", "data.grid", "data.slices",
-    "data.adc", "data.case_table", "data.isles", "data.isles2022", "data.nnunet", "data.layouts",
+    "data.adc", "data.patients", "data.isles", "data.isles2022", "data.nnunet", "data.layouts",
     "data.perfusion", "data.patient", "data.isles2022_phantom", "data.phantom",
     "networks",
     "training.augment", "training.state", "training.step", "training.parallel", "training.checkpoint",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from isles_jax.data import case_table, isles, isles2022, nnunet
+from isles_jax.data import isles, isles2022, nnunet, patients
 from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.check import verify_labels
 from isles_jax.runtime.files import check_folder
@@ -32,7 +32,7 @@ def load(root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core:
     else:
         dataset = isles.read(root, channels, penumbra=penumbra, core=core)
     verify_labels(dataset)
-    return case_table.apply(dataset)
+    return patients.apply(dataset)
 
 
 def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:

@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from isles_jax.data import case_table
+from isles_jax.data import patients
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
 from isles_jax.data.nifti import SUFFIXES, is_nifti, list_folder, read_all, read_images, read_labels, stem, write_labels
 from isles_jax.runtime import interrupt
@@ -133,8 +133,8 @@ def write(dataset: Dataset, root: Path) -> None:
             "numTraining": sum(case.labels is not None for case in dataset.cases),
             "file_ending": ".nii.gz",
         }
-        if table := case_table.text(dataset.cases):
-            (temporary / case_table.NAME).write_text(table)
+        if table := patients.text(dataset.cases):
+            (temporary / patients.NAME).write_text(table)
         (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
         temporary.chmod(0o755)
         temporary.rename(root)

@@ -148,9 +148,10 @@ def _head(title: str, study: Study, damages: Sequence[str]) -> str:
     data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {run_sections.data_name(first)}"
     text = (
         f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
-        f'<p class="lead">{len(study.case_names)} cases, {len(first.folds)}-fold cross-validation by patient. Every '
-        f"case is scored by networks that never saw it. Data: {escape(data)}.</p>"
+        f'<p class="lead">{escape(results.design(first))} Every case is scored by networks that never saw it. '
+        f"Data: {escape(data)}.</p>"
     )
+    text += "".join(f"<p>{escape(sentence)}</p>" for run in study.runs.values() for sentence in results.origins(run))
     if first.data["phantom"]:
         text += (
             '<p class="banner">These are results on a digital phantom, not on patients. They compare systems. They say '

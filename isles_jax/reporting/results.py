@@ -144,6 +144,31 @@ class Study:
         return len(self.rows) - 1
 
 
+def design(run: Run) -> str:
+    """How the cases of a run are divided into folds, in one sentence."""
+    cases = run.data["cases"]
+    names = [name for fold in run.folds for name in fold]
+    patients = len({cases.get(name, {}).get("patient", name) for name in names})
+    of_patients = f" of {patients} patients" * (patients < len(names))
+    by = run.config.get("folds_by", "patient")
+    by = f"with the folds of {by}" if by.endswith(".json") else f"by {by}"
+    return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
+
+
+def origins(run: Run) -> list[str]:
+    """What the networks of a run worked on and started from, where that is not the usual: one sentence each."""
+    sentences, grid, train = [], run.data.get("grid", {}), run.config.get("train", {})
+    if grid.get("crop"):
+        sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
+        sentences.append(
+            f"{run.name} worked on voxels of {sides} mm, in the plane only where slices are thick; its predictions and "
+            "scores are on each case's own grid."
+        )
+    if train.get("init"):
+        sentences.append(f"{run.name} started from the weights {train['init']} (SHA-256 {train['init_sha256']}).")
+    return sentences
+
+
 def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
     """Puts runs side by side.
 
