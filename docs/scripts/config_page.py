@@ -26,7 +26,7 @@ The defaults are those of `configs/proposed.py`. The other seven systems differ 
 
 
 def comments() -> dict[str, str]:
-    """The comment above each key of a configuration, as {"a.b.c": text}: those of the run, then those of its sections."""
+    """The comment above each key, as {"a.b.c": text}: the keys of the run, then those of its sections."""
     texts = _comments_in(config.baseline)
     run = {key: text for key, text in texts.items() if "." not in key}
     return run | _comments_in(config.data_section) | texts
