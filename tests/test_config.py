@@ -119,6 +119,10 @@ def test_unknown_keys_and_other_types_are_refused():
         ("data.phantom.shape", (32, 32)), ("data.phantom.cases", 0), ("data.phantom.difficulty", -0.5),
         ("loss.boundary_size", 4), ("loss.adversarial", -1.0), ("optimizer.learning_rate", 0.0),
         ("optimizer.warmup", 1.0), ("train.batch_size", 1), ("train.epochs", -1), ("train.parallel", "jit"),
+        ("data.spacing_mm", "fine"), ("data.spacing_mm", "2,2"), ("data.spacing_mm", "-1"),
+        ("data.spacing_mm", "1,0,2"),
+        ("data.spacing_mm", "inf"), ("data.dtype", "int8"), ("data.phantom.layout", "bids"), ("folds_by", "scanner"),
+        ("data.channels", ("DWI", "DWI")), ("data.channels", ("DWI", 3)), ("train.init_sha256", "ab"),
         ("augment.scale", -0.1), ("discriminator.width", -2), ("predict.min_volume_ml", -1.0),
     ],
 )  # fmt: skip

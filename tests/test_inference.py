@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from isles_jax import inference, networks
 from isles_jax.data.case import Case
+from isles_jax.data.grid import Target
 from isles_jax.data.layouts import load
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
@@ -25,6 +26,38 @@ def test_probabilities_are_probabilities_and_background_outside_the_brain(untrai
     one, other = (inference.predict_case(forward, [variables], case) for variables in folds)
     np.testing.assert_allclose(probabilities, (one + other) / 2, atol=1e-6)
     assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 1.1, 6.0)])
+def test_a_prediction_on_another_grid_lies_where_the_lesion_lies(spacing):
+    shape = (70, 64, 20)
+    points = np.moveaxis(np.indices(shape), 0, -1) * spacing
+    centre = np.array([33.3, 30.1, 9.4]) * spacing
+    bright = 2 / (1 + np.exp((np.linalg.norm(points - centre, axis=-1) - 9) / 2))
+    brain = np.linalg.norm((points / spacing - [35, 32, 9.5]) / [33, 30, 9], axis=-1) < 1
+    images = np.where(brain, 1 + bright, 0).astype(np.float32)[..., None]
+    turned = np.array([[1.9, -0.6, 0.1, 5], [0.6, 1.9, -0.2, -70], [0, 0.2, 3.0, 9], [0, 0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turned[:3, :3] / np.linalg.norm(turned[:3, :3], axis=0) * spacing * [-1, 1, 1]
+    case = Case("x", images, None, affine, nib.Nifti1Header())
+
+    def network(variables, slices):
+        # As if trained: the brighter, the likelier.
+        lesion = 1 / (1 + np.exp(-4 * (slices[..., 0] - 1)))
+        return np.stack([1 - lesion, lesion], axis=-1).astype(np.float32)
+
+    plain = inference.predict_case(network, [None], case)[..., 1]
+    target = Target((2.0, 2.0, 2.0), True)
+    found = inference.predict_case(network, [None], case, target=target)
+    assert found.shape == (*shape, 2)
+    assert np.all(found[~brain] == [1, 0])
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
+    masks = plain > 0.5, found.argmax(axis=-1) == 1
+    apart = np.subtract(*map(ndimage.center_of_mass, masks))
+    assert np.abs(apart).max() < 0.1
+    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.95
+    same = inference.predict_case(network, [None], case, target=Target(spacing))
+    np.testing.assert_array_equal(same[..., 1], plain)
 
 
 def test_flips_average_with_the_mirror_image(untrained_run, forward):
