@@ -43,31 +43,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     # Compute type of the networks: "float32" or "bfloat16". Parameters, statistics and losses are always float32.
     config.dtype = "float32"
 
-    config.data = data = ml_collections.ConfigDict()
-    # Folder of the data set, in a layout of docs/data.md; an empty text: the built-in perfusion phantom.
-    data.root = ""
-    # Names of the channels to use, in this order; (): all those of the layout.
-    data.channels = ()
-    # Side of the network's voxels in mm: "median" of the cases, one number for all three sides, three numbers with
-    # commas between them, or "0": every case as stored. Sides that differ by less than 5% are not resampled.
-    data.spacing_mm = "median"
-    # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
-    data.dtype = "float32"
-    data.labels = ml_collections.ConfigDict()
-    # The integer that marks penumbra in a SPES label volume; the images must agree with it.
-    data.labels.penumbra = 1
-    # The integer that marks core in a SPES label volume; the images must agree with it.
-    data.labels.core = 2
-    data.phantom = ml_collections.ConfigDict()
-    # What the phantom looks like: "spes" (Tmax, TTP, DWI; penumbra and core) or "isles2022" (DWI, ADC; lesion; mixed
-    # spacings, and several scans of some patients).
-    data.phantom.layout = "spes"
-    # Number of phantom cases; in the layout "spes" each is a patient of its own.
-    data.phantom.cases = 24
-    # Voxels of a phantom volume (x, y, slices).
-    data.phantom.shape = (64, 64, 16)
-    # 0: clean images and clear lesions; 1: thresholds make the mistakes they make on patients; above 1: harder.
-    data.phantom.difficulty = 1.0
+    config.data = data_section()
 
     config.model = model = ml_collections.ConfigDict()
     # Whether residual connections bypass the convolutions of each encoder stage.
@@ -158,6 +134,36 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     predict.min_volume_ml = 0.0
 
     return config.lock()
+
+
+def data_section() -> ml_collections.ConfigDict:
+    """The section `data` of a configuration."""
+    data = ml_collections.ConfigDict()
+    # Folder of the data set, in a layout of docs/data.md; an empty text: the built-in perfusion phantom.
+    data.root = ""
+    # Names of the channels to use, in this order; (): all those of the layout.
+    data.channels = ()
+    # Side of the network's voxels in mm: "median" of the cases, one number for all three sides, three numbers with
+    # commas between them, or "0": every case as stored. Sides that differ by less than 5% are not resampled.
+    data.spacing_mm = "median"
+    # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
+    data.dtype = "float32"
+    data.labels = ml_collections.ConfigDict()
+    # The integer that marks penumbra in a SPES label volume; the images must agree with it.
+    data.labels.penumbra = 1
+    # The integer that marks core in a SPES label volume; the images must agree with it.
+    data.labels.core = 2
+    data.phantom = ml_collections.ConfigDict()
+    # What the phantom looks like: "spes" (Tmax, TTP, DWI; penumbra and core) or "isles2022" (DWI, ADC; lesion; mixed
+    # spacings, and several scans of some patients).
+    data.phantom.layout = "spes"
+    # Number of phantom cases; in the layout "spes" each is a patient of its own.
+    data.phantom.cases = 24
+    # Voxels of a phantom volume (x, y, slices).
+    data.phantom.shape = (64, 64, 16)
+    # 0: clean images and clear lesions; 1: thresholds make the mistakes they make on patients; above 1: harder.
+    data.phantom.difficulty = 1.0
+    return data
 
 
 # The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
