@@ -68,12 +68,16 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     discriminator.learning_rate = 1e-4
 
     config.loss = loss = ml_collections.ConfigDict()
-    # Weight of cross-entropy. A weight of 0, for any of the four losses, leaves the loss out of the compiled step.
+    # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.
     loss.cross_entropy = 1.0
     # Weight of Lovasz-softmax.
     loss.lovasz = 1.0 if overlap else 0.0
     # Weight of the boundary-weighted negative log-likelihood.
     loss.boundary = 1.0 if overlap else 0.0
+    # Weight of soft Dice over all pixels of the batch, mean over the classes that are present.
+    loss.dice = 0.0
+    # Weight of the focal loss, gamma 2.
+    loss.focal = 0.0
     # Weight of each discriminator's adversarial loss.
     loss.adversarial = 1e-3 if adversarial else 0.0
     # Weight of a boundary pixel in the boundary-weighted loss; other pixels have weight 1.
@@ -170,9 +174,9 @@ _POSITIVE = (
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.adversarial",
-    "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup", "train.profile", "augment.rotation_degrees",
-    "augment.scale", "augment.intensity", "predict.min_volume_ml",
+    "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
+    "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
+    "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -217,8 +221,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _require(size % 2 == 1 and size > 0, "loss.boundary_size", size, "an odd number")
     _require(batch >= 2, "train.batch_size", batch, "at least 2")
     _require(warmup < 1, "optimizer.warmup", warmup, "a fraction of the steps, below 1")
-    weights = (config.loss.cross_entropy, config.loss.lovasz, config.loss.boundary)
-    _require(any(weights), "loss", weights, "a weight above 0 for cross_entropy, lovasz or boundary")
+    names = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
+    weights = tuple(config.loss[name] for name in names)
+    _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(names)}")
     shape = config.data.phantom.shape
     _require(len(shape) == 3 and min(shape) > 0, "data.phantom.shape", shape, "three numbers above 0")
     spacing = config.data.spacing_mm

@@ -168,3 +168,16 @@ def slurm_variables(port, number):
         "SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
         "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
     }  # fmt: skip
+
+
+def softmax(logits):
+    """Over the last axis, in the precision of the logits."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def segmentation_case(shape, num_classes, seed=0, scale=1.0):
+    """Random logits [*shape, C], labels and a mask that keeps 70 % of the pixels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, shape)
+    return (scale * rng.standard_normal((*shape, num_classes))).astype(np.float32), labels, rng.random(shape) < 0.7

@@ -150,6 +150,8 @@ def test_a_run_without_a_supervised_loss_is_refused():
     config.loss.cross_entropy = 0.0
     with pytest.raises(InputError, match="a weight above 0"):
         resolve(config)
+    config.loss.dice = 1.0
+    assert resolve(config).loss.dice == 1.0
 
 
 def test_config_json_holds_every_key():

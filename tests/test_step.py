@@ -3,11 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import segmentation_case
 
+from isles_jax import losses
 from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
 from isles_jax.training.state import init_state
-from isles_jax.training.step import make_step
+from isles_jax.training.step import _supervised, make_step
 
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.
@@ -63,6 +65,24 @@ def test_what_has_no_weight_is_absent(small_config):
         without, _, critics = trace(small_config(**{f"loss.{key}": 0.0}))
         assert len(without) < len(full)
         assert (critics == 0) == (key == "adversarial")
+
+
+def test_dice_and_focal_have_weights_of_their_own(small_config):
+    config = small_config(**{"loss.cross_entropy": 0.0, "loss.dice": 0.5, "loss.focal": 2.0}, overlap=False)
+    logits, labels, _ = segmentation_case((4, 8, 8), 3)
+    labels[:, :2] = -1
+
+    def supervised(logits, labels):
+        terms = _supervised(config, logits, labels, labels >= 0, "data")
+        assert {name: weight for name, (weight, _) in terms.items()} == {"dice": 0.5, "focal": 2.0}
+        return {name: value for name, (_, value) in terms.items()}
+
+    # Two devices with two slices each.
+    halves = [x.reshape(2, 2, *x.shape[1:]) for x in (logits, labels)]
+    values = jax.vmap(supervised, axis_name="data")(*halves)
+    dice = [losses.soft_dice(x, y, where=y >= 0) for x, y in zip(*halves, strict=True)]
+    np.testing.assert_allclose(values["dice"], dice, rtol=1e-6)
+    np.testing.assert_allclose(values["focal"].mean(), losses.focal(logits, labels, where=labels >= 0), rtol=1e-6)
 
 
 def close(got, expected, tolerance):

@@ -111,6 +111,10 @@ def _supervised(
             logits, labels, weight=weights.boundary_weight, size=weights.boundary_size, where=where
         )
         terms["boundary"] = weights.boundary, share * value
+    if weights.dice:
+        terms["dice"] = weights.dice, losses.soft_dice(logits, labels, where=where)
+    if weights.focal:
+        terms["focal"] = weights.focal, share * losses.focal(logits, labels, where=where)
     return terms
 
 
