@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
     add("subject", choices=[*SUBJECTS, "all"], help="what is timed")
     add("--runs", type=int, default=12, help="runs of each function; a quarter of them where one run is long")
     add("--sizes", type=int, default=3, help="number of sizes for the losses, the smallest first")
+    add("--losses", nargs="+", default=list(loss_times.LOSSES), help="which of the losses are timed")
     add("--seed", type=int, default=0, help="of weights, batches and the phantom")
     add("--width", type=int, default=64, help="channels of the first layers; the default is the paper's network")
     add("--conv", default="lax" if ACCELERATOR else "winograd", help="as the key model.conv")

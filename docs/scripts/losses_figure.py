@@ -1,4 +1,5 @@
-"""Draws docs/figures/losses_weights.png: the boundary band, and what each loss makes of an error.
+"""Draws docs/figures/losses_weights.png (the boundary band and the weight of an error) and losses_lesions.png (the
+gradient of each loss for a large and a small lesion).
 
 python docs/scripts/losses_figure.py
 """
@@ -25,7 +26,41 @@ def lesion() -> np.ndarray:
     return (penumbra.astype(int) + (penumbra & core)).astype(np.int32)
 
 
-def main() -> None:
+def draw_lesions() -> None:
+    """The gradient by the lesion's logit in each loss, for the same prediction of a large and of a small lesion."""
+    y, x = np.mgrid[:128, :128] - 63.5
+    chosen = {"classes": (1,)}
+    functions = {
+        "cross-entropy": losses.cross_entropy,
+        "focal, gamma 2": losses.focal,
+        "soft Dice": lambda *a: losses.soft_dice(*a, **chosen),
+        "Tversky, beta 0.9": lambda *a: losses.tversky(*a, alpha=0.1, beta=0.9, **chosen),
+        "Lovász-softmax": lambda *a: losses.lovasz_softmax(*a, **chosen),
+        "boundary-weighted nll": losses.boundary_weighted_nll,
+        "boundary distance": lambda a, b: losses.boundary_distance(a, losses.signed_distances(b, 2, (1.0, 1.0))),
+    }
+    figure, axes = plt.subplots(2, len(functions), figsize=(13, 4.3), layout="constrained")
+    for row, (size, radius) in zip(axes, {"large": 30, "small": 5}.items(), strict=True):
+        labels = jnp.asarray(np.hypot(x, y) < radius, jnp.int32)
+        # The predicted disk is as large as the lesion and lies a quarter of a diameter too far to the right.
+        score = jnp.asarray(np.clip(12 - 12 * np.hypot(x - radius / 2, y) / radius, -4, 4), jnp.float32)
+        logits = jnp.stack([jnp.zeros_like(score), score], -1)
+        for axis, (name, loss) in zip(row, functions.items(), strict=True):
+            value, gradient = jax.value_and_grad(loss)(logits, labels)
+            descent = -np.asarray(gradient)[..., 1] * labels.size
+            extent = np.abs(descent).max()
+            axis.imshow(descent, cmap="RdBu_r", vmin=-extent, vmax=extent, interpolation="nearest")
+            axis.contour(labels, [0.5], colors="black", linewidths=0.7)
+            side = 1.7 * radius
+            axis.set(xlim=(63.5 - side + radius / 4, 63.5 + side + radius / 4), ylim=(63.5 + side, 63.5 - side))
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{name}\n" if size == "large" else "", fontsize=9)
+            axis.set_xlabel(f"loss {value:.3f}\ngradient up to {extent:.2g}", fontsize=8)
+        row[0].set_ylabel(f"{size}: {int(labels.sum())} pixels", fontsize=9)
+    figure.savefig("docs/figures/losses_lesions.png", dpi=110)
+
+
+def draw_weights() -> None:
     labels = lesion()
     rng = np.random.default_rng(0)
     # A network that is mostly right: the core against everything else.
@@ -59,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    draw_weights()
+    draw_lesions()
