@@ -81,7 +81,8 @@ def torch_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarra
         for form, function, arguments, compiled in rows:
             table[f"{loss}, PyTorch, {form}"] = lambda f=function, a=arguments: run(f, *a)
             if compiled:
-                table[f"{loss}, PyTorch, {form}, compiled"] = lambda f=torch.compile(function), a=arguments: run(f, *a)
+                quick = torch.compile(function)
+                table[f"{loss}, PyTorch, {form}, compiled"] = lambda f=quick, a=arguments: run(f, *a)
     return table
 
 
