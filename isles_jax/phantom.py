@@ -4,10 +4,9 @@ python -m isles_jax.phantom --output=DIR
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from isles_jax.config import baseline
-from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.runtime.command import InputError, Parser, local_path, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = defaults.data.phantom
     shape = "x".join(map(str, keys.shape))
     parser = Parser(prog="isles-jax phantom", description=main.__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--cases", type=int, default=keys.cases, metavar="N", help="patients (default %(default)s)")
     parser.add_argument("--shape", default=shape, metavar="XxYxZ", help="voxels of a volume (default %(default)s)")
     difficulty = "0: clean images; 1 (default): thresholds make the mistakes they make on patients; above 1: harder"

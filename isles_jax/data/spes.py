@@ -8,6 +8,7 @@ A sequence is recognised by its name, as a whole word between the dots of the fi
 folders do not count. Labels are one OT volume, or two binary files with `penumbralabel` and `corelabel` in their names.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,23 @@ def _case_folders(root: Path) -> list[Path]:
 def _image_files(folder: Path, channels: tuple[str, ...] = CHANNELS) -> list[Path]:
     """The file of each channel of a case; an InputError unless each channel has exactly one."""
     files = _nifti_files(folder)
-    return [_only(folder, channel, _named(files, channel)) for channel in channels]
+    paths = [_only(folder, channel, _named(files, channel)) for channel in channels]
+    _check_one_patient(folder, channels, paths)
+    return paths
+
+
+def _name(folder: Path) -> str:
+    """The name of a case: that of its folder, or of the link to it. Links of two cases may lead to equal names."""
+    return Path(os.path.abspath(folder)).name
+
+
+def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path]) -> None:
+    """Raises an InputError if the images lie in inner folders that are not named after their sequences."""
+    inner = [(channel, path) for channel, path in zip(channels, paths, strict=True) if path.parent != folder]
+    unnamed = [path for channel, path in inner if not _named([Path(f"{path.parent.name}.nii")], channel)]
+    if unnamed and len({path.parent for _, path in inner}) > 1:
+        names = " and ".join(str(path.relative_to(folder)) for _, path in inner)
+        raise InputError(f"{folder}: found {names}, expected the images of one patient in one folder")
 
 
 def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
@@ -71,7 +88,7 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
     one_each = all(len(matches) == 1 for matches in by_channel)
     is_case = (several_folders and one_each) or any(file.parent == path for file in files)
     folders = [path] if is_case else _case_folders(path)
-    return read_all(folders, lambda folder: read_images(folder.resolve().name, _image_files(folder, channels)))
+    return read_all(folders, lambda folder: read_images(_name(folder), _image_files(folder, channels)))
 
 
 def _read_case(folder: Path, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
