@@ -88,7 +88,7 @@ def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int
             f"--config.train.batch_size: found {batch}, expected at most the {training:.0f} training slices"
         )
     # The gradient needs the feature maps of the network's first two convolutions, and much more.
-    needed, memory = 8 * on_device * pixels * config.model.width, parallel.memory_bytes() or machine_memory()
+    needed, memory = 8 * on_device * pixels * config.model.width, machine_memory()
     if needed > memory:
         sizes = f"{needed / 1e9:.0f} GB at the least, of {memory / 1e9:.0f} GB"
         raise InputError(f"--config.train.batch_size: found {batch}, which needs {sizes}, expected a smaller one")
