@@ -174,7 +174,7 @@ _POSITIVE = (
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
+    "seed", "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
     "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
     "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip

@@ -4,17 +4,16 @@ python -m isles_jax.convert --input=SPES_FOLDER --output=DIR
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from isles_jax.runtime.command import Parser, run_command
+from isles_jax.runtime.command import Parser, local_path, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes a data set in the raw layout of nnU-Net."""
     parser = Parser(prog="isles-jax convert", description=main.__doc__)
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="a data set in any layout")
+    parser.add_argument("--input", type=local_path, required=True, metavar="DIR", help="a data set in any layout")
     folder = "a new folder, such as nnUNet_raw/Dataset015_SPES"
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=folder)
+    parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help=folder)
     integer = "the integer that marks %s in the input's label volumes (default %%(default)s)"
     parser.add_argument("--penumbra", type=int, default=1, metavar="INTEGER", help=integer % "penumbra")
     parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")

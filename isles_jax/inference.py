@@ -23,6 +23,9 @@ from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, weights
 
+# In a fold's folder: what the reader of the report must know about its predictions, one line each.
+NOTES = "notes.txt"
+
 Images = TypeVar("Images", np.ndarray, Array)
 
 
@@ -84,7 +87,7 @@ def average(forward: Callable[[Any, Images], Images], folds: Sequence[Any], imag
     return sum(probabilities[1:], start=probabilities[0]) / len(probabilities)
 
 
-def remove_small(labels: np.ndarray, min_volume_ml: float, spacing_mm: Sequence[float]) -> np.ndarray:
+def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> np.ndarray:
     """Sets lesions smaller than `min_volume_ml` to background.
 
     A lesion is a 26-connected component of all foreground classes together, as in the lesion F1. A small core inside a
@@ -93,12 +96,12 @@ def remove_small(labels: np.ndarray, min_volume_ml: float, spacing_mm: Sequence[
     Args:
       labels: uint8 [X, Y, Z], 0 for background.
       min_volume_ml: a lesion of exactly this volume stays; 0 removes nothing.
-      spacing_mm: the sides of a voxel.
+      voxel_ml: the volume of a voxel.
     """
     if min_volume_ml == 0:
         return labels
     lesions, _ = ndimage.label(labels > 0, np.ones((3, 3, 3)))
-    volume_ml = np.bincount(lesions.ravel()) * float(np.prod(spacing_mm)) / 1000
+    volume_ml = np.bincount(lesions.ravel()) * voxel_ml
     # Rounding must not push a lesion of exactly the minimum volume below it.
     return np.where(volume_ml[lesions] < min_volume_ml * (1 - 1e-6), 0, labels).astype(labels.dtype)
 
@@ -106,7 +109,7 @@ def remove_small(labels: np.ndarray, min_volume_ml: float, spacing_mm: Sequence[
 def predict_labels(probabilities: np.ndarray, case: Case, settings: ml_collections.ConfigDict) -> np.ndarray:
     """The most probable class of each voxel, uint8 [X, Y, Z], without small lesions; `settings` is config.predict."""
     labels = probabilities.argmax(axis=-1).astype(np.uint8)
-    return remove_small(labels, settings.min_volume_ml, case.spacing_mm)
+    return remove_small(labels, settings.min_volume_ml, case.voxel_ml)
 
 
 def predict_fold(
@@ -122,6 +125,10 @@ def predict_fold(
     forward = make_forward(make_segmenter(config, len(dataset.classes) + 1, calls=slices // BATCH))
     folder = directory / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
+    if meta["skipped"]:
+        # The report shows that the fold's predictions are not those of its last step.
+        text = "\n".join(f"fold {meta['fold']} is predicted from step {meta['step']}: {n}" for n in meta["skipped"])
+        processes.on_first(lambda: files.write_atomic(directory / NOTES, text + "\n"))
     cases = [case for case in dataset.cases if case.name in held_out]
 
     def write() -> None:

@@ -4,10 +4,9 @@ python -m isles_jax.phantom --output=DIR
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from isles_jax.config import baseline
-from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.runtime.command import InputError, Parser, local_path, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = defaults.data.phantom
     shape = "x".join(map(str, keys.shape))
     parser = Parser(prog="isles-jax phantom", description=main.__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--cases", type=int, default=keys.cases, metavar="N", help="cases (default %(default)s)")
     layout = "spes (Tmax, TTP, DWI) or isles2022 (DWI and ADC, mixed spacings); default %(default)s"
     parser.add_argument("--layout", choices=("spes", "isles2022"), default=keys.layout, help=layout)

@@ -8,6 +8,7 @@ from helpers import ROOT, SYSTEMS
 
 from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.runtime.command import InputError
+from isles_jax.training import plan
 
 
 def load(name):
@@ -157,3 +158,13 @@ def test_a_run_without_a_supervised_loss_is_refused():
 def test_config_json_holds_every_key():
     config = resolve(baseline(residual=True, adversarial=True, overlap=True))
     assert flatten(ml_collections.ConfigDict(to_dict(config))).keys() == flatten(config).keys()
+
+
+def test_a_batch_that_cannot_be_trained_is_refused():
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.model.width = 64
+    for batch, words in ((11, "found 11, expected at most the 10"), (10, "which needs")):
+        config.train.batch_size = batch
+        with pytest.raises(InputError, match=words):
+            plan._check_batch(config, 10, 10**10, batch)
+    plan._check_batch(config, 10, 96 * 128, 10)

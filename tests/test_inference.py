@@ -1,3 +1,5 @@
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -93,18 +95,18 @@ def test_slices_are_independent_and_one_compilation_serves_a_padded_size(untrain
 def test_small_lesions_are_removed_whole(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, (12, 11, 10)).astype(np.uint8) * (rng.random((12, 11, 10)) < 0.12)
-    spacing = (1.5, 2.0, 5.0)
+    voxel_ml = 0.015
     lesions, count = ndimage.label(labels > 0, np.ones((3, 3, 3)))
     sizes = [int((lesions == number).sum()) for number in range(1, count + 1)]
     bound = max(sizes) * 0.015
-    found = inference.remove_small(labels, bound, spacing)
+    found = inference.remove_small(labels, bound, voxel_ml)
     for number, size in enumerate(sizes, start=1):
         inside = lesions == number
         np.testing.assert_array_equal(found[inside], labels[inside] if size * 0.015 >= bound - 1e-9 else 0)
     assert 0 < (found > 0).sum() < (labels > 0).sum()
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(inference.remove_small(labels, 0, spacing), labels)
-    assert not inference.remove_small(labels, 1e3, spacing).any()
+    np.testing.assert_array_equal(inference.remove_small(labels, 0, voxel_ml), labels)
+    assert not inference.remove_small(labels, 1e3, voxel_ml).any()
 
 
 def test_a_small_core_stays_with_its_penumbra():
@@ -112,7 +114,7 @@ def test_a_small_core_stays_with_its_penumbra():
     labels[1:6, 1:6, 1:6] = 1
     labels[3, 3, 3] = 2
     labels[8, 8, 8] = 2
-    found = inference.remove_small(labels, 0.01, (1, 1, 1))
+    found = inference.remove_small(labels, 0.01, 0.001)
     assert (found[3, 3, 3], found[8, 8, 8]) == (2, 0)
     assert (found == 1).sum() == 124
 
@@ -142,3 +144,14 @@ def test_a_case_without_brain_is_refused(untrained_run, forward):
     empty = Case("empty", np.zeros((32, 32, 2, 3), np.float32), None, np.eye(4), nib.Nifti1Header())
     with pytest.raises(InputError, match="empty: found no voxel of brain"):
         inference.predict_case(forward, untrained_run[2], empty)
+
+
+def test_a_fold_that_is_predicted_from_an_older_checkpoint_says_so(untrained_run, phantom_root, tmp_path, capsys):
+    dataset = load(phantom_root, penumbra=1, core=2)
+    folder = shutil.copytree(untrained_run[0] / "fold_0", tmp_path / "fold_0")
+    shutil.copytree(folder / "checkpoints" / "0", folder / "checkpoints" / "2")
+    (folder / "checkpoints" / "2" / "manifest.json").write_text("{}")
+    inference.predict_fold(untrained_run[1], dataset, [dataset.cases[0].name], folder)
+    line = f"{folder}/checkpoints/2 is skipped: "
+    assert capsys.readouterr().err.startswith(f"note: {line}")
+    assert (folder / "notes.txt").read_text().startswith(f"fold 0 is predicted from step 0: {line}")

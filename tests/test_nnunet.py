@@ -116,6 +116,10 @@ def again(**content):
     return lambda root: write_folder(root, **content)
 
 
+def again_json(**content):
+    return lambda root: edit(root, **content)
+
+
 def swapped(root):
     write_folder(root, labels={"background": 0, "core": 1, "penumbra": 2})
     for number, case in enumerate(("p1", "p2")):
@@ -124,6 +128,15 @@ def swapped(root):
 
 BAD = {
     "no JSON": (rewrite("{"), "dataset.json: not readable as JSON"),
+    "nested deeply": (rewrite("[" * 99999), "dataset.json: not readable as JSON"),
+    "a list as a channel's name": (
+        again_json(channel_names=CHANNELS | {"0": ["x"]}),
+        "expected texts as names",
+    ),
+    "a digit that is no number": (again_json(labels={"²": "a", "0": "background"}), "the label '²' is 'a'"),
+    "a list as a class's name": (again_json(labels={"0": "background", "1": ["a"]}), "the label '0' is 'background'"),
+    "a name that no file can have": (again_json(labels=LABELS | {"a\n": 5}), r"found a class with the name 'a\\n'"),
+    "a class called as the foreground": (again_json(labels=LABELS | {"whole lesion": 5}), "the name is reserved"),
     "no object": (rewrite("[1]"), "dataset.json: holds a list"),
     "no channels": (again(channel_names=None), "channel_names is None"),
     "channels that do not count up": (
@@ -181,3 +194,29 @@ def test_broken_folders_end_in_one_line(kind, tmp_path):
     assert re.search(words, message), message
     assert "\n" not in message
     assert checksums(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "imagesTs"])
+def test_one_channel_in_two_files_is_refused(tmp_path, folder):
+    root, name = write_folder(tmp_path / "set"), "p1" if folder == "imagesTr" else "p3"
+    save_volume(root / folder / f"{name}_0002.nii", volumes()["DWI"])
+    for read in (load, lambda path: layouts.load_images(path / folder, ("Tmax", "TTP", "DWI"))):
+        with pytest.raises(InputError, match=rf"{name}_0002\.nii.*: found beside {name}_0002\.nii"):
+            read(root)
+
+
+def test_a_data_set_without_test_cases_is_read_for_prediction(phantom_root, tmp_path):
+    nnunet.write(layouts.load(phantom_root, penumbra=1, core=2), tmp_path / "new")
+    assert not (tmp_path / "new" / "imagesTs").exists()
+    (tmp_path / "new" / "imagesTs").mkdir()
+    assert len(layouts.load_images(tmp_path / "new", ("Tmax", "TTP", "DWI")).cases) == 6
+
+
+def test_an_output_that_cannot_be_written_or_lies_inside_the_input_is_one_line(phantom_root, tmp_path):
+    dataset = layouts.load(phantom_root, penumbra=1, core=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/new: cannot be written"):
+        nnunet.write(dataset, tmp_path / "file" / "new")
+    with pytest.raises(InputError, match="lies inside"):
+        nnunet.write(dataset, phantom_root / "new")
+    assert not (phantom_root / "new").exists()

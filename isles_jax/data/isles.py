@@ -10,6 +10,7 @@ folders do not count. Labels are one OT volume; those of SPES may also be two bi
 `corelabel` in their names. The year is recognised by the sequences.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,22 @@ def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
     """Reads a case without labels; an InputError unless each channel has exactly one file."""
     files = _nifti_files(folder)
     paths = [_only(folder, channel, _named(files, channel)) for channel in channels]
-    return in_one_unit(read_images(folder.resolve().name, paths), channels)
+    _check_one_patient(folder, channels, paths)
+    return in_one_unit(read_images(_name(folder), paths), channels)
+
+
+def _name(folder: Path) -> str:
+    """The name of a case: that of its folder, or of the link to it. Links of two cases may lead to equal names."""
+    return Path(os.path.abspath(folder)).name
+
+
+def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path]) -> None:
+    """Raises an InputError if the images lie in inner folders that are not named after their sequences."""
+    inner = [(channel, path) for channel, path in zip(channels, paths, strict=True) if path.parent != folder]
+    unnamed = [path for channel, path in inner if not _named([Path(f"{path.parent.name}.nii")], channel)]
+    if unnamed and len({path.parent for _, path in inner}) > 1:
+        names = " and ".join(str(path.relative_to(folder)) for _, path in inner)
+        raise InputError(f"{folder}: found {names}, expected the images of one patient in one folder")
 
 
 def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:

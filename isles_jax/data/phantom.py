@@ -68,9 +68,12 @@ def write_phantom(
     Raises:
       InputError: a number is out of range; `root` is not empty or cannot be written.
     """
-    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10:
-        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}"
-        raise InputError(f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10")
+    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10 or seed < 0:
+        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}, seed={seed}"
+        raise InputError(
+            f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10, "
+            "a seed of 0 or more"
+        )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     temporary = Path(part_of(root))

@@ -11,8 +11,8 @@ import numpy as np
 from etils import epath
 
 from isles_jax.data import layouts
-from isles_jax.data.case import Dataset
-from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections, scores
+from isles_jax.data.case import WHOLE_LESION, Dataset
+from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections
 from isles_jax.reporting.pictures import Picture
 from isles_jax.reporting.results import Run, Study
 from isles_jax.runtime import files
@@ -88,7 +88,7 @@ def _best_median_worst(run: Run) -> dict[str, str]:
     """The best, the median and the worst case by the mean Dice over the classes; fewer if there are few cases."""
     dice: dict[str, list[float]] = {}
     for row in run.rows:
-        if row["class"] != scores.WHOLE_LESION:
+        if row["class"] != WHOLE_LESION:
             dice.setdefault(row["case"], []).append(row["dice"])
     ranked = sorted(dice, key=lambda name: -np.mean(dice[name]))
     places = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}

@@ -1,6 +1,7 @@
 """Finished runs as read from their workdirs, and the comparison of several of them."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from isles_jax.data.case import WHOLE_LESION
 from isles_jax.reporting import scores, statistics
 from isles_jax.reporting.scores import Row
 from isles_jax.runtime import files
@@ -25,6 +27,20 @@ PAPER = {
     "proposed": {"penumbra": 0.881, "core": 0.877},
 }
 RULE = "clinical rule"
+# The files of a finished run whose checksums are in its DONE.
+SEALED = ("config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv")
+# What a report reads of the JSON files of a run.
+_FORMS: dict[str, Any] = {
+    "config.json": {
+        "name": str,
+        "data": {"root": str, "labels": {"penumbra": int, "core": int}},
+        "model": {"residual": bool},
+        "discriminator": {"enabled": bool},
+        "loss": {"lovasz": (int, float), "boundary": (int, float)},
+    },
+    "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
+    "folds.json": [[str]],
+}
 
 MEASURES = {
     "precision": "precision",
@@ -50,6 +66,7 @@ class Run:
       rows: scores, as `scores.read_cases_csv` gives them, sorted by case.
       rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
       curves: for each fold, the lines of its metrics.jsonl.
+      notes: what a reader must know about the folds' predictions, one sentence each.
     """
 
     workdir: epath.Path
@@ -60,6 +77,7 @@ class Run:
     rows: list[Row]
     rule: list[Row]
     curves: list[list[dict[str, float]]]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", sorted(self.rows, key=_case_name))
@@ -77,7 +95,8 @@ def read_run(workdir: epath.PathLike) -> Run:
       InputError: the folder holds no run, or one of its files is missing or damaged.
     """
     workdir = files.location(workdir)
-    config, data, folds = (_read_json(workdir / name) for name in ("config.json", "data.json", "folds.json"))
+    _check_seal(workdir)
+    config, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     rule = workdir / "clinical_rule.csv"
     return Run(
         workdir=workdir,
@@ -85,28 +104,63 @@ def read_run(workdir: epath.PathLike) -> Run:
         config=config,
         data=data,
         folds=folds,
-        rows=scores.read_cases_csv(workdir / "cases.csv"),
-        rule=scores.read_cases_csv(rule) if rule.exists() else [],
+        rows=_read_rows(workdir / "cases.csv", folds, data["classes"]),
+        rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
         curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
+        notes=[line for fold in range(len(folds)) for line in _read_notes(workdir / f"fold_{fold}" / "notes.txt")],
     )
 
 
-def _read_json(path: epath.Path) -> Any:
-    try:
-        return files.read_json(path)
-    except OSError as error:
-        raise InputError(f"{path}: found no readable file, expected a finished run in this folder") from error
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON, expected the file as it was written") from error
+def seal(workdir: epath.Path) -> None:
+    """Marks a run as finished: writes the checksums of its files to DONE."""
+    files.write_json(workdir / "DONE", {name: checksum for name in SEALED if (checksum := _checksum(workdir / name))})
+
+
+def _check_seal(workdir: epath.Path) -> None:
+    """Raises an InputError if a file differs from its checksum in DONE, which is empty in runs of earlier versions."""
+    path = workdir / "DONE"
+    if not path.exists() or not path.read_bytes():
+        return
+    expected = files.read_json_like(path, {})
+    for name in SEALED:
+        if expected.get(name) != _checksum(workdir / name):
+            raise InputError(f"{workdir / name}: found other content than when the run ended, expected it unchanged")
+
+
+def _checksum(path: epath.Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequence[str]) -> list[Row]:
+    """The rows of a cases.csv; an InputError unless it has one for each case of the folds and each class, in order."""
+    rows = scores.read_cases_csv(path)
+    names = [*classes, WHOLE_LESION] if len(classes) > 1 else classes
+    expected = [(case, fold, name) for fold, cases in enumerate(folds) for case in cases for name in names]
+    if [(row["case"], row["fold"], row["class"]) for row in rows] != expected:
+        raise InputError(
+            f"{path}: found {len(rows)} rows, expected those of the cases in folds.json and the classes in data.json, "
+            f"{len(expected)} rows in their order"
+        )
+    return rows
+
+
+def _read_notes(path: epath.Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: found a line that is not JSON, expected the file as it was written") from error
+    for line in lines:
+        values = dict.fromkeys(line if isinstance(line, dict) else (), (int, float, type(None)))
+        wrong = files.misfit(line, values | {"step": int})
+        if wrong:
+            raise InputError(f"{path}: found {wrong}, expected numbers")
+    return lines
 
 
 # --- several runs side by side ---------------------------------------------------------------------------------------
@@ -188,6 +242,10 @@ def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
             raise InputError(
                 f"{run.workdir}: found other cases than in {first.workdir}, expected runs on the same data"
             )
+    places = [str(run.workdir) for run in runs]
+    twice = [place for place in places if places.count(place) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: found the run twice, expected each run once")
     labels = [run.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [f"{run.name} ({run.workdir})" for run in runs]
@@ -311,4 +369,5 @@ def notes(study: Study) -> list[str]:
     if any(run.name in PAPER for run in study.runs.values()):
         other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
         texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
+    texts += [f"{label}: {note}." for label, run in study.runs.items() for note in run.notes]
     return [*texts, *limitations(study)]
