@@ -5,7 +5,7 @@ import shutil
 import pytest
 import report_runs
 
-from isles_jax.reporting import results, scores
+from isles_jax.reporting import notes, results, scores
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
@@ -131,7 +131,7 @@ def test_notes_of_the_folds_reach_the_reader(copied):
     (copied / "fold_1" / "notes.txt").write_text("fold 1 is predicted from step 4\n")
     run = results.read_run(copied)
     assert run.notes == ["fold 1 is predicted from step 4"]
-    assert "proposed: fold 1 is predicted from step 4." in results.notes(results.make_study([run]))
+    assert "proposed: fold 1 is predicted from step 4." in notes.notes(results.make_study([run]))
 
 
 @pytest.mark.parametrize(
