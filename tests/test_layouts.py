@@ -96,8 +96,9 @@ def test_one_command_trains_predicts_and_converts(kind, tmp_path, capsys):
 
 
 def test_scans_of_a_patient_are_known_and_flair_is_left_out(tmp_path):
-    isles_2022(tmp_path, subjects=(("0001", 2), ("0002", 1)))
-    dataset = layouts.load(tmp_path)
+    root = tmp_path / "in"
+    isles_2022(root, subjects=(("0001", 2), ("0002", 1)))
+    dataset = layouts.load(root)
     assert [(case.name, case.patient) for case in dataset.cases] == [
         ("sub-strokecase0001_ses-0001", "sub-strokecase0001"),
         ("sub-strokecase0001_ses-0002", "sub-strokecase0001"),
@@ -106,7 +107,7 @@ def test_scans_of_a_patient_are_known_and_flair_is_left_out(tmp_path):
     assert "3 cases of 2 patients" in dataset.summary
     [note] = dataset.notes
     assert note.startswith("3 cases: FLAIR is left out")
-    convert.main([f"--input={tmp_path}", f"--output={tmp_path / 'raw'}"])
+    convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
     assert [case.patient for case in layouts.load(tmp_path / "raw").cases] == [case.patient for case in dataset.cases]
 
 
