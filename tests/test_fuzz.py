@@ -11,8 +11,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import leaves, save_volume, volumes
-from test_nnunet import write_folder
+from helpers import leaves, nnunet_folder, save_volume, volumes
 
 from isles_jax.data import layouts, nifti
 from isles_jax.reporting import results, statistics, table
@@ -171,7 +170,7 @@ def test_compressed_volumes(tmp_path):
 
 
 def test_dataset_json(tmp_path):
-    root = write_folder(tmp_path / "set")
+    root = nnunet_folder(tmp_path / "set")
 
     def read():
         return layouts.load(root, penumbra=1, core=2)
