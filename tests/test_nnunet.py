@@ -5,7 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from helpers import NNUNET_CHANNELS, NNUNET_LABELS, OBLIQUE, SHAPE, checksums, nnunet_folder, save_volume, volumes
+from helpers import NNUNET_CHANNELS as CHANNELS
+from helpers import NNUNET_LABELS as LABELS
+from helpers import OBLIQUE, SHAPE, checksums, nnunet_folder, save_volume, volumes
 
 from isles_jax.data import layouts, nnunet
 from isles_jax.runtime.command import InputError
@@ -30,8 +32,8 @@ def test_channels_and_classes_come_from_dataset_json(tmp_path):
 
 def test_the_older_dataset_json_and_uncompressed_files(tmp_path):
     labels = {"0": "background", "1": "penumbra", "2": "core"}
-    nnunet_folder(tmp_path, ".nii", labels=NNUNET_LABELS | {"core": 2})
-    content = {"modality": NNUNET_CHANNELS, "labels": labels, "file_ending": ".nii", "numTraining": 2, "reference": "x"}
+    nnunet_folder(tmp_path, ".nii", labels=LABELS | {"core": 2})
+    content = {"modality": CHANNELS, "labels": labels, "file_ending": ".nii", "numTraining": 2, "reference": "x"}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     dataset = load(tmp_path)
     assert (dataset.classes, dataset.label_values) == (("penumbra", "core"), (1, 2))
@@ -110,17 +112,17 @@ BAD = {
     "no JSON": (rewrite("{"), "dataset.json: not readable as JSON"),
     "nested deeply": (rewrite("[" * 99999), "dataset.json: not readable as JSON"),
     "a list as a channel's name": (
-        again_json(channel_names=NNUNET_CHANNELS | {"0": ["x"]}),
+        again_json(channel_names=CHANNELS | {"0": ["x"]}),
         "expected texts as names",
     ),
     "a digit that is no number": (again_json(labels={"²": "a", "0": "background"}), "the label '²' is 'a'"),
     "a list as a class's name": (again_json(labels={"0": "background", "1": ["a"]}), "the label '0' is 'background'"),
     "a name that no file can have": (
-        again_json(labels=NNUNET_LABELS | {"a\n": 5}),
+        again_json(labels=LABELS | {"a\n": 5}),
         r"found a class with the name 'a\\n'",
     ),
     "a class called as the foreground": (
-        again_json(labels=NNUNET_LABELS | {"whole lesion": 5}),
+        again_json(labels=LABELS | {"whole lesion": 5}),
         "the name is reserved",
     ),
     "no object": (rewrite("[1]"), "dataset.json: holds a list"),
@@ -132,12 +134,12 @@ BAD = {
     "a channel twice": (again(channel_names={"0": "Tmax", "1": "tmax"}), "holds a name twice"),
     "no labels": (lambda r: nnunet_folder(r) and rewrite('{"channel_names": {"0": "a"}}')(r), "labels is None"),
     "regions": (
-        lambda r: again(labels=NNUNET_LABELS)(r) and edit(r, labels=NNUNET_LABELS | {"whole": [1, 2]}),
+        lambda r: again(labels=LABELS)(r) and edit(r, labels=LABELS | {"whole": [1, 2]}),
         "no regions",
     ),
-    "an ignore label": (lambda r: edit(r, labels=NNUNET_LABELS | {"ignore": 4}), "no ignore label"),
+    "an ignore label": (lambda r: edit(r, labels=LABELS | {"ignore": 4}), "no ignore label"),
     "no background": (lambda r: edit(r, labels={"a": 1, "b": 2}), "expected background 0"),
-    "a label twice": (lambda r: edit(r, labels=NNUNET_LABELS | {"other": 3}), "all different"),
+    "a label twice": (lambda r: edit(r, labels=LABELS | {"other": 3}), "all different"),
     "an ending of another kind": (lambda r: edit(r, file_ending=".png"), "expected .nii or .nii.gz"),
     "an ending that no file has": (lambda r: edit(r, file_ending=".nii"), r"no <case>_0000\.nii in"),
     "files listed elsewhere": (lambda r: edit(r, dataset={}), "lists its files under 'dataset'"),
