@@ -144,6 +144,11 @@ class Study:
         return len(self.rows) - 1
 
 
+def name_of(path: str) -> str:
+    """The last part of a path; the page may be passed on, and a whole path reveals how the machine is organised."""
+    return epath.Path(path).name if path else ""
+
+
 def design(run: Run) -> str:
     """How the cases of a run are divided into folds, in one sentence."""
     cases = run.data["cases"]
@@ -151,7 +156,7 @@ def design(run: Run) -> str:
     patients = len({cases.get(name, {}).get("patient", name) for name in names})
     of_patients = f" of {patients} patients" * (patients < len(names))
     by = run.config.get("folds_by", "patient")
-    by = f"with the folds of {by}" if by.endswith(".json") else f"by {by}"
+    by = f"with the folds of {name_of(by)}" if by.endswith(".json") else f"by {by}"
     return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
 
 
@@ -165,7 +170,7 @@ def origins(run: Run) -> list[str]:
             "scores are on each case's own grid."
         )
     if train.get("init"):
-        sentences.append(f"{run.name} started from the weights {train['init']} (SHA-256 {train['init_sha256']}).")
+        sentences.append(f"{run.name} started from {name_of(train['init'])} (SHA-256 {train['init_sha256']}).")
     return sentences
 
 
@@ -308,7 +313,7 @@ def notes(study: Study) -> list[str]:
     if empty or any(missed.values()):
         counts = ", ".join(f"{count} by {label}" for label, count in missed.items())
         texts.append(f"Empty references: {empty} over all cases and classes; lesions missed altogether: {counts}.")
-    if any(run.name in PAPER for run in study.runs.values()):
+    if any(paper_dice(label, name) for label in study.rows for name in study.classes):
         other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
         texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
     return [*texts, *limitations(study)]
