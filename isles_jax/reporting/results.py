@@ -159,7 +159,9 @@ def _read_lines(path: epath.Path) -> list[dict[str, float]]:
         values = dict.fromkeys(line if isinstance(line, dict) else (), (int, float, type(None)))
         wrong = files.misfit(line, values | {"step": int})
         if wrong:
-            raise InputError(f"{path}: found {wrong}, expected numbers")
+            raise InputError(
+                f"{path}: found {' '.join(wrong.split())}, expected numbers"
+            )  # a name may hold a line break
     return lines
 
 
@@ -198,6 +200,11 @@ class Study:
         return len(self.rows) - 1
 
 
+def name_of(path: str) -> str:
+    """The last part of a path; the page may be passed on, and a whole path reveals how the machine is organised."""
+    return epath.Path(path).name if path else ""
+
+
 def design(run: Run) -> str:
     """How the cases of a run are divided into folds, in one sentence."""
     cases = run.data["cases"]
@@ -205,7 +212,7 @@ def design(run: Run) -> str:
     patients = len({cases.get(name, {}).get("patient", name) for name in names})
     of_patients = f" of {patients} patients" * (patients < len(names))
     by = run.config.get("folds_by", "patient")
-    by = f"with the folds of {by}" if by.endswith(".json") else f"by {by}"
+    by = f"with the folds of {name_of(by)}" if by.endswith(".json") else f"by {by}"
     return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
 
 
@@ -219,7 +226,7 @@ def origins(run: Run) -> list[str]:
             "scores are on each case's own grid."
         )
     if train.get("init"):
-        sentences.append(f"{run.name} started from the weights {train['init']} (SHA-256 {train['init_sha256']}).")
+        sentences.append(f"{run.name} started from {name_of(train['init'])} (SHA-256 {train['init_sha256']}).")
     return sentences
 
 

@@ -105,9 +105,8 @@ def read_cases_csv(path: epath.PathLike) -> list[Row]:
     try:
         reader = csv.DictReader(io.StringIO(path.read_text()))
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(
-                f"{path}: found the columns {','.join(reader.fieldnames or ())}, expected {','.join(COLUMNS)}"
-            )
+            columns = repr(",".join(reader.fieldnames or ()))[1:-1]  # a damaged name may hold a line break
+            raise InputError(f"{path}: found the columns {columns}, expected {','.join(COLUMNS)}")
         return [
             {"case": _unquoted(row["case"]), "fold": int(row["fold"]), "class": _unquoted(row["class"])}
             | {name: _number(row[name]) for name in METRICS}
