@@ -57,10 +57,8 @@ def test_a_file_gives_what_its_run_gives(untrained_run, network, tmp_path):
     path = tmp_path / "weights.safetensors"
     weights.save(path, weights.load(untrained_run[0], (1,)))
     assert same(start(network, path, 0).variables, untrained_run[2][1]), "its only fold"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
     before = initial.digest(path)
-    path.write_bytes(content)
+    weights.save(path, weights.load(untrained_run[0], (0,)))
     with pytest.raises(InputError, match="are not those of SHA-256"):
         initial.start(network, path, before, 0, CLASSES)
 
