@@ -5,6 +5,7 @@ Each file in `configs/` calls `baseline` once. Any key can be overridden on the 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,26 +35,15 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.seed = 0
     # Number of cross-validation folds. Each patient is held out in one of them.
     config.folds = 3
+    # What stays together in a fold: "patient" (all scans of one), "site" (all scans of a centre, as cases.csv in the
+    # data's folder names them), or a file with folds of your own, such as a run's folds.json.
+    config.folds_by = "patient"
     # Run this fold only (0, 1, ...); None: all folds. Scores are computed once all folds are finished.
     config.fold = config_dict.placeholder(int)
     # Compute type of the networks: "float32" or "bfloat16". Parameters, statistics and losses are always float32.
     config.dtype = "float32"
 
-    config.data = data = ml_collections.ConfigDict()
-    # Folder of the data set (SPES or nnU-Net raw layout); an empty text: the built-in perfusion phantom.
-    data.root = ""
-    data.labels = ml_collections.ConfigDict()
-    # The integer that marks penumbra in a SPES label volume; the images must agree with it.
-    data.labels.penumbra = 1
-    # The integer that marks core in a SPES label volume; the images must agree with it.
-    data.labels.core = 2
-    data.phantom = ml_collections.ConfigDict()
-    # Number of phantom patients.
-    data.phantom.cases = 24
-    # Voxels of a phantom volume (x, y, slices).
-    data.phantom.shape = (64, 64, 16)
-    # 0: clean images and clear lesions; 1: thresholds make the mistakes they make on patients; above 1: harder.
-    data.phantom.difficulty = 1.0
+    config.data = data_section()
 
     config.model = model = ml_collections.ConfigDict()
     # Whether residual connections bypass the convolutions of each encoder stage.
@@ -106,6 +96,10 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     optimizer.warmup = 0.05
 
     config.train = train = ml_collections.ConfigDict()
+    # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones.
+    train.init = ""
+    # SHA-256 of these weights, which the run writes here; a value that is given is checked.
+    train.init_sha256 = ""
     # Passes over the training slices. None: 50 on your own data, 6 on the phantom.
     train.epochs = config_dict.placeholder(int)
     # Slices in a step, summed over all devices.
@@ -142,6 +136,36 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     return config.lock()
 
 
+def data_section() -> ml_collections.ConfigDict:
+    """The section `data` of a configuration."""
+    data = ml_collections.ConfigDict()
+    # Folder of the data set, in a layout of docs/data.md; an empty text: the built-in perfusion phantom.
+    data.root = ""
+    # Names of the channels to use, in this order; (): all those of the layout.
+    data.channels = ()
+    # Side of the network's voxels in mm: "median" of the cases, one number for all three sides, three numbers with
+    # commas between them, or "0": every case as stored. Sides that differ by less than 5% are not resampled.
+    data.spacing_mm = "median"
+    # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
+    data.dtype = "float32"
+    data.labels = ml_collections.ConfigDict()
+    # The integer that marks penumbra in a SPES label volume; the images must agree with it.
+    data.labels.penumbra = 1
+    # The integer that marks core in a SPES label volume; the images must agree with it.
+    data.labels.core = 2
+    data.phantom = ml_collections.ConfigDict()
+    # What the phantom looks like: "spes" (Tmax, TTP, DWI; penumbra and core) or "isles2022" (DWI, ADC; lesion; mixed
+    # spacings, and several scans of some patients).
+    data.phantom.layout = "spes"
+    # Number of phantom cases; in the layout "spes" each is a patient of its own.
+    data.phantom.cases = 24
+    # Voxels of a phantom volume (x, y, slices).
+    data.phantom.shape = (64, 64, 16)
+    # 0: clean images and clear lesions; 1: thresholds make the mistakes they make on patients; above 1: harder.
+    data.phantom.difficulty = 1.0
+    return data
+
+
 # The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
 BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 6)}
 
@@ -150,12 +174,14 @@ _POSITIVE = (
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
+    "seed", "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
     "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
     "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "data.dtype": ("float32", "float16"),
+    "data.phantom.layout": ("spes", "isles2022"),
     "model.batch_norm": ("encoder", "all", "none"),
     "model.conv": ("auto", "lax", "winograd"),
     "train.parallel": ("pmap", "shard_map"),
@@ -200,10 +226,28 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(names)}")
     shape = config.data.phantom.shape
     _require(len(shape) == 3 and min(shape) > 0, "data.phantom.shape", shape, "three numbers above 0")
+    spacing = config.data.spacing_mm
+    sides = "a side in mm, three with commas between them, 'median' or '0'"
+    _require(spacing in ("median", "0") or _sides(spacing) in (1, 3), "data.spacing_mm", spacing, sides)
+    channels, by = config.data.channels, config.folds_by
+    named = all(isinstance(name, str) and name for name in channels) and len(set(channels)) == len(channels)
+    _require(named, "data.channels", channels, "names, each once")
+    _require(by in ("patient", "site") or by.endswith(".json"), "folds_by", by, "patient, site or a .json file")
+    digest = config.train.init_sha256
+    _require(not digest or bool(config.train.init), "train.init_sha256", digest, "train.init, whose weights it is of")
     per_call = config.train.steps_per_call
     for key in ("train.log_every_steps", "train.checkpoint_every_steps"):
         _require(flat[key] % per_call == 0, key, flat[key], f"a multiple of train.steps_per_call={per_call}")
     return config
+
+
+def _sides(text: str) -> int:
+    """How many sides in mm a text holds; 0 if it holds anything else."""
+    try:
+        sides = [float(side) for side in text.split(",")]
+    except ValueError:
+        return 0
+    return len(sides) if all(0 < side < math.inf for side in sides) else 0
 
 
 def _require(valid: bool, key: str, value: Any, expected: str) -> None:

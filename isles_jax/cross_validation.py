@@ -15,9 +15,10 @@ from isles_jax.data.nifti import read_labels
 from isles_jax.reporting import page, results, scores, table
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
+from isles_jax.training import initial
 from isles_jax.training.fold import train_fold
 from isles_jax.training.metric_writer import require_tensorboard
-from isles_jax.training.plan import Plan, prepare
+from isles_jax.training.plan import Plan, prepare, training_slices
 
 # Keys that may differ between two calls on one workdir, because they change how a call works and not its results.
 _FREE = ("fold", "train.parallel", "train.profile", "train.tensorboard")
@@ -38,11 +39,27 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
         work on one of the folds; a file cannot be written.
     """
     config, workdir = resolve(config), files.location(workdir)
+    if config.train.init:
+        config.train.init_sha256 = processes.on_first(lambda: _init_digest(config, workdir))
     if not processes.on_first(lambda: _is_done(config, workdir)):
         unfinished = _run(config, workdir)
         if unfinished:
             return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
     return processes.on_first(lambda: table.table([results.read_run(workdir)]))
+
+
+def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+    """SHA-256 of the weights that the run starts from; of a run that has begun, as its config.json holds it."""
+    given, path = config.train.init_sha256, workdir / "config.json"
+    if given or not path.exists():
+        found = initial.digest(config.train.init)
+        if given not in ("", found):
+            raise InputError(
+                f"--config.train.init_sha256: found {given!r}, expected {found}, as of {config.train.init}"
+            )
+        return found
+    # The weights may be gone once they are not needed; `refuse_other` compares the path.
+    return files.read_json(path)["train"].get("init_sha256", "")
 
 
 def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
@@ -75,7 +92,8 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Pl
     processes.on_first(lambda: _prepare_workdir(config, workdir))
     dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
     plan = processes.on_all(lambda: prepare(config, dataset))
-    return plan, processes.on_first(lambda: _record_run(config, workdir, dataset, description))
+    description["grid"] = plan.target._asdict()
+    return plan, processes.on_first(lambda: _record_run(config, workdir, plan, description))
 
 
 def _prepare_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -101,7 +119,9 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
       InputError: the data changed since the run began; there are fewer labelled cases than folds.
     """
     labels, root = config.data.labels, config.data.root or workdir / "phantom"
-    dataset = layouts.load(files.fetch(root), penumbra=labels.penumbra, core=labels.core)
+    channels = tuple(config.data.channels)
+    dataset = layouts.load(files.fetch(root), channels, penumbra=labels.penumbra, core=labels.core)
+    print(dataset.summary, flush=True)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
     description = check.describe(dataset)
@@ -114,13 +134,18 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     return labelled, description
 
 
-def _record_run(config: ml_collections.ConfigDict, workdir: epath.Path, dataset: Dataset, description: dict) -> list:
+def _record_run(config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan, description: dict) -> list:
     """Writes the folds, the description of the data and the configuration; returns the held-out cases of each fold.
 
     From here on the workdir belongs to this configuration and these data. All checks have passed before.
     """
+    dataset, by = plan.dataset, config.folds_by
+    groups = splits.group(dataset.cases, by)
+    given = files.fetch(by) if by.endswith(".json") else None
     names = [case.name for case in dataset.cases]
-    held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed)
+    held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed, groups, given)
+    for cases in held_out:
+        training_slices(plan, cases)  # a fold without lesions to learn from is refused now and not after hours
     if not (workdir / "config.json").exists():
         files.write_json(workdir / "data.json", description)
         files.write_json(workdir / "config.json", to_dict(config))
@@ -136,11 +161,7 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     path = workdir / "config.json"
     if not path.exists():
         return
-    try:
-        there = flatten(ml_collections.ConfigDict(files.read_json(path)))
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON, expected the configuration of a run") from error
-    here = flatten(ml_collections.ConfigDict(to_dict(config)))
+    there, here = flatten(files.read_json_like(path, {})), flatten(to_dict(config))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
@@ -158,7 +179,7 @@ def refuse_changed(dataset: Dataset, description: dict, path: epath.Path) -> Non
     """
     if not path.exists():
         return
-    before, now = files.read_json(path)["cases"], description["cases"]
+    before, now = files.read_json_like(path, {"cases": {}})["cases"], description["cases"]
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         names = ", ".join(changed)
@@ -190,7 +211,7 @@ def _finish(config: ml_collections.ConfigDict, dataset: Dataset, held_out: list,
     unfinished = [fold for fold in range(config.folds) if not (workdir / f"fold_{fold}" / "DONE").exists()]
     if not unfinished and not (workdir / "DONE").exists():
         _score(dataset, held_out, workdir)
-        files.write_atomic(workdir / "DONE", "")
+        results.seal(workdir)
     return unfinished
 
 
@@ -210,10 +231,12 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
             case = cases[name]
             assert case.labels is not None
             predicted = read_labels(predictions / f"{name}.nii.gz", case, dataset.label_values)
-            rows += scores.score_case(name, fold, predicted, case.labels, case.spacing_mm, classes)
+            rows += scores.score_case(name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
             if rule_applies:
                 predicted = clinical.clinical_rule(case, threshold, dataset.channels, classes)
-                rule_rows += scores.score_case(name, fold, predicted, case.labels, case.spacing_mm, classes)
+                rule_rows += scores.score_case(
+                    name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml
+                )
     scores.write_cases_csv(workdir / "cases.csv", rows)
     scores.write_summary(workdir / "summary.json", scores.summarise(rows))
     if rule_rows:

@@ -5,21 +5,19 @@ python -m isles_jax.evaluate --predictions=DIR --labels=DIR
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from etils import epath
-
-from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError, Parser, local_path, run_command
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="isles-jax evaluate", description=main.__doc__)
     predictions = "a folder of CASE.nii or CASE.nii.gz"
-    parser.add_argument("--predictions", type=Path, required=True, metavar="DIR", help=predictions)
+    parser.add_argument("--predictions", type=local_path, required=True, metavar="DIR", help=predictions)
     reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set in the SPES or nnU-Net layout"
-    parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help=reference)
+    parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
     tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
-    parser.add_argument("--output", type=epath.Path, metavar="DIR", help=tables)
+    parser.add_argument("--output", metavar="DIR", help=tables)
     parser.add_argument(
         "--classes", metavar="NAMES", help="class names of a folder of label volumes; default: penumbra,core"
     )
@@ -29,6 +27,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.values = tuple(map(int, options.values.split(","))) if options.values else None
     except ValueError:
         raise InputError(f"--values={options.values}: expected integers with commas between them") from None
+    options.output = None if options.output is None else files.location(options.output)
     options.classes = tuple(options.classes.split(",")) if options.classes else None
     return options
 
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rows = scores.score_folders(options.predictions, options.labels, options.classes, options.values)
     summary = scores.summarise(rows)
-    if options.output:
+    if options.output is not None:
         scores.write_cases_csv(options.output / "cases.csv", rows)
         scores.write_summary(options.output / "summary.json", summary)
     print(scores.text_summary(summary))

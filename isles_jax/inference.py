@@ -10,7 +10,9 @@ from etils import epath
 from jax import Array
 from scipy import ndimage
 
+from isles_jax.data import grid
 from isles_jax.data.case import Case, Dataset
+from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
 from isles_jax.data.slices import network_input, padded_size, unpad
@@ -21,17 +23,23 @@ from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, weights
 
+# In a fold's folder: what the reader of the report must know about its predictions, one line each.
+NOTES = "notes.txt"
+
 Images = TypeVar("Images", np.ndarray, Array)
 
 
-def predict_case(forward: Callable[..., Array], folds: Sequence[Any], case: Case, *, flips: bool = False) -> np.ndarray:
-    """Class probabilities of a case, averaged over the networks of several folds.
+def predict_case(
+    forward: Callable[..., Array], folds: Sequence[Any], case: Case, *, flips: bool = False, target: Target = AS_STORED
+) -> np.ndarray:
+    """Class probabilities of a case on its own grid, averaged over the networks of several folds.
 
     Args:
       forward: from `make_forward`.
       folds: variables of one network or more.
       case: its labels are ignored.
       flips: see `average`.
+      target: the grid that the networks work on.
 
     Returns:
       float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
@@ -43,8 +51,10 @@ def predict_case(forward: Callable[..., Array], folds: Sequence[Any], case: Case
     def on_host(variables: Any, images: np.ndarray) -> np.ndarray:
         return np.asarray(forward(variables, images))
 
-    shape = case.images.shape[:2]
-    stack, places = network_input(case, padded_size(shape, MULTIPLE))
+    made = grid.make_grid(case, target)
+    network_case = grid.to_network(case, made)
+    shape = network_case.images.shape[:2]
+    stack, places = network_input(network_case, padded_size(shape, MULTIPLE))
     parts = []
     for start in range(0, len(stack), BATCH):
         part = stack[start : start + BATCH]
@@ -54,9 +64,10 @@ def predict_case(forward: Callable[..., Array], folds: Sequence[Any], case: Case
     if not parts:
         raise InputError(f"{case.name}: found no voxel of brain, expected some")
     inside = np.moveaxis(np.concatenate(parts)[: len(stack)], 0, 2)
-    result = np.zeros((*case.images.shape[:3], inside.shape[-1]), np.float32)
+    result = np.zeros((*network_case.images.shape[:3], inside.shape[-1]), np.float32)
     result[..., 0] = 1.0
     result[:, :, places] = unpad(inside, shape)
+    result = grid.to_case(result, made, case.images.shape[:3])
     result[~case.brain] = np.eye(inside.shape[-1], dtype=np.float32)[0]
     return result
 
@@ -76,7 +87,7 @@ def average(forward: Callable[[Any, Images], Images], folds: Sequence[Any], imag
     return sum(probabilities[1:], start=probabilities[0]) / len(probabilities)
 
 
-def remove_small(labels: np.ndarray, min_volume_ml: float, spacing_mm: Sequence[float]) -> np.ndarray:
+def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> np.ndarray:
     """Sets lesions smaller than `min_volume_ml` to background.
 
     A lesion is a 26-connected component of all foreground classes together, as in the lesion F1. A small core inside a
@@ -85,12 +96,12 @@ def remove_small(labels: np.ndarray, min_volume_ml: float, spacing_mm: Sequence[
     Args:
       labels: uint8 [X, Y, Z], 0 for background.
       min_volume_ml: a lesion of exactly this volume stays; 0 removes nothing.
-      spacing_mm: the sides of a voxel.
+      voxel_ml: the volume of a voxel.
     """
     if min_volume_ml == 0:
         return labels
     lesions, _ = ndimage.label(labels > 0, np.ones((3, 3, 3)))
-    volume_ml = np.bincount(lesions.ravel()) * float(np.prod(spacing_mm)) / 1000
+    volume_ml = np.bincount(lesions.ravel()) * voxel_ml
     # Rounding must not push a lesion of exactly the minimum volume below it.
     return np.where(volume_ml[lesions] < min_volume_ml * (1 - 1e-6), 0, labels).astype(labels.dtype)
 
@@ -98,7 +109,7 @@ def remove_small(labels: np.ndarray, min_volume_ml: float, spacing_mm: Sequence[
 def predict_labels(probabilities: np.ndarray, case: Case, settings: ml_collections.ConfigDict) -> np.ndarray:
     """The most probable class of each voxel, uint8 [X, Y, Z], without small lesions; `settings` is config.predict."""
     labels = probabilities.argmax(axis=-1).astype(np.uint8)
-    return remove_small(labels, settings.min_volume_ml, case.spacing_mm)
+    return remove_small(labels, settings.min_volume_ml, case.voxel_ml)
 
 
 def predict_fold(
@@ -109,10 +120,15 @@ def predict_fold(
     Several processes divide the cases among them. All files are written when the function returns.
     """
     variables, _, meta = checkpoint.load_variables(directory / "checkpoints")
+    target = Target(**meta.get("grid", {}))
     slices = sum(case.images.shape[2] for case in dataset.cases)
     forward = make_forward(make_segmenter(config, len(dataset.classes) + 1, calls=slices // BATCH))
     folder = directory / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
+    if meta["skipped"]:
+        # The report shows that the fold's predictions are not those of its last step.
+        text = "\n".join(f"fold {meta['fold']} is predicted from step {meta['step']}: {n}" for n in meta["skipped"])
+        processes.on_first(lambda: files.write_atomic(directory / NOTES, text + "\n"))
     cases = [case for case in dataset.cases if case.name in held_out]
 
     def write() -> None:
@@ -124,7 +140,7 @@ def predict_fold(
                 for case in processes.share(cases[start : start + processes.count()]):
                     path = folder / f"{case.name}.nii.gz"
                     if not path.exists():
-                        maps = predict_case(forward, [variables], case, flips=config.predict.flips)
+                        maps = predict_case(forward, [variables], case, flips=config.predict.flips, target=target)
                         write_labels(path, predict_labels(maps, case, config.predict), case, dataset.label_values)
                 bar.advance(min(processes.count(), len(cases) - start))
 
@@ -162,7 +178,8 @@ def predict_folder(
     settings = trained.config.predict.copy_and_resolve_references()
     given = {"flips": flips, "min_volume_ml": min_volume_ml}
     settings.update({key: value for key, value in given.items() if value is not None})
-    cases = load_images(images, trained.channels).cases
+    dataset = load_images(images, trained.channels)
+    cases = dataset.cases
     paths = [output / f"{case.name}.nii.gz" for case in cases]
     map_paths = [output / "probabilities" / path.name for path in paths] if probabilities else []
     _make_room([*paths, *map_paths], overwrite)
@@ -173,11 +190,15 @@ def predict_folder(
     notes += ["with flips"] * settings.flips
     notes += [f"no lesion below {settings.min_volume_ml:g} ml"] * (settings.min_volume_ml > 0)
     print("; ".join([*notes, f"to {output}"]))
+    for note in dataset.notes:
+        print(f"note: {note}")
     interrupt.advise("add --overwrite, or choose another --output")
     with Bar("predict", len(cases), "case") as bar:
         for number, (case, path) in enumerate(zip(cases, paths, strict=True)):
             interrupt.leave_if_requested()
-            maps = predict_case(forward, list(trained.folds.values()), case, flips=settings.flips)
+            maps = predict_case(
+                forward, list(trained.folds.values()), case, flips=settings.flips, target=trained.target
+            )
             if map_paths:
                 write_volume(map_paths[number], maps, case)
             write_labels(path, predict_labels(maps, case, settings), case, trained.label_values)

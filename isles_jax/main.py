@@ -101,12 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if FLAGS.help:
         print(usage())
         return
-    workdir = FLAGS.workdir or f"runs/{FLAGS.config.name}"
+    workdir = f"runs/{FLAGS.config.name}" if FLAGS.workdir is None else FLAGS.workdir
+    files.location(workdir)
     processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     if processes.count() == 1:  # several processes report mistakes together, in `cross_validate`
         root = resolve(FLAGS.config).data.root
         if root and not files.is_bucket(root):
             files.check_folder(Path(root))
+            files.refuse_inside(workdir, root)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax.cross_validation import cross_validate
 

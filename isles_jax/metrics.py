@@ -30,7 +30,12 @@ _ROUNDING_MM = 1e-4
 
 
 def score(
-    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], *, tolerance_mm: float = TOLERANCE_MM
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    voxel_ml: float | None = None,
 ) -> dict[str, float]:
     """All scores of one mask.
 
@@ -39,6 +44,7 @@ def score(
       truth: bool [X, Y, Z].
       spacing_mm: the voxel's sides.
       tolerance_mm: for the normalised surface Dice.
+      voxel_ml: the volume of a voxel in ml; None: the product of its sides. Those differ if the axes are sheared.
 
     Returns:
       dice: 2 |P and T| / (|P| + |T|).
@@ -63,7 +69,7 @@ def score(
     box = _union_box(prediction, truth)
     diagonal = float(np.linalg.norm(spacing * prediction.shape))
     prediction, truth = (np.pad(mask[box], 1) for mask in (prediction, truth))
-    to_ml = float(spacing.prod()) / 1000.0
+    to_ml = float(spacing.prod()) / 1000.0 if voxel_ml is None else voxel_ml
     distances = surface_distances(prediction, truth, spacing, empty=diagonal)
     lesions = _lesion_overlaps(prediction, truth)
     true_ml, predicted_ml = int(truth.sum()) * to_ml, int(prediction.sum()) * to_ml

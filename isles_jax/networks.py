@@ -10,6 +10,7 @@ import ml_collections
 from jax import Array
 
 from isles_jax.conv import conv_general_dilated
+from isles_jax.data.case import ALL_CLASSES
 from isles_jax.models import Discriminator, SUMNet
 
 # The faster convolution (`isles_jax.conv`) compiles for a minute or more on two cores. A network that runs at least
@@ -61,7 +62,7 @@ def critic_channels(config: ml_collections.ConfigDict, classes: tuple[str, ...])
     if not (config.discriminator.enabled and config.loss.adversarial):
         return {}
     alone = {name: slice(number, number + 1) for number, name in enumerate(classes, start=1)}
-    return {**alone, "all classes": slice(1, None)} if len(classes) > 1 else alone
+    return {**alone, ALL_CLASSES: slice(1, None)} if len(classes) > 1 else alone
 
 
 @functools.cache

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     output, images = files.location(options.output), files.fetch(options.input)
     files.check_folder(images)
+    files.refuse_inside(options.output, options.input)
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax import inference

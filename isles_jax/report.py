@@ -5,6 +5,7 @@ python -m isles_jax.report RUN [RUN ...] --output=report.html
 
 from collections.abc import Sequence
 
+from isles_jax.runtime import files
 from isles_jax.runtime.command import Parser, run_command
 
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.reporting import page, results, table
 
+    options.output = files.location(options.output)
     runs = [results.read_run(workdir) for workdir in options.runs]
     print(table.table(runs, options.reference))
     page.write_report(options.output, runs, options.reference)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -92,6 +93,27 @@ def checksums(root):
     """{relative path: checksum} of everything below a folder; a folder has an empty one."""
     paths = sorted(root.rglob("*"))
     return {str(p.relative_to(root)): hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else "" for p in paths}
+
+
+NNUNET_CHANNELS = {"0": "dwi", "1": "TTP", "2": "TMAX"}
+NNUNET_LABELS = {"background": 0, "core": 3, "penumbra": 1}
+
+
+def nnunet_folder(root, ending=".nii.gz", channels=NNUNET_CHANNELS, labels=NNUNET_LABELS, **content):
+    """Two training cases and one without labels, channels in the order of `channels`."""
+    words = {name.lower(): name for name in ("Tmax", "TTP", "DWI")}
+    root.mkdir(exist_ok=True)
+    for number, (case, folder) in enumerate((("p1", "imagesTr"), ("p2", "imagesTr"), ("p3", "imagesTs"))):
+        there = volumes(seed=number)
+        for index, name in channels.items():
+            volume = there[words[name.lower()]] if name.lower() in words else there["DWI"] + int(index)
+            save_volume(root / folder / f"{case}_{int(index):04d}{ending}", volume)
+        if folder == "imagesTr":
+            table = np.array([0, labels.get("penumbra", 1), labels.get("core", 1)], np.uint8)
+            save_volume(root / "labelsTr" / f"{case}{ending}", table[there["OT"]])
+    content = {"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending} | content
+    (root / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return root
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

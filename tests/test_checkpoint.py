@@ -1,4 +1,6 @@
+import contextlib
 import gc
+import io
 import logging
 import resource
 import shutil
@@ -21,6 +23,15 @@ from isles_jax.training import checkpoint, parallel
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
+
+
+@contextlib.contextmanager
+def note_of(words):
+    """Inside, a line with these words is printed."""
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        yield
+    assert printed.getvalue().startswith("note: ")
+    assert words in printed.getvalue()
 
 
 def equal(a, b):
@@ -104,7 +115,7 @@ def test_any_damaged_file_of_the_newest_step_means_the_step_before(saved, kind):
         if kind != "removed" and not content:
             continue  # an empty file cannot be emptied
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is skipped"):
+        with note_of("6 is skipped"):
             assert checkpoint.newest(directory) == 4, path
         path.write_bytes(content)
     assert checkpoint.newest(directory) == 6
@@ -115,7 +126,7 @@ def test_a_damaged_step_is_removed_when_the_step_before_is_restored(saved):
     damage(
         max((directory / "6" / "params").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size), "flipped"
     )
-    with pytest.warns(UserWarning, match="not as it was written"):
+    with note_of("not as it was written"):
         restored = checkpoint.restore(directory, state)
     assert equal(restored, at(state, 4))
     assert checkpoint.steps(directory) == [4]
@@ -127,7 +138,7 @@ def test_nothing_readable_left_is_an_error(saved):
     directory, state = saved
     for step in (4, 6):
         damage(directory / str(step) / "_CHECKPOINT_METADATA", "removed")
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="no readable checkpoint"):
+    with note_of("skipped"), pytest.raises(InputError, match="no readable checkpoint"):
         checkpoint.restore(directory, state)
     assert checkpoint.steps(directory) == [4, 6], "nothing is deleted"
 
@@ -140,7 +151,7 @@ def test_the_only_step_damaged_is_an_error_whatever_file_it_is(original, tmp_pat
     for path in paths:
         content = path.read_bytes()
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is skipped"), pytest.raises(InputError, match="no readable"):
+        with note_of("6 is skipped"), pytest.raises(InputError, match="no readable"):
             checkpoint.newest(only.parent)
         path.write_bytes(content)
     assert checkpoint.newest(only.parent) == 6
@@ -234,6 +245,13 @@ def test_a_first_save_that_was_cut_off_is_no_damage(saved):
     shutil.rmtree(directory / "4")
     damage(directory / "6" / checkpoint.MANIFEST, "removed")
     (directory / checkpoint.SAVING).write_text("6")
-    with pytest.warns(UserWarning, match="did not finish"):
+    with note_of("did not finish"):
         assert checkpoint.restore(directory, state) is None
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"_CHECKPOINT_METADATA": 1}', "[" * 5000])
+def test_a_manifest_that_does_not_list_every_file_is_damage(saved, content):
+    (saved[0] / "6" / checkpoint.MANIFEST).write_text(content)
+    with note_of("6 is skipped"):
+        assert checkpoint.newest(saved[0]) == 4

@@ -46,6 +46,9 @@ def test_help_explains_every_flag():
         (["--config.fold=3"], ["--config.fold", "0 to 2"]),
         (["--config=configs/bl9.py"], ["configs/bl9.py", "no such file"]),
         (["--confg=configs/bl1.py"], ["confg"]),
+        (["--config.seed=-1"], ["--config.seed", "-1", "0 or more"]),
+        (["--workdir="], ["''", "expected a folder"]),
+        (["--workdir=s3://bucket/run"], ["s3://bucket/run", "expected a folder"]),
         (["configs/bl1.py"], ["configs/bl1.py", "--help"]),
         (["--config.data.root=/nowhere/SPES"], ["/nowhere/SPES", "does not exist"]),
         (["--config.data.root=README.md"], ["README.md", "is a file"]),
@@ -55,7 +58,7 @@ def test_help_explains_every_flag():
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
-    done = call(*arguments, f"--workdir={tmp_path / 'run'}")
+    done = call(f"--workdir={tmp_path / 'run'}", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -147,3 +150,39 @@ def test_the_flags_reach_the_command(tmp_path, capsys):
 def test_the_package_imports_nothing_until_asked():
     code = "import sys, isles_jax, isles_jax.config; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "--input=.", "--output=s3://a"], "argument --output: found 's3://a', expected a path on this"),
+        (["phantom", "--output="], "argument --output: found '', expected a path on this machine"),
+        (["phantom", "--output=x", "--seed=-1"], "a seed of 0 or more"),
+        (["evaluate", "--predictions=http://a", "--labels=b"], "argument --predictions: found 'http://a'"),
+        (["evaluate", "--predictions=a", "--labels=b", "--output=http://a"], "'http://a': found no path of a kind"),
+        (["report", "s3://a", "--output=x.html"], "'s3://a': found no path of a kind"),
+        (["export", "--workdir=http://a/x.safetensors", "--output=x.safetensors"], "found no path of a kind"),
+        (["export", "--workdir=", "--output=x.safetensors"], "does not exist; expected a run"),
+        (["predict", "--workdir=w", "--input=s3://a", "--output=o"], "'s3://a': found no path of a kind"),
+    ],
+)
+def test_paths_of_another_kind_are_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        cli.main(arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_inside_the_input_is_refused(phantom_root, tmp_path):
+    from isles_jax import predict
+
+    (tmp_path / "run").mkdir()
+    for output in (phantom_root, phantom_root / "out"):
+        with pytest.raises(InputError, match="lies inside"):
+            predict.main([f"--workdir={tmp_path / 'run'}", f"--input={phantom_root}", f"--output={output}"])
+    done = call(f"--config.data.root={phantom_root}", f"--workdir={phantom_root / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "lies inside" in done.stderr
+    assert not (phantom_root / "run").exists()

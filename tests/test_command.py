@@ -35,3 +35,17 @@ def test_an_error_of_the_program_is_still_a_traceback():
     done = run_main("raise SystemError('a mistake of ours')")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_path_that_the_system_refuses_is_one_line():
+    done = run_main("open('/proc/self/mem/x')")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: /proc/self/mem/x: cannot be read or written (Not a directory)\n",
+    )
+
+
+def test_an_output_that_lacks_a_character_gets_the_rest(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run_main("print('0.8 \u00b1 0.1')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0.8 ? 0.1\n", "")

@@ -8,6 +8,7 @@ from helpers import ROOT, SYSTEMS
 
 from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.runtime.command import InputError
+from isles_jax.training import plan
 
 
 def load(name):
@@ -119,6 +120,10 @@ def test_unknown_keys_and_other_types_are_refused():
         ("data.phantom.shape", (32, 32)), ("data.phantom.cases", 0), ("data.phantom.difficulty", -0.5),
         ("loss.boundary_size", 4), ("loss.adversarial", -1.0), ("optimizer.learning_rate", 0.0),
         ("optimizer.warmup", 1.0), ("train.batch_size", 1), ("train.epochs", -1), ("train.parallel", "jit"),
+        ("data.spacing_mm", "fine"), ("data.spacing_mm", "2,2"), ("data.spacing_mm", "-1"),
+        ("data.spacing_mm", "1,0,2"),
+        ("data.spacing_mm", "inf"), ("data.dtype", "int8"), ("data.phantom.layout", "bids"), ("folds_by", "scanner"),
+        ("data.channels", ("DWI", "DWI")), ("data.channels", ("DWI", 3)), ("train.init_sha256", "ab"),
         ("augment.scale", -0.1), ("discriminator.width", -2), ("predict.min_volume_ml", -1.0),
     ],
 )  # fmt: skip
@@ -153,3 +158,13 @@ def test_a_run_without_a_supervised_loss_is_refused():
 def test_config_json_holds_every_key():
     config = resolve(baseline(residual=True, adversarial=True, overlap=True))
     assert flatten(ml_collections.ConfigDict(to_dict(config))).keys() == flatten(config).keys()
+
+
+def test_a_batch_that_cannot_be_trained_is_refused():
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.model.width = 64
+    for batch, words in ((11, "found 11, expected at most the 10"), (10, "which needs")):
+        config.train.batch_size = batch
+        with pytest.raises(InputError, match=words):
+            plan._check_batch(config, 10, 10**10, batch)
+    plan._check_batch(config, 10, 96 * 128, 10)

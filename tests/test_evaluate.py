@@ -15,6 +15,7 @@ from isles_jax.runtime.command import InputError
 
 CLASSES = ("penumbra", "core")
 AFFINE = np.array([[0, -2.0, 0.1, 5], [1.5, 0, 0, -7], [0, 0.1, 3.0, 2], [0, 0, 0, 1]])
+VOXEL_ML = abs(np.linalg.det(AFFINE)) / 1000
 
 
 def write(path, data, affine=AFFINE):
@@ -41,7 +42,7 @@ def test_command_scores_flat_folders(folders, capsys):
     rows = scores.read_cases_csv(folders / "out" / "deep" / "cases.csv")
     assert [row["case"] for row in rows] == ["case0"] * 3 + ["case1"] * 3
     spacing = np.linalg.norm(AFFINE[:3, :3], axis=0)
-    expected = metrics.score(random_labels(11) == 2, random_labels(1) == 2, spacing)
+    expected = metrics.score(random_labels(11) == 2, random_labels(1) == 2, spacing, voxel_ml=VOXEL_ML)
     for name in scores.METRICS:
         assert rows[4][name] == pytest.approx(expected[name], abs=1e-5)
     summary = json.loads((folders / "out" / "deep" / "summary.json").read_text())
@@ -169,3 +170,17 @@ def test_help_imports_neither_jax_nor_nibabel():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--predictions DIR" in done.stdout
+
+
+@pytest.mark.parametrize("classes", ["a,a", "whole lesion,b", ",b", "a,all classes"])
+def test_class_names_that_clash_are_refused(folders, classes):
+    with pytest.raises(InputError, match=r"--classes=.*: found a class|--classes=.*: found the class"):
+        command(folders, f"--classes={classes}")
+
+
+def test_volumes_of_a_sheared_grid_are_those_of_the_determinant(tmp_path):
+    sheared = np.array([[1.0, 0.5, 0, 0], [0, 1, 0.4, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    for name in ("labels", "predictions"):
+        write(tmp_path / name / "a.nii", np.ones((10, 10, 10), np.uint8), sheared)
+    rows = scores.score_folders(tmp_path / "predictions", tmp_path / "labels")
+    assert (rows[0]["volume_true_ml"], rows[0]["volume_pred_ml"]) == pytest.approx((3.0, 3.0))

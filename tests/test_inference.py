@@ -1,3 +1,5 @@
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from scipy import ndimage
 
 from isles_jax import inference, networks
 from isles_jax.data.case import Case
+from isles_jax.data.grid import Target
 from isles_jax.data.layouts import load
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
@@ -25,6 +28,38 @@ def test_probabilities_are_probabilities_and_background_outside_the_brain(untrai
     one, other = (inference.predict_case(forward, [variables], case) for variables in folds)
     np.testing.assert_allclose(probabilities, (one + other) / 2, atol=1e-6)
     assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 1.1, 6.0)])
+def test_a_prediction_on_another_grid_lies_where_the_lesion_lies(spacing):
+    shape = (70, 64, 20)
+    points = np.moveaxis(np.indices(shape), 0, -1) * spacing
+    centre = np.array([33.3, 30.1, 9.4]) * spacing
+    bright = 2 / (1 + np.exp((np.linalg.norm(points - centre, axis=-1) - 9) / 2))
+    brain = np.linalg.norm((points / spacing - [35, 32, 9.5]) / [33, 30, 9], axis=-1) < 1
+    images = np.where(brain, 1 + bright, 0).astype(np.float32)[..., None]
+    turned = np.array([[1.9, -0.6, 0.1, 5], [0.6, 1.9, -0.2, -70], [0, 0.2, 3.0, 9], [0, 0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turned[:3, :3] / np.linalg.norm(turned[:3, :3], axis=0) * spacing * [-1, 1, 1]
+    case = Case("x", images, None, affine, nib.Nifti1Header())
+
+    def network(variables, slices):
+        # As if trained: the brighter, the likelier.
+        lesion = 1 / (1 + np.exp(-4 * (slices[..., 0] - 1)))
+        return np.stack([1 - lesion, lesion], axis=-1).astype(np.float32)
+
+    plain = inference.predict_case(network, [None], case)[..., 1]
+    target = Target((2.0, 2.0, 2.0), True)
+    found = inference.predict_case(network, [None], case, target=target)
+    assert found.shape == (*shape, 2)
+    assert np.all(found[~brain] == [1, 0])
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
+    masks = plain > 0.5, found.argmax(axis=-1) == 1
+    apart = np.subtract(*map(ndimage.center_of_mass, masks))
+    assert np.abs(apart).max() < 0.1
+    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.95
+    same = inference.predict_case(network, [None], case, target=Target(spacing))
+    np.testing.assert_array_equal(same[..., 1], plain)
 
 
 def test_flips_average_with_the_mirror_image(untrained_run, forward):
@@ -60,18 +95,18 @@ def test_slices_are_independent_and_one_compilation_serves_a_padded_size(untrain
 def test_small_lesions_are_removed_whole(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, (12, 11, 10)).astype(np.uint8) * (rng.random((12, 11, 10)) < 0.12)
-    spacing = (1.5, 2.0, 5.0)
+    voxel_ml = 0.015
     lesions, count = ndimage.label(labels > 0, np.ones((3, 3, 3)))
     sizes = [int((lesions == number).sum()) for number in range(1, count + 1)]
     bound = max(sizes) * 0.015
-    found = inference.remove_small(labels, bound, spacing)
+    found = inference.remove_small(labels, bound, voxel_ml)
     for number, size in enumerate(sizes, start=1):
         inside = lesions == number
         np.testing.assert_array_equal(found[inside], labels[inside] if size * 0.015 >= bound - 1e-9 else 0)
     assert 0 < (found > 0).sum() < (labels > 0).sum()
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(inference.remove_small(labels, 0, spacing), labels)
-    assert not inference.remove_small(labels, 1e3, spacing).any()
+    np.testing.assert_array_equal(inference.remove_small(labels, 0, voxel_ml), labels)
+    assert not inference.remove_small(labels, 1e3, voxel_ml).any()
 
 
 def test_a_small_core_stays_with_its_penumbra():
@@ -79,7 +114,7 @@ def test_a_small_core_stays_with_its_penumbra():
     labels[1:6, 1:6, 1:6] = 1
     labels[3, 3, 3] = 2
     labels[8, 8, 8] = 2
-    found = inference.remove_small(labels, 0.01, (1, 1, 1))
+    found = inference.remove_small(labels, 0.01, 0.001)
     assert (found[3, 3, 3], found[8, 8, 8]) == (2, 0)
     assert (found == 1).sum() == 124
 
@@ -109,3 +144,14 @@ def test_a_case_without_brain_is_refused(untrained_run, forward):
     empty = Case("empty", np.zeros((32, 32, 2, 3), np.float32), None, np.eye(4), nib.Nifti1Header())
     with pytest.raises(InputError, match="empty: found no voxel of brain"):
         inference.predict_case(forward, untrained_run[2], empty)
+
+
+def test_a_fold_that_is_predicted_from_an_older_checkpoint_says_so(untrained_run, phantom_root, tmp_path, capsys):
+    dataset = load(phantom_root, penumbra=1, core=2)
+    folder = shutil.copytree(untrained_run[0] / "fold_0", tmp_path / "fold_0")
+    shutil.copytree(folder / "checkpoints" / "0", folder / "checkpoints" / "2")
+    (folder / "checkpoints" / "2" / "manifest.json").write_text("{}")
+    inference.predict_fold(untrained_run[1], dataset, [dataset.cases[0].name], folder)
+    line = f"{folder}/checkpoints/2 is skipped: "
+    assert capsys.readouterr().err.startswith(f"note: {line}")
+    assert (folder / "notes.txt").read_text().startswith(f"fold 0 is predicted from step 0: {line}")

@@ -9,13 +9,16 @@ ORDER = (
     "losses", "metrics", "conv", "models",
     "runtime.interrupt", "runtime.command", "runtime.progress", "runtime.files", "runtime.lock", "runtime.processes",
     "config",
-    "data.case", "data.nifti", "data.check", "data.folds", "data.slices", "data.spes", "data.nnunet", "data.layouts",
-    "data.perfusion", "data.patient", "data.phantom",
+    "data.case", "data.nifti", "data.check", "data.folds", "data.grid", "data.slices",
+    "data.adc", "data.patients", "data.isles", "data.isles2022", "data.nnunet", "data.layouts",
+    "data.perfusion", "data.patient", "data.isles2022_phantom", "data.phantom",
     "networks",
     "training.augment", "training.state", "training.step", "training.parallel", "training.checkpoint",
-    "training.weights", "training.metric_writer", "training.event_images", "training.plan", "training.fold",
+    "training.weights", "training.initial",
+    "training.metric_writer", "training.event_images", "training.plan", "training.fold",
     "inference", "exporting", "clinical",
-    "reporting.scores", "reporting.statistics", "reporting.results", "reporting.table", "reporting.charts",
+    "reporting.scores", "reporting.statistics", "reporting.results", "reporting.notes", "reporting.table",
+    "reporting.charts",
     "reporting.tmax", "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
     "reporting.case_table", "reporting.run_sections", "reporting.page",
     "cross_validation",
@@ -83,7 +86,7 @@ def test_only_commands_import_inside_a_function_and_each_once():
     assert hidden == dict.fromkeys(HIDDEN, 1)
 
 
-# Longer, with the reason in a comment at its head.
+# Longer, because one file can be copied into another project.
 LONG = {"losses.py"}
 
 

@@ -117,8 +117,9 @@ def test_bad_input_is_named_and_nothing_is_written(untrained_run, tmp_path, phan
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "isles_jax.predict", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}"]
+    (tmp_path / "in").mkdir()
     for more, words in ((["--input=/nowhere"], "/nowhere: does not exist"), (["--inptu=x"], "--input"),
-                        ([f"--input={tmp_path}"], "expected a run of isles_jax.main")):  # fmt: skip
+                        ([f"--input={tmp_path / 'in'}"], "expected a run of isles_jax.main")):  # fmt: skip
         done = subprocess.run([*command, *more], cwd=Path(__file__).parents[1], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: ")
@@ -137,7 +138,7 @@ for module in (predict, export):
     except SystemExit as end:
         assert end.code == 0
     try:
-        module.main(["--workdir=/nowhere", "--input=.", "--output=x.stablehlo"][:: 1 + (module is export)])
+        module.main(["--workdir=/nowhere", "--input=docs", "--output=x.stablehlo"][:: 1 + (module is export)])
     except ValueError as error:
         assert "/nowhere" in str(error), error
 assert not {"jax", "scipy.ndimage", "orbax"} & sys.modules.keys()

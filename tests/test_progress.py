@@ -1,6 +1,6 @@
 """Progress on a terminal and elsewhere."""
 
-from isles_jax.runtime.progress import Bar
+from isles_jax.runtime.progress import Bar, track
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys):
@@ -20,3 +20,10 @@ def test_no_line_is_printed_without_progress_or_after_an_error(capsys):
     bar.__enter__().advance()
     assert not bar.__exit__(KeyError, KeyError(), None)
     assert capsys.readouterr().out == ""
+
+
+def test_only_many_items_are_tracked(capsys):
+    assert list(track("abc", "reading", "case")) == ["a", "b", "c"]
+    assert capsys.readouterr().out == ""
+    assert list(track(range(60), "reading", "case")) == list(range(60))
+    assert capsys.readouterr().out.startswith("reading: 60/60 cases, ")

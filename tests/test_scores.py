@@ -52,6 +52,7 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
         ("case,fold\n", "found the columns case,fold"),
         (",".join(scores.COLUMNS) + "\na,0,core,0.5\n", "no row of scores"),
         (",".join(scores.COLUMNS) + "\na,x,core" + ",1" * len(scores.METRICS) + "\n", "no row of scores"),
+        (",".join(scores.COLUMNS) + "\na,0,core" + ",0.5" * len(scores.METRICS) + "\n", "six decimals"),
     ],
 )
 def test_damaged_cases_csv(tmp_path, text, message):
@@ -80,3 +81,12 @@ def test_summary_is_the_mean_of_folds_and_counts_empty_masks():
     assert core["dice"]["std"] == pytest.approx(np.std([0.2, 0.4, 0.6, 1.0], ddof=1))
     assert (core["cases"], core["empty_truths"], core["empty_predictions"]) == (4, 1, 1)
     assert scores.summarise(rows[:1])["classes"]["core"]["dice"]["std"] is None
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "'a", "a=1", "'"])
+def test_no_name_is_a_formula_in_a_spreadsheet_and_all_come_back(name, tmp_path):
+    rows = [row_of(name, 0, 1.0) | {"class": name}]
+    scores.write_cases_csv(tmp_path / "cases.csv", rows)
+    line = (tmp_path / "cases.csv").read_text().splitlines()[1]
+    assert line[0] not in "=+-@"
+    assert scores.read_cases_csv(tmp_path / "cases.csv") == rows

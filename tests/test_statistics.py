@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isles_jax.reporting import results, statistics
+from isles_jax.reporting import notes, results, statistics
 
 
 def draw(seed, size, mean=0.02, spread=0.05):
@@ -143,7 +143,7 @@ def test_main_effects_of_the_papers_table():
 def limitations(cases, comparisons):
     """The sentences on what a number of cases and of comparisons cannot show."""
     study = type("Study", (), {"case_names": list(map(str, range(cases))), "comparisons": comparisons})()
-    return " ".join(results.limitations(study))
+    return " ".join(notes.limitations(study))
 
 
 def test_report_says_what_few_cases_cannot_show():

@@ -52,7 +52,10 @@ def test_unusable_files_are_refused_by_name(weights_file, tmp_path, monkeypatch)
         assert "\n" not in str(caught.value)
         assert str(tmp_path / "x.safetensors") in str(caught.value)
 
-    tensors, metadata = safetensors.numpy.load_file(weights_file), {"isles_jax": json.dumps(header_of(weights_file))}
+    tensors, header = safetensors.numpy.load_file(weights_file), header_of(weights_file)
+    refused(safetensors.numpy.save(tensors | {"fold_0/x": np.zeros(1)}, {"isles_jax": json.dumps(header)}), "checksum")
+    del header["sha256"]
+    metadata = {"isles_jax": json.dumps(header)}
     refused(weights_file.read_bytes()[:-10], "not a readable safetensors file")
     refused(b"", "not a readable safetensors file")
     refused(safetensors.numpy.save(tensors), "found no 'isles_jax' in its header")
@@ -82,3 +85,24 @@ def test_networks_without_batch_norm_come_back(small_config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.folds[4]["params"], variables["params"])
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     assert jax.eval_shape(network.apply, found.folds[4], images).shape == (1, 32, 32, 3)
+
+
+def test_any_flipped_bit_is_refused(weights_file, tmp_path):
+    content, path = weights_file.read_bytes(), tmp_path / "x.safetensors"
+    for place in np.random.default_rng(0).integers(0, 8 * len(content), 100):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"x\.safetensors: (not a readable|found)"):
+            weights.load(path)
+
+
+def test_a_file_without_a_checksum_is_read_with_a_note(weights_file, tmp_path, capsys):
+    header = header_of(weights_file)
+    del header["sha256"]
+    path = tmp_path / "old.safetensors"
+    tensors = safetensors.numpy.load_file(weights_file)
+    path.write_bytes(safetensors.numpy.save(tensors, {"isles_jax": json.dumps(header)}))
+    found, expected = weights.load(path), weights.load(weights_file)
+    assert capsys.readouterr().err == f"note: {path}: an earlier version wrote it, without a checksum\n"
+    jax.tree.map(np.testing.assert_array_equal, found.folds, expected.folds)

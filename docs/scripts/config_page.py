@@ -6,6 +6,7 @@ python docs/scripts/config_page.py
 import ast
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from isles_jax import config
@@ -25,8 +26,14 @@ The defaults are those of `configs/proposed.py`. The other seven systems differ 
 
 
 def comments() -> dict[str, str]:
-    """The comment above each key that `baseline` sets, as {"a.b.c": text}."""
-    source = inspect.getsource(config.baseline)
+    """The comment above each key, as {"a.b.c": text}: the keys of the run, then those of its sections."""
+    texts = _comments_in(config.baseline)
+    run = {key: text for key, text in texts.items() if "." not in key}
+    return run | _comments_in(config.data_section) | texts
+
+
+def _comments_in(function: Callable[..., object]) -> dict[str, str]:
+    source = inspect.getsource(function)
     lines, texts = source.splitlines(), {}
     for node in ast.parse(source).body[0].body:
         # A section is set as `config.section = section = ConfigDict()`: it has no comment of its own.

@@ -40,7 +40,10 @@ def verify_labels(dataset: Dataset) -> None:
     if (dataset.root / "dataset.json").is_file():
         raise InputError(f"{head}; exchanging the names penumbra and core in dataset.json would agree")
     first, second = dataset.label_values
-    raise InputError(f"{head}; --config.data.labels.penumbra={second} --config.data.labels.core={first} would agree")
+    raise InputError(
+        f"{head}; --config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"
+        f" (evaluate: --values={second},{first}; convert: --penumbra={second} --core={first})"
+    )
 
 
 def _agree(penumbra: dict[str, float], core: dict[str, float]) -> bool:
@@ -69,7 +72,7 @@ def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> di
 def volume_ml(case: Case, value: int) -> float:
     """The volume of a class in ml."""
     assert case.labels is not None
-    return float((case.labels == value).sum() * abs(np.linalg.det(case.affine[:3, :3])) / 1000)
+    return float((case.labels == value).sum() * case.voxel_ml)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -84,6 +87,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "label_values": list(dataset.label_values),
         "phantom": dataset.phantom,
+        "layout": dataset.layout,
         "cases": {case.name: _describe_case(case, dataset) for case in dataset.cases},
     }
 
@@ -102,5 +106,6 @@ def _describe_case(case: Case, dataset: Dataset) -> dict[str, Any]:
             name: [float(f"{value:.5g}") for value in row]
             for name, row in zip(dataset.channels, quantiles, strict=True)
         },
+        **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in case.files},
     }

@@ -4,10 +4,13 @@ A bad file raises an `InputError`: one line that names the file, what was found 
 """
 
 import gzip
+import io
 import math
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,19 +20,9 @@ import numpy as np
 from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
+from isles_jax.runtime.progress import track
 
 SUFFIXES = (".nii", ".nii.gz")
-# What nibabel, gzip and the operating system raise for a file that is damaged or not a NIfTI file.
-_READ_ERRORS = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    ValueError,
-    zlib.error,
-)
 # The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
 _GEOMETRY_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -37,6 +30,14 @@ _GEOMETRY_FIELDS = (
 )  # fmt: skip
 # The highest compression ratio of deflate (RFC 1951: 258 bytes in 2 bits).
 _MAX_DEFLATE_RATIO = 1032
+# The images of a data set take at most this share of the memory; those of further cases lie in a temporary file.
+KEPT_SHARE = 0.25
+# The images of one case may take this share of the memory.
+_CASE_SHARE = 0.5
+# Bytes that may follow the voxels in a compressed file.
+_PADDING = 1 << 20
+# The longest side that NIfTI-1, the format of what is written, can hold.
+_LONGEST_SIDE = 32767
 
 Item = TypeVar("Item")
 
@@ -63,8 +64,24 @@ def stem(path: Path) -> str:
     return name[:-4]
 
 
-def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def volumes_by_name(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by their names without suffix; an InputError if two have the same one."""
+    paths: dict[str, Path] = {}
+    for path in filter(is_nifti, list_folder(folder)):
+        other = paths.setdefault(stem(path), path)
+        if other != path:
+            raise InputError(f"{path}: found beside {other.name}, expected one file for a case")
+    return paths
+
+
+def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     """Reads one 3-D NIfTI-1 or NIfTI-2 volume.
+
+    A compressed file is read to its end, where its checksum is.
+
+    Args:
+      path: ends in .nii or .nii.gz.
+      channels: the number of such volumes that will be in memory together.
 
     Returns:
       float32 [X, Y, Z] with the header's scaling applied, the float64 affine [4, 4], and a header that holds only the
@@ -76,21 +93,27 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     try:
         image = cast(nib.Nifti1Image, nib.load(path))
         shape = _volume_shape(path, image)
-        _check_size(path, image)
+        claimed = _check_size(path, image, channels)
+        voxels = _decompress(path, image, claimed) if path.name.lower().endswith(".gz") else image.dataobj
         with np.errstate(over="ignore", invalid="ignore"):
-            data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+            data = np.asarray(voxels, dtype=np.float32).reshape(shape)
+            geometry = _geometry(image.header, shape)
         affine = np.asarray(image.affine, dtype=np.float64)
     except InputError:
         raise
-    except _READ_ERRORS as error:
+    except Exception as error:  # what nibabel and gzip raise for damaged files has no common class
         raise InputError(f"{path}: not a readable NIfTI volume ({_reason(error)})") from error
     with np.errstate(over="ignore", invalid="ignore"):
-        regular = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+        # NIfTI-1 holds the affine in float32.
+        regular = np.isfinite(affine.astype(np.float32)).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+        regular &= all(
+            np.all(np.isfinite(geometry[field]) >= np.isfinite(image.header[field])) for field in _GEOMETRY_FIELDS
+        )
     if not regular:
         raise InputError(
             f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
         )
-    return data, affine, _geometry(image.header, shape)
+    return data, affine, geometry
 
 
 def _geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
@@ -162,7 +185,7 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     """
     notes = []
     for index, path in enumerate(files):
-        data, this_affine, this_header = read_volume(path)
+        data, this_affine, this_header = read_volume(path, len(files))
         if index == 0:
             images = np.empty((*data.shape, len(files)), np.float32)
             affine, header = this_affine, this_header
@@ -176,16 +199,19 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     return Case(name, images, None, affine, header, tuple(files), tuple(notes))
 
 
-def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
+def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
     """Reads all cases.
 
     Raises:
       InputError: some cases are bad; one line for each.
     """
     cases, problems = [], []
-    for item in items:
+    kept = 0
+    for item in track(items, "reading", "case"):
         try:
-            cases.append(read(item))
+            case = read(item)
+            kept += case.images.nbytes
+            cases.append(case if kept < KEPT_SHARE * machine_memory() else replace(case, images=_on_disk(case.images)))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -193,13 +219,24 @@ def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case,
     return tuple(cases)
 
 
+def _on_disk(images: np.ndarray) -> np.ndarray:
+    """The images in a temporary file without a name, which the system reads where they are used."""
+    with tempfile.TemporaryFile() as file:
+        file.write(images.data)
+        return np.memmap(file, images.dtype, "r", shape=images.shape)
+
+
 def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
     """The shape without trailing axes of length 1; an InputError unless it is a volume of real numbers in mm."""
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path}: holds a {type(image).__name__}; expected a volume in the format NIfTI")
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(f"{path}: shape {_times(shape)}; expected three axes, none of them empty")
+    if max(shape) > _LONGEST_SIDE:
+        raise InputError(f"{path}: shape {_times(shape)}; expected sides of at most {_LONGEST_SIDE}")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: holds {image.get_data_dtype()}; expected integers or real numbers")
     unit = int(image.header["xyzt_units"]) & 7
@@ -208,19 +245,64 @@ def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
     return shape
 
 
-def _check_size(path: Path, image: nib.Nifti1Image) -> None:
-    """Raises an InputError, before voxels are read, if the file or the memory cannot hold what the header claims."""
+def _check_size(path: Path, image: nib.Nifti1Image, channels: int) -> int:
+    """The bytes of the file that the header claims, without compression.
+
+    Raises:
+      InputError: the file cannot hold them, or the memory cannot hold `channels` such volumes.
+    """
     voxels = math.prod(int(n) for n in image.shape)
     assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy)
-    claimed = image.dataobj.offset + voxels * image.get_data_dtype().itemsize
+    claimed = int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
     held = path.stat().st_size
     if path.name.lower().endswith(".gz"):
         held *= _MAX_DEFLATE_RATIO
     if claimed > held:
         raise InputError(f"{path}: the header claims {claimed} bytes; the file holds at most {held}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if 4 * voxels > memory:
-        raise InputError(f"{path}: {voxels} voxels need {4 * voxels} bytes; this machine has {memory}")
+    memory = machine_memory()
+    needed = claimed + 4 * voxels * channels
+    if needed > _CASE_SHARE * memory:
+        raise InputError(
+            f"{path}: {voxels} voxels need {needed} bytes; expected at most half of the {memory} of this machine"
+        )
+    return claimed
+
+
+def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arrayproxy.ArrayProxy:
+    """The voxels of a compressed volume, read to the end of the file, where gzip compares its checksum and length."""
+    content = _gunzip(path.read_bytes(), claimed + _PADDING + 1)
+    if len(content) < claimed:
+        raise InputError(f"{path}: the header claims {claimed} bytes; the file holds {len(content)}")
+    if len(content) > claimed + _PADDING:
+        raise InputError(f"{path}: goes on after the {claimed} bytes that the header claims; expected its end")
+    stored = image.dataobj
+    assert isinstance(stored, nib.arrayproxy.ArrayProxy)
+    layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+    return nib.arrayproxy.ArrayProxy(io.BytesIO(content), layout, mmap=False)
+
+
+def _gunzip(compressed: bytes, most: int) -> bytes:
+    """The content of a gzip file, or its first `most` bytes. This takes less time than reading it with `gzip.open`.
+
+    Raises:
+      EOFError: the file ends too early.
+      zlib.error: it is damaged.
+    """
+    parts = []
+    while compressed and most:
+        member = zlib.decompressobj(wbits=31)  # a gzip header, and the checksum and length at the end
+        parts.append(member.decompress(compressed, most))
+        most -= len(parts[-1])
+        if most and not member.eof:
+            raise EOFError("the compressed data end too early")
+        # Another member or zeros may follow.
+        compressed = member.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def machine_memory() -> float:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -111,12 +111,19 @@ def random_field(points: np.ndarray, shortest: float, longest: float, rng: np.ra
     return field.reshape(points.shape[1:]).astype(np.float32)
 
 
-def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator) -> Tissue:
-    """Draws the anatomy, the occlusion, and everything else that delays the blood or brightens the DWI."""
+def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator, size: float = 1.0) -> Tissue:
+    """Draws the anatomy, the occlusion, and everything else that delays the blood or brightens the DWI.
+
+    Args:
+      points: from `grid_mm`; equal random numbers give the same patient on any grid.
+      difficulty: see `make_patient`.
+      rng: of the patient.
+      size: of the occluded territory; 1 for that of a large artery, 0 for no occlusion.
+    """
     points = _to_head(points, rng)
     brain, fractions = _anatomy(points, rng)
     side = rng.choice([-1.0, 1.0])
-    severity = _severity(points, side, rng)
+    severity = _severity(points, side, rng, size)
     # The delay rises steeply at the rim and little further inside: collaterals feed the whole territory late.
     late = rng.uniform(9, 12) * np.minimum(severity / 0.75, 1)
     # Collaterals maintain the flow up to the severity `reach`; tissue of a higher severity dies.
@@ -178,15 +185,18 @@ def _anatomy(points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     return brain, np.stack([csf, (1 - csf) * grey, (1 - csf) * (1 - grey)], axis=-1).astype(np.float32)
 
 
-def _severity(points: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
+def _severity(points: np.ndarray, side: float, rng: np.random.Generator, size: float) -> np.ndarray:
     """The severity of the occlusion, from 0 at the rim of the occluded branch's territory to 1 deep inside it."""
+    if size == 0:
+        return np.zeros(points.shape[1:], np.float32)
     middle, radii = {
         0: ((38, 0, 6), (38, 62, 48)),  # the whole artery
         1: ((40, 14, 14), (36, 48, 40)),  # its upper division
         2: ((40, -22, 2), (36, 48, 40)),  # its lower division
     }[int(rng.choice(3, p=[0.5, 0.3, 0.2]))]
-    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3, 3)
-    inside = 1 - _ellipsoid(points, centre, np.array(radii) * rng.uniform(0.9, 1.08))
+    # The territory of a small branch lies anywhere within that of its artery.
+    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3 + 8 * (1 - size), 3)
+    inside = 1 - _ellipsoid(points, centre, size * np.array(radii) * rng.uniform(0.9, 1.08))
     inside = inside + 0.09 * random_field(points, 40, 90, rng)
     # The other hemisphere has its own artery.
     return np.clip(inside / 0.75, 0, 1) * _soft(side * points[0] - 4, 1.5)
@@ -256,35 +266,59 @@ def _smooth_in_plane(series: np.ndarray) -> np.ndarray:
 
 def scan_diffusion(points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator) -> np.ndarray:
     """The DWI [X, Y, Z] in the scanner's units, 0 outside the brain: shaded, moved and noisy."""
+    [image] = _diffusion_images(points, tissue, difficulty, rng, (1.0,))
+    return _stored(image, tissue, rng)
+
+
+def scan_adc(
+    points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The DWI as `scan_diffusion` gives it, and the ADC in 1e-3 mm2/s from it and an image without weighting."""
+    weighted, plain = _diffusion_images(points, tissue, difficulty, rng, (1.0, 0.0))
+    adc = np.log(np.maximum(plain, 1e-4) / np.maximum(weighted, 1e-4))
+    return _stored(weighted, tissue, rng), np.where(tissue.brain, adc, 0).astype(np.float32)
+
+
+def _stored(image: np.ndarray, tissue: Tissue, rng: np.random.Generator) -> np.ndarray:
+    """The image as a scanner stores it: integers, with an arbitrary gain; 0 outside the brain."""
+    gain = rng.uniform(1500, 4000)
+    return np.where(tissue.brain, np.maximum(np.rint(gain * image), 1), 0).astype(np.int16)
+
+
+def _diffusion_images(
+    points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator, b_values: Sequence[float]
+) -> list[np.ndarray]:
+    """One noisy image for each b value (in 1000 s/mm2); all share the shading and the position of the head."""
     dying = _soft(CORE_FLOW - tissue.flow, 0.02) * (1 - tissue.old)
     longer = 1 + rng.uniform(0.0, 0.1) * dying + rng.uniform(0.7, 1.1) * tissue.old
     slower = 1 - rng.uniform(0.42, 0.52) * dying + 0.3 * tissue.old
-    # The signals of a voxel's tissues add up; the occlusion does not change cerebrospinal fluid.
-    image = tissue.fractions[..., 0] * perfusion.diffusion_signal(T2[0], ADC[0], DENSITY[0])
-    for kind in (1, 2):
-        share = tissue.fractions[..., kind]
-        image = image + share * perfusion.diffusion_signal(T2[kind] * longer, ADC[kind] * slower, DENSITY[kind])
     tilt = rng.normal(0, 1, 3) / 80
     shade = np.tensordot(tilt, points, 1) + 0.6 * random_field(points, 120, 250, rng)
     # Air in the frontal sinus and the ears increases the signal nearby.
     x, y, z = points
     air = np.exp(-((x / 14) ** 2) - ((y - 62) / 12) ** 2 - ((z + 34) / 12) ** 2)
     air = air + np.exp(-(((np.abs(x) - 50) / 9) ** 2) - ((y + 10) / 12) ** 2 - ((z + 38) / 9) ** 2)
-    image = image * np.exp(difficulty * (0.20 * shade + 0.6 * air))
-    image = _move(image, difficulty, rng)
-    noise = 0.006 * difficulty * rng.standard_normal((2, *image.shape), np.float32)
-    image = np.hypot(image + noise[0], noise[1])
-    gain = rng.uniform(1500, 4000)
-    return np.where(tissue.brain, np.maximum(np.rint(gain * image), 1), 0).astype(np.int16)
+    shading = np.exp(difficulty * (0.20 * shade + 0.6 * air))
+    turn, offset = _motion(shade.shape, difficulty, rng)
+    images = []
+    for b in b_values:
+        # The signals of a voxel's tissues add up; the occlusion does not change cerebrospinal fluid.
+        image = tissue.fractions[..., 0] * perfusion.diffusion_signal(T2[0], b * ADC[0], DENSITY[0])
+        for kind in (1, 2):
+            signal = perfusion.diffusion_signal(T2[kind] * longer, b * ADC[kind] * slower, DENSITY[kind])
+            image = image + tissue.fractions[..., kind] * signal
+        image = ndimage.affine_transform(image * shading, turn, offset, order=1, mode="nearest")
+        noise = 0.006 * difficulty * rng.standard_normal((2, *image.shape), np.float32)
+        images.append(np.hypot(image + noise[0], noise[1]))
+    return images
 
 
-def _move(image: np.ndarray, difficulty: float, rng: np.random.Generator) -> np.ndarray:
-    """Moves the image by a fraction of a voxel and turns it about the slices' axis."""
+def _motion(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and offset for `affine_transform`: a fraction of a voxel, and a turn about the slices' axis."""
     angle = np.deg2rad(0.6 * difficulty * rng.normal())
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    middle = (np.array(image.shape) - 1) / 2
-    offset = middle - turn @ middle + 0.25 * difficulty * rng.normal(size=3)
-    return ndimage.affine_transform(image, turn, offset, order=1, mode="nearest")
+    middle = (np.array(shape) - 1) / 2
+    return turn, middle - turn @ middle + 0.25 * difficulty * rng.normal(size=3)
 
 
 def read_labels(points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator) -> np.ndarray:

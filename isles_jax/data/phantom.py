@@ -1,4 +1,4 @@
-"""A digital perfusion phantom of acute ischaemic stroke, written in the SPES layout.
+"""A digital perfusion phantom of acute ischaemic stroke, written in the layout of SPES or of ISLES-2022.
 
 Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one middle
 cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are computed as
@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from etils import epath
 
-from isles_jax.data import spes
+from isles_jax.data import isles, isles2022_phantom
 from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
 from isles_jax.runtime import interrupt
@@ -52,22 +52,28 @@ def provide(root: epath.Path, *, replace: bool, **settings: Any) -> None:
         copy(epath.Path(local), root)
 
 
-def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
-    """Writes a data set in the SPES layout: one folder for each patient, and the marker, phantom.json.
+def write_phantom(
+    root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes"
+) -> None:
+    """Writes a data set in the layout of SPES or of ISLES-2022, and the marker, phantom.json.
 
     Args:
       root: a new or empty folder.
-      cases: number of patients.
+      cases: number of cases.
       shape: voxels of a volume, which always covers 192 x 192 x 112 mm.
       difficulty: 0 for clean images; at 1 thresholds make the mistakes they make on patients; above 1 is harder.
       seed: equal arguments give equal files.
+      layout: "spes" or "isles2022".
 
     Raises:
       InputError: a number is out of range; `root` is not empty or cannot be written.
     """
-    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10:
-        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}"
-        raise InputError(f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10")
+    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10 or seed < 0:
+        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}, seed={seed}"
+        raise InputError(
+            f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10, "
+            "a seed of 0 or more"
+        )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     temporary = Path(part_of(root))
@@ -75,8 +81,9 @@ def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: f
     interrupt.remove_at_exit(temporary)
     try:
         with writing(root), ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda index: _write_case(temporary, index, shape, difficulty, seed), range(cases)))
-            settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
+            write = _write_case if layout == "spes" else isles2022_phantom.write_case
+            list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
+            settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
             content = json.dumps({"digital perfusion phantom": settings}, indent=1)
             (temporary / PHANTOM_MARKER).write_text(content + "\n")
             temporary.replace(root)
@@ -116,7 +123,7 @@ def write_figure(root: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    cases = spes.read(root, penumbra=1, core=2).cases[:6]
+    cases = isles.read(root, penumbra=1, core=2).cases[:6]
     figure, axes = plt.subplots(4, len(cases), figsize=(2.3 * len(cases), 9.4), squeeze=False, layout="constrained")
     for column, case in enumerate(cases):
         assert case.labels is not None

@@ -5,14 +5,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isles_jax.data import grid
 from isles_jax.data.case import Case
+from isles_jax.data.grid import AS_STORED, Target
+from isles_jax.runtime.progress import track
 
 
 class Slices(NamedTuple):
     """Every slice of a data set that shows brain, as arrays for a device.
 
     Attributes:
-      images: float32 [N, H, W, M], normalised, 0 outside the brain.
+      images: float32 or float16 [N, H, W, M], normalised, 0 outside the brain.
       labels: int8 [N, H, W], -1 where the slice was padded to H x W.
       case: int32 [N], index of the case that a slice comes from.
       lesion: bool [N], True if the slice has any foreground.
@@ -77,29 +80,39 @@ def network_input(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.nda
     return np.moveaxis(pad(normalise(case.images, case.brain)[:, :, indices], size), 2, 0), indices
 
 
-def make_slices(cases: tuple[Case, ...], multiple: int) -> Slices:
+def make_slices(cases: tuple[Case, ...], multiple: int, target: Target = AS_STORED, dtype: str = "float32") -> Slices:
     """Normalises, pads and stacks the slices of all cases that show brain, in the order of the cases.
 
     Args:
       cases: all have labels; their shapes may differ.
       multiple: all slices are padded to one size, whose sides are multiples of this.
+      target: what the network works on.
+      dtype: of the images.
 
     Raises:
       ValueError: a case has no labels.
     """
-    size = padded_size(tuple(np.max([case.images.shape[:2] for case in cases], axis=0)), multiple)
-    counts = [int(case.brain.any(axis=(0, 1)).sum()) for case in cases]
-    numbers = np.repeat(np.arange(len(cases), dtype=np.int32), counts)
-    # Filling the array case by case keeps one copy of the images in memory; stacking a list would need two.
-    images = np.zeros((len(numbers), *size, cases[0].images.shape[-1]), np.float32)
-    labels = np.full((len(numbers), *size), -1, np.int8)
-    for number, case in enumerate(cases):
+    grids = [grid.make_grid(case, target) for case in cases]
+    shapes = [made.shape if made else case.images.shape[:3] for case, made in zip(cases, grids, strict=True)]
+    height, width, _ = np.max(shapes, axis=0)
+    size = padded_size((height, width), multiple)
+    # Filling an array case by case keeps one copy of the images in memory; stacking a list would need two. The array is
+    # as long as if every slice showed brain; the system gives no memory to the end that stays untouched.
+    most = sum(shape[2] for shape in shapes)
+    images = np.zeros((most, *size, cases[0].images.shape[-1]), dtype)
+    labels = np.empty((most, *size), np.int8)
+    numbers = np.empty(most, np.int32)
+    end = 0
+    for number in track(range(len(cases)), "preparing", "case"):
+        case = grid.to_network(cases[number], grids[number])
         if case.labels is None:
             raise ValueError(f"{case.name} has no labels")
-        of_case = numbers == number
-        images[of_case], indices = network_input(case, size)
-        labels[of_case] = np.moveaxis(pad(case.labels[:, :, indices].astype(np.int8), size, -1), 2, 0)
-    return Slices(images, labels, numbers, np.any(labels > 0, axis=(1, 2)))
+        stack, indices = network_input(case, size)
+        start, end = end, end + len(stack)
+        images[start:end], numbers[start:end] = stack, number
+        labels[start:end] = np.moveaxis(pad(case.labels[:, :, indices].astype(np.int8), size, -1), 2, 0)
+    labels = labels[:end]
+    return Slices(images[:end], labels, numbers[:end], np.any(labels > 0, axis=(1, 2)))
 
 
 def draw_batch(pool: np.ndarray, lesion: np.ndarray, batch_size: int, seed: tuple[int, ...]) -> np.ndarray:

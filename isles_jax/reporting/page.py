@@ -11,8 +11,8 @@ import numpy as np
 from etils import epath
 
 from isles_jax.data import layouts
-from isles_jax.data.case import Dataset
-from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections, scores
+from isles_jax.data.case import WHOLE_LESION, Dataset
+from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections
 from isles_jax.reporting.pictures import Picture
 from isles_jax.reporting.results import Run, Study
 from isles_jax.runtime import files
@@ -50,8 +50,9 @@ def _read_data(run: Run) -> Dataset | None:
     root = epath.Path(run.config["data"]["root"] or run.workdir / "phantom")
     if not root.is_dir():
         return None
-    values = run.config["data"]["labels"]
-    return layouts.load(files.fetch(root), penumbra=values["penumbra"], core=values["core"])
+    data = run.config["data"]
+    labels, channels = data["labels"], tuple(data.get("channels", ()))
+    return layouts.load(files.fetch(root), channels, penumbra=labels["penumbra"], core=labels["core"])
 
 
 def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:
@@ -87,7 +88,7 @@ def _best_median_worst(run: Run) -> dict[str, str]:
     """The best, the median and the worst case by the mean Dice over the classes; fewer if there are few cases."""
     dice: dict[str, list[float]] = {}
     for row in run.rows:
-        if row["class"] != scores.WHOLE_LESION:
+        if row["class"] != WHOLE_LESION:
             dice.setdefault(row["case"], []).append(row["dice"])
     ranked = sorted(dice, key=lambda name: -np.mean(dice[name]))
     places = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
@@ -147,9 +148,10 @@ def _head(title: str, study: Study, damages: Sequence[str]) -> str:
     data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {run_sections.data_name(first)}"
     text = (
         f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
-        f'<p class="lead">{len(study.case_names)} cases, {len(first.folds)}-fold cross-validation by patient. Every '
-        f"case is scored by networks that never saw it. Data: {escape(data)}.</p>"
+        f'<p class="lead">{escape(results.design(first))} Every case is scored by networks that never saw it. '
+        f"Data: {escape(data)}.</p>"
     )
+    text += "".join(f"<p>{escape(sentence)}</p>" for run in study.runs.values() for sentence in results.origins(run))
     if first.data["phantom"]:
         text += (
             '<p class="banner">These are results on a digital phantom, not on patients. They compare systems. They say '

@@ -1,6 +1,7 @@
 """Finished runs as read from their workdirs, and the comparison of several of them."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from isles_jax.data.case import WHOLE_LESION
 from isles_jax.reporting import scores, statistics
 from isles_jax.reporting.scores import Row
 from isles_jax.runtime import files
@@ -25,6 +27,20 @@ PAPER = {
     "proposed": {"penumbra": 0.881, "core": 0.877},
 }
 RULE = "clinical rule"
+# The files of a finished run whose checksums are in its DONE.
+SEALED = ("config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv")
+# What a report reads of the JSON files of a run.
+_FORMS: dict[str, Any] = {
+    "config.json": {
+        "name": str,
+        "data": {"root": str, "labels": {"penumbra": int, "core": int}},
+        "model": {"residual": bool},
+        "discriminator": {"enabled": bool},
+        "loss": {"lovasz": (int, float), "boundary": (int, float)},
+    },
+    "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
+    "folds.json": [[str]],
+}
 
 MEASURES = {
     "precision": "precision",
@@ -50,6 +66,7 @@ class Run:
       rows: scores, as `scores.read_cases_csv` gives them, sorted by case.
       rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
       curves: for each fold, the lines of its metrics.jsonl.
+      notes: what a reader must know about the folds' predictions, one sentence each.
     """
 
     workdir: epath.Path
@@ -60,6 +77,7 @@ class Run:
     rows: list[Row]
     rule: list[Row]
     curves: list[list[dict[str, float]]]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", sorted(self.rows, key=_case_name))
@@ -77,7 +95,8 @@ def read_run(workdir: epath.PathLike) -> Run:
       InputError: the folder holds no run, or one of its files is missing or damaged.
     """
     workdir = files.location(workdir)
-    config, data, folds = (_read_json(workdir / name) for name in ("config.json", "data.json", "folds.json"))
+    _check_seal(workdir)
+    config, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     rule = workdir / "clinical_rule.csv"
     return Run(
         workdir=workdir,
@@ -85,28 +104,65 @@ def read_run(workdir: epath.PathLike) -> Run:
         config=config,
         data=data,
         folds=folds,
-        rows=scores.read_cases_csv(workdir / "cases.csv"),
-        rule=scores.read_cases_csv(rule) if rule.exists() else [],
+        rows=_read_rows(workdir / "cases.csv", folds, data["classes"]),
+        rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
         curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
+        notes=[line for fold in range(len(folds)) for line in _read_notes(workdir / f"fold_{fold}" / "notes.txt")],
     )
 
 
-def _read_json(path: epath.Path) -> Any:
-    try:
-        return files.read_json(path)
-    except OSError as error:
-        raise InputError(f"{path}: found no readable file, expected a finished run in this folder") from error
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON, expected the file as it was written") from error
+def seal(workdir: epath.Path) -> None:
+    """Marks a run as finished: writes the checksums of its files to DONE."""
+    files.write_json(workdir / "DONE", {name: checksum for name in SEALED if (checksum := _checksum(workdir / name))})
+
+
+def _check_seal(workdir: epath.Path) -> None:
+    """Raises an InputError if a file differs from its checksum in DONE, which is empty in runs of earlier versions."""
+    path = workdir / "DONE"
+    if not path.exists() or not path.read_bytes():
+        return
+    expected = files.read_json_like(path, {})
+    for name in SEALED:
+        if expected.get(name) != _checksum(workdir / name):
+            raise InputError(f"{workdir / name}: found other content than when the run ended, expected it unchanged")
+
+
+def _checksum(path: epath.Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequence[str]) -> list[Row]:
+    """The rows of a cases.csv; an InputError unless it has one for each case of the folds and each class, in order."""
+    rows = scores.read_cases_csv(path)
+    names = [*classes, WHOLE_LESION] if len(classes) > 1 else classes
+    expected = [(case, fold, name) for fold, cases in enumerate(folds) for case in cases for name in names]
+    if [(row["case"], row["fold"], row["class"]) for row in rows] != expected:
+        raise InputError(
+            f"{path}: found {len(rows)} rows, expected those of the cases in folds.json and the classes in data.json, "
+            f"{len(expected)} rows in their order"
+        )
+    return rows
+
+
+def _read_notes(path: epath.Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: found a line that is not JSON, expected the file as it was written") from error
+    for line in lines:
+        values = dict.fromkeys(line if isinstance(line, dict) else (), (int, float, type(None)))
+        wrong = files.misfit(line, values | {"step": int})
+        if wrong:
+            raise InputError(
+                f"{path}: found {' '.join(wrong.split())}, expected numbers"
+            )  # a name may hold a line break
+    return lines
 
 
 # --- several runs side by side ---------------------------------------------------------------------------------------
@@ -144,6 +200,36 @@ class Study:
         return len(self.rows) - 1
 
 
+def name_of(path: str) -> str:
+    """The last part of a path; the page may be passed on, and a whole path reveals how the machine is organised."""
+    return epath.Path(path).name if path else ""
+
+
+def design(run: Run) -> str:
+    """How the cases of a run are divided into folds, in one sentence."""
+    cases = run.data["cases"]
+    names = [name for fold in run.folds for name in fold]
+    patients = len({cases.get(name, {}).get("patient", name) for name in names})
+    of_patients = f" of {patients} patients" * (patients < len(names))
+    by = run.config.get("folds_by", "patient")
+    by = f"with the folds of {name_of(by)}" if by.endswith(".json") else f"by {by}"
+    return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
+
+
+def origins(run: Run) -> list[str]:
+    """What the networks of a run worked on and started from, where that is not the usual: one sentence each."""
+    sentences, grid, train = [], run.data.get("grid", {}), run.config.get("train", {})
+    if grid.get("crop"):
+        sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
+        sentences.append(
+            f"{run.name} worked on voxels of {sides} mm, in the plane only where slices are thick; its predictions and "
+            "scores are on each case's own grid."
+        )
+    if train.get("init"):
+        sentences.append(f"{run.name} started from {name_of(train['init'])} (SHA-256 {train['init_sha256']}).")
+    return sentences
+
+
 def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
     """Puts runs side by side.
 
@@ -163,6 +249,10 @@ def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
             raise InputError(
                 f"{run.workdir}: found other cases than in {first.workdir}, expected runs on the same data"
             )
+    places = [str(run.workdir) for run in runs]
+    twice = [place for place in places if places.count(place) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: found the run twice, expected each run once")
     labels = [run.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [f"{run.name} ({run.workdir})" for run in runs]
@@ -240,50 +330,3 @@ def paper_dice(label: str, class_name: str) -> float | None:
 def format_p(p: float) -> str:
     """A p value as it is printed."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def limitations(study: Study) -> list[str]:
-    """What so few cases cannot show, one sentence each."""
-    cases, comparisons = len(study.case_names), study.comparisons
-    smallest = min(1.0, max(comparisons, 1) * statistics.smallest_wilcoxon_p(cases))
-    sentences = [
-        "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the folds' "
-        "networks share training cases.",
-        # Simulated with this package's own intervals: Dice from a skewed distribution, or 0 for one case in twenty.
-        "Where about one lesion in twenty is missed altogether, a 95% interval from 9 to 30 cases covers the true mean "
-        "in only 88 to 90% of studies.",
-    ]
-    if comparisons:
-        sentences.append(
-            "A difference that is not significant may still be real: a difference smaller than 1.4 times the "
-            "half-width of its interval is missed in more than one study of five, even before Holm's correction."
-        )
-    if comparisons and smallest > 0.05:
-        sentences.append(
-            f"With {cases} cases and {comparisons} comparisons the Wilcoxon test cannot give p below {smallest:.2g}: "
-            "it can find no difference significant, however large."
-        )
-    if cases < 10:
-        sentences.append(f"{cases} cases are too few for more than a rough estimate of the spread.")
-    return sentences
-
-
-def notes(study: Study) -> list[str]:
-    """What a reader of the table must know, `limitations` included; one or two sentences each."""
-    first = study.first
-    texts = [
-        "± standard deviation over cases; [95% bootstrap interval of the mean]. If both masks are empty, Dice is 1 and "
-        "distances are 0; if one is empty, Dice is 0 and distances are the image's diagonal."
-    ]
-    empty = sum(row["volume_true_ml"] == 0 for row in first.rows)
-    missed = {
-        label: sum(row["volume_pred_ml"] == 0 < row["volume_true_ml"] for row in run.rows)
-        for label, run in study.runs.items()
-    }
-    if empty or any(missed.values()):
-        counts = ", ".join(f"{count} by {label}" for label, count in missed.items())
-        texts.append(f"Empty references: {empty} over all cases and classes; lesions missed altogether: {counts}.")
-    if any(run.name in PAPER for run in study.runs.values()):
-        other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
-        texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
-    return [*texts, *limitations(study)]

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from html import escape
-
-from etils import epath
+from typing import Any
 
 from isles_jax import __version__
 from isles_jax.config import flatten
-from isles_jax.reporting import charts, markup
+from isles_jax.reporting import charts, markup, results
 from isles_jax.reporting.results import Run, Study
 
 
@@ -37,8 +36,13 @@ def _curves(run: Run) -> str:
 
 
 def data_name(run: Run) -> str:
-    """The name of the data's folder; the page may be passed on, and a whole path tells of the machine."""
-    return epath.Path(run.config["data"]["root"]).name
+    """The name of the data's folder."""
+    return results.name_of(run.config["data"]["root"])
+
+
+def _without_folders(config: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that hold paths, with the last part of each path alone."""
+    return {key: results.name_of(config[key]) for key in ("data.root", "folds_by", "train.init") if key in config}
 
 
 def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:
@@ -50,7 +54,7 @@ def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> st
     """
     columns = [
         flatten(run.config)
-        | {"data.root": data_name(run)}
+        | _without_folders(flatten(run.config))
         | {f"version of {package}": version for package, version in versions[label].items()}
         for label, run in study.runs.items()
     ]

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from isles_jax.reporting import charts, markup, results, scores, statistics
+from isles_jax.reporting import charts, markup, notes, results, scores, statistics
 from isles_jax.reporting.results import Study
 
 FACTOR_NAMES = {
@@ -30,11 +30,11 @@ def dice(study: Study) -> str:
     caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
     if any(run.name in results.PAPER for run in study.runs.values()):
         caption += "; paper*: Table 1 of the paper" + ", on other data" * study.first.data["phantom"]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in results.notes(study))
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
     return (
         f"<h2>Dice</h2>{markup.table(caption, head, body, css_class='dice')}"
         f'<div class="grid">{"".join(strips)}</div><p class="soft">Each dot is a case. The bar is the mean with its '
-        f'95% interval, and a diamond is the paper’s number.</p><ul class="notes">{notes}</ul>'
+        f'95% interval, and a diamond is the paper’s number.</p><ul class="notes">{items}</ul>'
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +14,18 @@ from etils import epath
 
 from isles_jax import metrics
 from isles_jax.data import layouts
-from isles_jax.data.case import Case
-from isles_jax.data.nifti import is_nifti, list_folder, read_labels, read_volume, stem
+from isles_jax.data.case import WHOLE_LESION, Case, check_names
+from isles_jax.data.nifti import is_nifti, list_folder, read_labels, read_volume, volumes_by_name
 from isles_jax.runtime import files, interrupt
 from isles_jax.runtime.command import InputError
 
-# The name is not "lesion", because data sets with a single class often call that class so.
-WHOLE_LESION = "whole lesion"
 METRICS = (
     "dice", "precision", "recall", "assd_mm", "hd_mm", "hd95_mm", "volume_true_ml", "volume_pred_ml", "lesion_f1",
     "lesion_f1_iou", "surface_dice", "volume_difference_ml",
 )  # fmt: skip
 COLUMNS = ("case", "fold", "class", *METRICS)
+_FORMULA = ("=", "+", "-", "@", "'")
+_NUMBER = re.compile(r"-?[0-9]+\.[0-9]{6}")
 
 Row = dict[str, Any]
 
@@ -36,6 +37,7 @@ def score_case(
     truth: np.ndarray,
     spacing_mm: Sequence[float],
     classes: Sequence[str],
+    voxel_ml: float | None = None,
 ) -> list[Row]:
     """Scores one case.
 
@@ -46,6 +48,7 @@ def score_case(
       truth: the reference, as `prediction`.
       spacing_mm: the voxel's sides.
       classes: names of the classes 1, 2, ...
+      voxel_ml: the volume of a voxel in ml; None: the product of its sides.
 
     Returns:
       One row for each class and, if there are several classes, one for the "whole lesion", which is any foreground. A
@@ -60,7 +63,7 @@ def score_case(
     if len(classes) > 1:
         masks[WHOLE_LESION] = (prediction > 0, truth > 0)
     return [
-        {"case": name, "fold": fold, "class": class_name, **metrics.score(*pair, spacing_mm)}
+        {"case": name, "fold": fold, "class": class_name, **metrics.score(*pair, spacing_mm, voxel_ml=voxel_ml)}
         for class_name, pair in masks.items()
     ]
 
@@ -71,8 +74,25 @@ def write_cases_csv(path: epath.PathLike, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow([row["case"], row["fold"], row["class"], *(f"{row[name]:.6f}" for name in METRICS)])
+        writer.writerow(
+            [_quoted(row["case"]), row["fold"], _quoted(row["class"]), *(f"{row[name]:.6f}" for name in METRICS)]
+        )
     files.write_atomic(path, text.getvalue())
+
+
+def _quoted(name: str) -> str:
+    """The name, with an apostrophe before it if a spreadsheet would take it for a formula."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+def _unquoted(text: str) -> str:
+    return text.removeprefix("'")
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is no number with six decimals")
+    return float(text)
 
 
 def read_cases_csv(path: epath.PathLike) -> list[Row]:
@@ -85,17 +105,16 @@ def read_cases_csv(path: epath.PathLike) -> list[Row]:
     try:
         reader = csv.DictReader(io.StringIO(path.read_text()))
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(
-                f"{path}: found the columns {','.join(reader.fieldnames or ())}, expected {','.join(COLUMNS)}"
-            )
+            columns = repr(",".join(reader.fieldnames or ()))[1:-1]  # a damaged name may hold a line break
+            raise InputError(f"{path}: found the columns {columns}, expected {','.join(COLUMNS)}")
         return [
-            {"case": row["case"], "fold": int(row["fold"]), "class": row["class"]}
-            | {name: float(row[name]) for name in METRICS}
+            {"case": _unquoted(row["case"]), "fold": int(row["fold"]), "class": _unquoted(row["class"])}
+            | {name: _number(row[name]) for name in METRICS}
             for row in reader
         ]
     except OSError as error:
         raise InputError(f"{path}: found no readable file, expected the scores of a run") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -163,6 +182,7 @@ def score_folders(
     """
     cases, classes, values = _labelled_cases(labels, classes, values)
     paths = _volumes(predictions)
+    check_names(labels, list(cases), classes)
     missing = [name for name in cases if name not in paths]
     if missing:
         others = f" ({len(missing)} of {len(cases)} cases have none)"
@@ -177,7 +197,8 @@ def score_folders(
         interrupt.leave_if_requested()
         case = _flat_case(case, values) if isinstance(case, Path) else case
         assert case.labels is not None
-        rows += score_case(name, 0, read_labels(paths[name], case, values), case.labels, case.spacing_mm, classes)
+        predicted = read_labels(paths[name], case, values)
+        rows += score_case(name, 0, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
     return rows
 
 
@@ -190,6 +211,7 @@ def _labelled_cases(
     """
     if any(is_nifti(path) for path in list_folder(labels)):
         classes = classes or ("penumbra", "core")
+        check_names(f"--classes={','.join(classes)}", (), classes)
         values = values or tuple(range(1, len(classes) + 1))
         if len(set(values)) != len(classes) or not all(1 <= value <= 255 for value in values):
             expected = f"{len(classes)} different integers from 1 to 255, for {', '.join(classes)}"
@@ -215,11 +237,7 @@ def _volumes(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: there is none, or two have the same name.
     """
-    paths: dict[str, Path] = {}
-    for path in filter(is_nifti, list_folder(folder)):
-        if stem(path) in paths:
-            raise InputError(f"{path}: found beside {paths[stem(path)].name}, expected one file for a case")
-        paths[stem(path)] = path
+    paths = volumes_by_name(folder)
     if not paths:
         raise InputError(f"{folder}: found no .nii or .nii.gz file, expected label volumes")
     return paths

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from isles_jax.reporting import results, scores, statistics
+from isles_jax.reporting import notes, results, scores, statistics
 from isles_jax.reporting.results import Run, Study
 
 
@@ -30,8 +30,8 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
         for factor in statistics.FACTORS:
             cells = "   ".join(f"{name} {_signed(effects[name][factor])}" for name in study.classes)
             parts.append(f"{factor:{width}}  {cells}")
-    notes = [textwrap.fill(note, 118, subsequent_indent="  ") for note in results.notes(study)]
-    return "\n".join([*parts, "", *notes])
+    lines = [textwrap.fill(note, 118, subsequent_indent="  ") for note in notes.notes(study)]
+    return "\n".join([*parts, "", *lines])
 
 
 def _dice_lines(study: Study, width: int) -> list[str]:

@@ -2,11 +2,13 @@
 
 import argparse
 import errno
+import io
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from isles_jax.runtime import interrupt
@@ -38,12 +40,23 @@ def add_folds_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=numbers, metavar="NUMBERS", help=folds)
 
 
+def local_path(text: str) -> Path:
+    """A flag's value as a path on this machine; an empty one or a path with a scheme, as s3://..., is a mistake."""
+    if not text or "://" in text:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a path on this machine")
+    return Path(text)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command and prints what the user must act on as one line on stderr (one line for each bad case).
 
-    Exit codes: 2 for a mistake of the user's or a full disk; 143 after SIGTERM; 130 after SIGINT; 141, without a line,
+    Exit codes: 2 for a mistake of the user's, a full disk, or a file that the system refuses; 143 after SIGTERM; 130
+    after SIGINT; 141, without a line,
     if the program that reads the output has ended, as `| head` does.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a character, such as that in "0.8 ± 0.1"
     with interrupt.listening():
         try:
             main()
@@ -56,6 +69,8 @@ def run_command(main: Callable[[], None]) -> None:
                 line, code = interrupt.message(saved), interrupt.exit_code()
             elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
+            elif isinstance(error, OSError) and error.filename is not None:
+                line, code = f"error: {error.filename}: cannot be read or written ({error.strerror})", 2
             elif isinstance(error, BrokenPipeError) and _reader_of_stdout_has_ended():
                 # Python flushes stdout once more at exit; into the closed pipe, that would fail again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,8 +29,16 @@ def check_folder(path: Path) -> None:
 
 def check_run(path: epath.PathLike) -> None:
     """Raises an InputError if there is neither a run nor a .safetensors file at `path`; buckets are not checked."""
-    if not is_bucket(path) and not Path(path).exists():
+    if not is_bucket(path) and not (os.fspath(path) and Path(path).exists()):
         raise InputError(f"{path}: does not exist; expected a run of isles_jax.main or a .safetensors file")
+
+
+def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
+    """Raises an InputError if `output` lies in the folder that is read; the next call would read it, too."""
+    if is_bucket(output) or is_bucket(folder):
+        return
+    if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+        raise InputError(f"{output}: lies inside {folder}, which is read; expected an output outside of it")
 
 
 @contextlib.contextmanager
@@ -89,8 +97,43 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads a JSON file."""
-    return json.loads(epath.Path(path).read_text())
+    """Reads a JSON file. A file that is not JSON raises a ValueError."""
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json_like(path: epath.PathLike, like: Any) -> Any:
+    """Reads a JSON file of the form `like`: types in dicts, which list the keys a file must have, and in lists.
+
+    Raises:
+      InputError: the file cannot be read or has another form.
+    """
+    try:
+        value = read_json(path)
+    except OSError as error:
+        raise InputError(f"{path}: found no readable file, expected the file as it was written") from error
+    except ValueError as error:
+        raise InputError(f"{path}: found no JSON, expected the file as it was written") from error
+    wrong = misfit(value, like)
+    if wrong:
+        raise InputError(f"{path}: found {wrong}, expected the file as it was written")
+    return value
+
+
+def misfit(value: Any, like: Any, name: str = "its content") -> str:
+    """Describes where a value differs from the form `like`; "" if it does not."""
+    if isinstance(like, dict) and isinstance(value, dict):
+        missing = [key for key in like if key not in value]
+        if missing:
+            return f"no {missing[0]!r} in {name}"
+        return next(filter(None, (misfit(value[key], kind, key) for key, kind in like.items())), "")
+    if isinstance(like, list) and isinstance(value, list):
+        return next(filter(None, (misfit(item, like[0], name) for item in value)), "")
+    kinds = (type(like),) if isinstance(like, dict | list) else like if isinstance(like, tuple) else (like,)
+    # In JSON, true is no number.
+    return "" if type(value) in kinds else f"a {type(value).__name__} in {name}"
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------
@@ -100,8 +143,12 @@ def location(path: epath.PathLike) -> epath.Path:
     """The path of a folder or bucket that the user named.
 
     Raises:
-      InputError: the path is a bucket, and the package that reads buckets is not installed.
+      InputError: the path is empty, or of another kind than gs://; the package that reads buckets is not installed.
     """
+    if not os.fspath(path) or (is_bucket(path) and not os.fspath(path).startswith("gs://")):
+        raise InputError(
+            f"{os.fspath(path)!r}: found no path of a kind that can be used, expected a folder or gs://..."
+        )
     if os.fspath(path).startswith("gs://"):
         if not importlib.util.find_spec("gcsfs"):
             raise InputError(f"{path}: found no package gcsfs, expected the extra gcs: pip install -e '.[gcs]'")

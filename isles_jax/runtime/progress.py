@@ -2,10 +2,25 @@
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+def track(items: Sequence[Item], title: str, unit: str, at_least: int = 50) -> Iterator[Item]:
+    """The items one by one, with a bar if there are many of them."""
+    if len(items) < at_least:
+        yield from items
+        return
+    with Bar(title, len(items), unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()
 
 
 class Bar:

@@ -238,9 +238,11 @@ def _damage(folder: epath.Path) -> str | None:
         actual = _checksums(folder)
     except OSError as error:
         return str(error)
-    for name, checksum in expected.items():
-        if actual.get(name) != checksum:
-            return f"{name} is {'missing' if name not in actual else 'not as it was written'}"
+    if not isinstance(expected, dict):
+        return f"{MANIFEST} holds a {type(expected).__name__}"
+    for name in sorted(expected.keys() | actual.keys()):
+        if actual.get(name) != expected.get(name):
+            return f"{name!r} is {'missing' if name not in actual else 'not as it was written'}"
     return None
 
 
@@ -253,22 +255,29 @@ def steps(directory: epath.PathLike) -> list[int]:
 def newest(directory: epath.PathLike) -> int | None:
     """The newest step that is as it was written; None if no save was ever completed.
 
-    Warns of each newer step that is skipped.
+    Prints a line for each newer step that is skipped.
 
     Raises:
       InputError: checkpoints exist, and all are damaged.
     """
+    return _newest(directory)[0]
+
+
+def _newest(directory: epath.PathLike) -> tuple[int | None, list[str]]:
+    """The result of `newest`, and the lines that it prints."""
     saved = steps(directory)
-    damage = {}
+    damage: dict[int, str | None] = {}
+    notes: list[str] = []
     for step in reversed(saved):
         damage[step] = _damage(epath.Path(directory) / str(step))
         if damage[step] is None:
-            return step
-        warnings.warn(f"{directory}/{step} is skipped: {damage[step]}", stacklevel=2)
+            return step, notes
+        notes.append(f"{directory}/{step} is skipped: {damage[step]}")
+        print(f"note: {notes[-1]}", file=sys.stderr, flush=True)
     # The very first save may have been interrupted. Any other step without a manifest was complete once.
     saving = epath.Path(directory) / SAVING
     if not saved or (saving.exists() and [saving.read_text()] == list(map(str, saved))):
-        return None
+        return None, notes
     raise InputError(f"{directory}: no readable checkpoint ({damage[saved[-1]]}); move the folder away to start again")
 
 
@@ -310,14 +319,16 @@ def _keep_newest(directory: epath.PathLike) -> int | None:
 def read_meta(directory: epath.PathLike) -> dict[str, Any]:
     """The meta that `save` stored in the newest undamaged step, with that step's number under `step`.
 
+    The lines about newer steps that are damaged are under `skipped`.
+
     Raises:
       InputError: there is no undamaged checkpoint.
     """
-    step = newest(directory)
+    step, notes = _newest(directory)
     if step is None:
         raise InputError(f"{directory}: found no checkpoint, expected one of a trained fold")
     # Orbax needs all processes for a read; a plain read works on one process alone.
-    return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step}
+    return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step, "skipped": notes}
 
 
 def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:

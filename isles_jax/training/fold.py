@@ -1,6 +1,7 @@
 """Training one fold: from its newest checkpoint, or from the first weights, to its last step."""
 
 import contextlib
+import dataclasses
 import math
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from isles_jax.networks import make_forward, make_segmenter
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
-from isles_jax.training import checkpoint, event_images, parallel
+from isles_jax.training import checkpoint, event_images, initial, parallel
 from isles_jax.training.metric_writer import MetricWriter
 from isles_jax.training.plan import Plan, feed, training_slices
 from isles_jax.training.state import State, init_state
@@ -84,7 +85,13 @@ def _first_state(plan: Plan, fold: int, checkpoints: epath.Path) -> State:
     """The state of the newest checkpoint, or the initial state if there is none, on all devices."""
     state = init_state(plan.config, plan.dataset.classes, len(plan.dataset.channels), plan.steps, fold)
     restored, kind = checkpoint.restore(checkpoints, state), plan.config.train.parallel
-    return parallel.replicate(state, kind) if restored is None else parallel.as_seen_by(kind, restored)
+    if restored is not None:
+        return parallel.as_seen_by(kind, restored)
+    if path := plan.config.train.init:
+        digest = plan.config.train.init_sha256
+        segmenter = initial.start(state.segmenter, path, digest, fold, plan.dataset.classes)
+        state = dataclasses.replace(state, segmenter=segmenter)
+    return parallel.replicate(state, kind)
 
 
 def _announce(plan: Plan, fold: int, state: State, slices: int, start: int, directory: epath.Path) -> None:
@@ -100,6 +107,7 @@ def _meta(plan: Plan, fold: int) -> dict[str, Any]:
     return {
         "config": to_dict(plan.config), "fold": fold, "classes": list(dataset.classes),
         "channels": list(dataset.channels), "label_values": [int(value) for value in dataset.label_values],
+        "grid": plan.target._asdict(),
     }  # fmt: skip
 
 

@@ -12,7 +12,9 @@ import ml_collections
 import numpy as np
 
 from isles_jax.config import to_dict
+from isles_jax.data import grid
 from isles_jax.data.case import Dataset
+from isles_jax.data.nifti import machine_memory
 from isles_jax.data.slices import Slices, draw_batch, make_slices
 from isles_jax.models import MULTIPLE
 from isles_jax.runtime.command import InputError
@@ -36,6 +38,7 @@ class Plan:
       data: images and labels of the slices on the devices; None if they are too large for that.
       run_steps: the compiled (state, data, indices) -> (state, metrics); one call runs `train.steps_per_call` steps.
       steps: the number of steps that every fold is trained.
+      target: the grid that the networks work on.
     """
 
     config: ml_collections.ConfigDict
@@ -44,6 +47,7 @@ class Plan:
     data: tuple[jax.Array, jax.Array] | None
     run_steps: Callable[..., Any]
     steps: int
+    target: grid.Target
 
 
 def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
@@ -57,15 +61,17 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
       dataset: all cases have labels.
 
     Raises:
-      InputError: the batch size is not a multiple of the number of devices.
+      InputError: the batch size is not a multiple of the number of devices, or too large for the data or the memory.
     """
     parallel.keep_compiled()
     devices, batch = jax.device_count(), config.train.batch_size
     if batch % devices:
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {devices} devices")
-    slices = make_slices(dataset.cases, MULTIPLE)
+    target = grid.choose(config.data.spacing_mm, dataset.cases)
+    slices = make_slices(dataset.cases, MULTIPLE, target, config.data.dtype)
     # All folds take the same number of steps, so that they share one compilation.
     training = len(slices.labels) * (config.folds - 1) / config.folds
+    _check_batch(config, training, slices.labels.shape[1] * slices.labels.shape[2], batch // devices)
     per_call = config.train.steps_per_call
     steps = math.ceil(config.train.epochs * math.ceil(training / batch) / per_call) * per_call
     settings = json.dumps({key: value for key, value in to_dict(config).items() if key in STEP_KEYS})
@@ -75,7 +81,21 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
         print(f"the slices take {size / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
     else:
         data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
-    return Plan(config, dataset, slices, data, run_steps, steps)
+    return Plan(config, dataset, slices, data, run_steps, steps, target)
+
+
+def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int, on_device: int) -> None:
+    """Raises an InputError if a batch has more slices than a fold trains on, or does not fit the memory for certain."""
+    batch = config.train.batch_size
+    if batch > training:
+        raise InputError(
+            f"--config.train.batch_size: found {batch}, expected at most the {training:.0f} training slices"
+        )
+    # The gradient needs the feature maps of the network's first two convolutions, and much more.
+    needed, memory = 8 * on_device * pixels * config.model.width, machine_memory()
+    if needed > memory:
+        sizes = f"{needed / 1e9:.0f} GB at the least, of {memory / 1e9:.0f} GB"
+        raise InputError(f"--config.train.batch_size: found {batch}, which needs {sizes}, expected a smaller one")
 
 
 @functools.lru_cache(maxsize=4)

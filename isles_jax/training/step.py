@@ -79,7 +79,7 @@ def _load(
 ) -> tuple[Array, Array]:
     """This device's slices of the batch, augmented with keys that depend on the place in the whole batch only."""
     images, labels = (array[indices] for array in data)
-    labels = labels.astype(jnp.int32)
+    images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
     options = config.augment
     if not options.enabled:
         return images, labels

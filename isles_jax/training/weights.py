@@ -2,10 +2,13 @@
 
 The tensors in the file are named fold_K/params/LAYER/kernel and so on. They are float32 in Flax's layouts. The metadata
 in the file's header hold one JSON object under the key `isles_jax`, with all that is needed to rebuild and use the
-networks: `config`, `classes`, `channels`, `label_values`, `versions` and `steps`.
+networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`. Its `sha256` is a checksum
+of the rest of the object and of all tensors.
 """
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from isles_jax.config import to_dict
+from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime import files
@@ -27,6 +31,7 @@ from isles_jax.training import checkpoint, parallel
 SUFFIX = ".safetensors"
 KEY = "isles_jax"
 _HEADER = ("config", "classes", "channels", "label_values", "versions", "steps")
+_FORM = {"config": {}, "classes": [str], "channels": [str], "label_values": [int], "versions": {}, "steps": {}}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Trained:
       steps: the number of steps that each fold was trained, by the fold's number.
       folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
         this process if read from a file.
+      target: the grid that the networks work on.
     """
 
     config: ml_collections.ConfigDict
@@ -51,6 +57,7 @@ class Trained:
     versions: dict[str, str]
     steps: dict[int, int]
     folds: dict[int, Any]
+    target: Target = AS_STORED
 
 
 def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
@@ -84,7 +91,7 @@ def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
     return Trained(
         config, tuple(meta["classes"]), tuple(meta["channels"]), tuple(meta["label_values"]), meta["versions"],
         {number: int(fold_meta["step"]) for number, (_, _, fold_meta) in loaded.items()},
-        {number: variables for number, (variables, _, _) in loaded.items()},
+        {number: variables for number, (variables, _, _) in loaded.items()}, Target(**meta.get("grid", {})),
     )  # fmt: skip
 
 
@@ -119,8 +126,19 @@ def save(path: epath.PathLike, trained: Trained) -> None:
       InputError: safetensors is not installed.
     """
     header = {name: getattr(trained, name) for name in _HEADER} | {"config": to_dict(trained.config)}
+    header |= {"grid": trained.target._asdict()}
+    header["sha256"] = _digest(flat(trained), header)
     # There is one key only, because the library writes several keys in an order that changes from call to call.
     files.write_atomic(path, _safetensors().save(flat(trained), {KEY: json.dumps(header)}))
+
+
+def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
+    """SHA-256 of the header, without its own `sha256`, and of the tensors with their names, types and shapes."""
+    digest = hashlib.sha256(json.dumps({key: value for key, value in header.items() if key != "sha256"}).encode())
+    for name in sorted(tensors):
+        digest.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
 
 
 def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
@@ -128,14 +146,28 @@ def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
         raise InputError(f"{path}: found no such file, expected weights written by isles_jax.export")
     content, reader = path.read_bytes(), _safetensors()
     try:
-        tensors = reader.load(content)
-        # The library reads metadata from local files only. The file starts with 8 bytes of length, then comes JSON.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    except Exception as error:  # the library raises its own exception, NumPy and JSON raise others
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+        return _parse(path, content, reader, folds)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises its own exception, NumPy, JSON and Flax raise others
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable safetensors file ({reason})") from error
+
+
+def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] | None) -> Trained:
+    tensors = reader.load(content)
+    # The library reads metadata from local files only. The file starts with 8 bytes of length, then comes JSON.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     if KEY not in header:
         raise InputError(f"{path}: found no {KEY!r} in its header, expected weights written by isles_jax.export")
     values = json.loads(header[KEY])
+    wrong = files.misfit(values, _FORM)
+    if wrong:
+        raise InputError(f"{path}: found {wrong} in its header, expected weights written by isles_jax.export")
+    if "sha256" not in values:
+        print(f"note: {path}: an earlier version wrote it, without a checksum", file=sys.stderr)
+    elif values["sha256"] != _digest(tensors, values):
+        raise InputError(f"{path}: found another content than its checksum says, expected the file as it was written")
     config = ml_collections.ConfigDict(values["config"])
     classes, channels = tuple(values["classes"]), tuple(values["channels"])
     networks, steps = nested(tensors), {int(number): step for number, step in values["steps"].items()}
@@ -144,7 +176,7 @@ def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
     return Trained(
         config, classes, channels, tuple(values["label_values"]), values["versions"],
         {number: steps[number] for number in chosen},
-        {number: parallel.replicate(networks[number]) for number in chosen},
+        {number: parallel.replicate(networks[number]) for number in chosen}, Target(**values.get("grid", {})),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import OBLIQUE, SHAPE, checksums, save_volume, spes_folder, volumes
 
-from isles_jax.data import layouts, spes
+from isles_jax.data import isles, layouts, nifti
 from isles_jax.runtime.command import InputError
 
 TMAX = ("b", "Tmax.nii")
@@ -344,6 +344,84 @@ BAD = {
 }
 
 
+def nifti2(affine, shape=SHAPE):
+    """A folder in which one volume is NIfTI-2 with this affine and shape."""
+
+    def make(root):
+        spes_folder(root)
+        nib.save(nib.Nifti2Image(np.zeros(shape, np.uint8), affine), root.joinpath(*TMAX))
+
+    return make
+
+
+def far_away():
+    affine = OBLIQUE.copy()
+    affine[0, 3] = 1e39
+    return affine
+
+
+def bomb(content):
+    """Compressed, and much longer than its header claims."""
+    return gzip.compress(gzip.decompress(content) + bytes(5 << 20))
+
+
+def in_two_members(root):
+    """Compressed in two pieces, one after the other, with zeros at the end."""
+    spes_folder(root, suffix=".nii.gz")
+    path = root / "b" / "Tmax.nii.gz"
+    plain = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(plain[:500]) + gzip.compress(plain[500:]) + bytes(99))
+
+
+def cifti(root):
+    """NIfTI-2 with the intent of CIFTI and an extension that should be XML."""
+    spes_folder(root)
+    image = nib.Nifti2Image(np.zeros((1, 1, 1, 1, 3, 4), np.float32), np.eye(4))
+    image.header.set_intent(3006)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"<CIFTI><broken"))
+    content = bytearray(image.to_bytes())
+    struct.pack_into("<i", content, 548, 32)
+    root.joinpath(*TMAX).write_bytes(content)
+
+
+GOOD["gzip of two members"] = (in_two_members, expect_same)
+BAD |= {
+    "an affine beyond float32": (nifti2(far_away()), "Tmax.nii: the affine"),
+    "a side beyond NIfTI-1": (nifti2(OBLIQUE, (40000, 1, 1)), "Tmax.nii: shape 40000x1x1; expected sides of at most"),
+    "CIFTI with broken XML": (cifti, "Tmax.nii: "),
+    "gzip without its trailer": (lambda r: compressed(r, lambda c: c[:-8]), "Tmax.nii.gz: not a readable NIfTI"),
+    "gzip with another checksum": (
+        lambda r: compressed(r, lambda c: c[:-8] + bytes([c[-8] ^ 1]) + c[-7:]),
+        "Tmax.nii.gz: not a readable NIfTI volume .*incorrect data check",
+    ),
+    "gzip that goes on": (lambda r: compressed(r, bomb), "Tmax.nii.gz: goes on after the"),
+}
+
+
+def test_a_case_that_all_its_channels_make_too_large_is_refused(tmp_path, monkeypatch):
+    spes_folder(tmp_path, suffix=".nii.gz")
+    monkeypatch.setattr(nifti, "machine_memory", lambda: 9 * 8 * 5 * 4 * 7)
+    with pytest.raises(InputError, match=r"Tmax\.nii\.gz: 360 voxels need 6112 bytes; expected at most half"):
+        layouts.load_images(tmp_path, isles.CHANNELS)
+    layouts.load_images(tmp_path, ("DWI",))
+
+
+def test_no_flipped_bit_of_a_compressed_volume_changes_a_voxel(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    save_volume(path, np.random.default_rng(0).random((20, 20, 10), np.float32))
+    content, expected = path.read_bytes(), nifti.read_volume(path)[0]
+    refused = 0
+    for place in np.random.default_rng(1).integers(0, 8 * len(content), 200):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        try:
+            np.testing.assert_array_equal(nifti.read_volume(path)[0], expected)
+        except InputError:
+            refused += 1
+    assert refused > 190
+
+
 @pytest.mark.parametrize("kind", GOOD)
 def test_unusual_folders_are_read(kind, tmp_path):
     prepare, check = GOOD[kind]
@@ -427,7 +505,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
 def test_images_for_prediction(tmp_path):
     spes_folder(tmp_path, OT=None)
     truncate(tmp_path, ("a", "OT.nii"), 100)
-    folder = layouts.load_images(tmp_path, spes.CHANNELS)
+    folder = layouts.load_images(tmp_path, isles.CHANNELS)
     assert [case.name for case in folder.cases] == ["a", "b"]
     assert all(case.labels is None for case in folder.cases)
     alone = layouts.load_images(tmp_path / "b", ("DWI", "Tmax"))
@@ -437,4 +515,27 @@ def test_images_for_prediction(tmp_path):
         layouts.load_images(tmp_path / "b", ("DWI", "FLAIR"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no case folder"):
-        layouts.load_images(tmp_path / "empty", spes.CHANNELS)
+        layouts.load_images(tmp_path / "empty", isles.CHANNELS)
+
+
+def test_a_case_is_named_by_its_entry_in_the_folder(tmp_path):
+    spes_folder(tmp_path / "A", cases=("mri",))
+    spes_folder(tmp_path / "B", cases=("mri",))
+    (tmp_path / "in").mkdir()
+    for name, target in (("p1", "A"), ("p2", "B")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target / "mri")
+    cases = layouts.load_images(tmp_path / "in", isles.CHANNELS).cases
+    assert [case.name for case in cases] == ["p1", "p2"]
+    assert [case.name for case in layouts.load_images(tmp_path / "in" / "p2", isles.CHANNELS).cases] == ["p2"]
+
+
+def test_images_of_several_patients_are_not_read_as_one(tmp_path):
+    for case, names in (("p1", ["Tmax"]), ("p2", ["TTP", "DWI"])):
+        for name in names:
+            save_volume(tmp_path / "x" / case / f"{name}.nii", volumes()[name])
+    for read in (
+        lambda: layouts.load_images(tmp_path / "x", isles.CHANNELS),
+        lambda: layouts.load(tmp_path, penumbra=1, core=2),
+    ):
+        with pytest.raises(InputError, match=r"x: found p1/Tmax\.nii and .*, expected the images of one patient"):
+            read()
