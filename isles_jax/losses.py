@@ -466,12 +466,10 @@ def boundary_distance(
     if distances.shape != logits.shape:
         raise ValueError(f"{name}: logits {logits.shape} need distances of that shape, got {distances.shape}")
     shape = _images_by_pixels(name, labels, reduction == "none", reduction)
-    count = jnp.sum(mask.reshape(shape), axis=1, dtype=jnp.float32)
-    distances = _padded(jnp.where(mask[..., None], distances, 0.0).reshape(*shape, logits.shape[-1]))
-    logits = _padded(logits.reshape(*shape, logits.shape[-1]))
-    axis = _class_axis(logits)
-    weighted = _probabilities(logits, axis) * jnp.moveaxis(distances, -1, axis)
-    losses = _ratio(jnp.sum(_pixel_sums(weighted, axis), axis=1), count)
+    distances = distances if where is None else jnp.where(mask[..., None], distances, 0.0)
+    logits, distances = (_padded(x.reshape(*shape, x.shape[-1]), x.shape[-1]) for x in (logits, distances))
+    total = _expected_sums(logits, distances)
+    losses = _ratio(total, jnp.sum(mask.reshape(shape), axis=1, dtype=jnp.float32))
     return losses if reduction == "none" else losses[0]
 
 
@@ -533,20 +531,10 @@ def _overlap(
     alpha: float, beta: float, gamma: float, smooth: float, squared: bool,
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...],
 ) -> tuple[Array, Array]:  # fmt: skip
-    """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`.
-
-    With `squared`, a false positive counts p^2 and a false negative (1 - p)^2.
-    """
-    axis = _class_axis(logits)
-    probabilities = _probabilities(logits, axis)
-    inside = jnp.expand_dims(mask, axis)
-    foreground = jnp.moveaxis(_one_hot(labels, logits.shape[-1]), -1, axis) & inside
-    power = 2 if squared else 1
-    hits = jnp.where(foreground, probabilities, 0.0)
-    extra = jnp.where(~foreground & inside, probabilities**power, 0.0)
-    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
-    # The sums are few numbers, so those of the other classes may be computed for nothing.
-    hits, extra, missed = (_pixel_sums(x, axis)[:, jnp.array(chosen)] for x in (hits, extra, missed))
+    """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`."""
+    counts = _soft_counts if logits.shape[-1] <= _MANY else _soft_counts_of_many
+    # Few numbers, so those of the other classes may be computed for nothing.
+    hits, extra, missed = (x[:, jnp.array(chosen)] for x in counts(logits, labels, mask, squared))
     # 1 - index as one fraction: no digit is lost where the loss is small, and it is 0 where there is nothing.
     wrong = alpha * extra + beta * missed
     losses = _ratio(wrong, hits + wrong + smooth)
@@ -556,52 +544,129 @@ def _overlap(
     return losses, hits + missed != 0
 
 
-def _class_axis(logits: Array) -> int:
-    """Where the classes stand for the sums: first if they are few, as a CPU is fast on long rows only."""
-    return 0 if logits.shape[-1] <= _MANY else 2
+def _soft_counts(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
+    """True positives, false positives and false negatives of each class in each image, [B, C].
+
+    Args:
+      logits: [B, N, C], N as `_padded` makes it.
+      labels: [B, N].
+      mask: [B, N].
+      squared: a false positive counts p^2 and a false negative (1 - p)^2, not p and 1 - p.
+    """
+    probabilities = _probabilities(logits)
+    foreground = jnp.moveaxis(_one_hot(labels, logits.shape[-1]), -1, 0) & mask
+    power = 2 if squared else 1
+    hits = jnp.where(foreground, probabilities, 0.0)
+    extra = jnp.where(~foreground & mask, probabilities**power, 0.0)
+    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
+    return _row_sums(hits).T, _row_sums(extra).T, _row_sums(missed).T
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _probabilities(logits: Array, axis: int) -> Array:
-    """Softmax of logits [B, N, C], as [C, B, N] (axis 0) or [B, N, C] (axis 2)."""
-    return lax.optimization_barrier(jax.nn.softmax(logits) if axis else _softmax(logits))
+# The derivatives below are written by hand because autodiff would store more arrays of the size of the logits.
 
 
-def _probabilities_forward(logits: Array, axis: int) -> tuple[Array, Array]:
-    return (probabilities := _probabilities(logits, axis)), probabilities
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _soft_counts_of_many(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
+    """As `_soft_counts`, for many classes: the logits stay as they lie in memory."""
+    return _soft_counts_forward(logits, labels, mask, squared)[0]
 
 
-def _probabilities_backward(axis: int, probabilities: Array, slopes: Array) -> tuple[Array]:
-    if not axis:
-        return (_softmax_gradient(probabilities, slopes),)
-    total = lax.optimization_barrier(jnp.sum(probabilities * slopes, axis=-1, keepdims=True))
-    return (probabilities * (slopes - total),)
+def _soft_counts_forward(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[tuple, tuple]:
+    images, count = logits.shape[0], logits.shape[-1]
+    # XLA's CPU divides the first axis among the cores.
+    logits, labels, mask = (x.reshape(images * _WORD, -1, *x.shape[2:]) for x in (logits, labels, mask))
+    powers, total = _powers(logits)
+    inside = mask[..., None]
+    foreground = _one_hot(labels, count) & inside
+    own = jnp.sum(jnp.where(foreground, powers, 0.0), axis=-1, keepdims=True)
+    own = lax.optimization_barrier(lax.optimization_barrier(own) / total)
+    power = 2 if squared else 1
+    hits = jnp.where(foreground, own, 0.0)
+    extra = jnp.where(~foreground & inside, (powers / total) ** power, 0.0)
+    missed = jnp.where(foreground, (1.0 - own) ** power, 0.0)
+    sums = (jnp.sum(_sums_by_words(x).reshape(images, _WORD, count), axis=1) for x in (hits, extra, missed))
+    return tuple(sums), (powers, total, foreground, inside)
 
 
-_probabilities.defvjp(_probabilities_forward, _probabilities_backward)
+def _soft_counts_backward(squared: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple:
+    powers, total, foreground, inside = residuals
+    images, count = cotangents[0].shape
+    hits, extra, missed = (jnp.repeat(x, _WORD, axis=0)[:, None] for x in cotangents)
+    if squared:
+        probabilities = powers / total
+        extra, missed = 2.0 * extra * probabilities, 2.0 * missed * (1.0 - probabilities)
+    slopes = jnp.where(foreground, hits - missed, jnp.where(inside, extra, 0.0))
+    return _powers_gradient(powers, total, slopes).reshape(images, -1, count), None, None
 
 
-def _pixel_sums(x: Array, axis: int) -> Array:
-    """Sums over N of [C, B, N] (axis 0) or [B, N, C] (axis 2), N a multiple of _WORD: [B, C]."""
-    if not axis:
-        return _row_sums(x, x.shape[-1]).T
-    # By words: one sum over millions of pixels would lose digits.
-    while x.shape[1] > 1:
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _WORD), (0, 0))).reshape(len(x), -1, _WORD, x.shape[-1])
-        x = lax.optimization_barrier(jnp.sum(x, axis=2))
-    return x[:, 0]
+_soft_counts_of_many.defvjp(_soft_counts_forward, _soft_counts_backward)
 
 
-# Written by hand because autodiff would take the sum's slices apart.
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _row_sums(x: Array, length: int) -> Array:
+@jax.custom_vjp
+def _expected_sums(logits: Array, values: Array) -> Array:
+    """Sums over pixels and classes of softmax(logits) * values, both [B, N, C] as `_padded` makes them: [B]."""
+    return _expected_sums_forward(logits, values)[0]
+
+
+def _expected_sums_forward(logits: Array, values: Array) -> tuple[Array, tuple[Array, ...]]:
+    images, count = logits.shape[0], logits.shape[-1]
+    if count <= _MANY:
+        probabilities = lax.optimization_barrier(_softmax(logits))
+        sums = _sum_of_pixels(_sum_of_classes(probabilities * jnp.moveaxis(values, -1, 0)))
+        return sums, (probabilities, values)
+    powers, total = _powers(logits.reshape(images * _WORD, -1, count))
+    values = values.reshape(powers.shape)
+    expected = lax.optimization_barrier(jnp.sum(powers * values, axis=-1, keepdims=True)) / total
+    return _sum_of_pixels(expected.reshape(images, -1)), (powers, total, values)
+
+
+def _expected_sums_backward(residuals: tuple[Array, ...], cotangents: Array) -> tuple[Array, Array]:
+    if len(residuals) == 2:
+        probabilities, values = residuals
+        slopes = cotangents[:, None] * jnp.moveaxis(values, -1, 0)
+        by_values = jnp.moveaxis(cotangents[:, None] * probabilities, 0, -1)
+        return _softmax_gradient(probabilities, slopes), by_values
+    powers, total, values = residuals
+    slopes = jnp.repeat(cotangents, _WORD)[:, None, None]
+    shape = (len(cotangents), -1, powers.shape[-1])
+    by_logits = _powers_gradient(powers, total, slopes * values)
+    return by_logits.reshape(shape), (powers * (slopes / total)).reshape(shape)
+
+
+_expected_sums.defvjp(_expected_sums_forward, _expected_sums_backward)
+
+
+@jax.custom_vjp
+def _probabilities(logits: Array) -> Array:
+    """Softmax of [B, N, C] as [C, B, N]."""
+    return _softmax(logits)
+
+
+def _probabilities_forward(logits: Array) -> tuple[Array, Array]:
+    return (probabilities := lax.optimization_barrier(_softmax(logits))), probabilities
+
+
+_probabilities.defvjp(_probabilities_forward, lambda probabilities, slopes: (_softmax_gradient(probabilities, slopes),))
+
+
+@jax.custom_vjp
+def _row_sums(x: Array) -> Array:
+    """`_sum_of_pixels`; autodiff would take its slices apart."""
     return _sum_of_pixels(x)
 
 
 _row_sums.defvjp(
-    lambda x, length: (_sum_of_pixels(x), None),
-    lambda length, _, slopes: (jnp.broadcast_to(slopes[..., None], (*slopes.shape, length)),),
+    lambda x: (_sum_of_pixels(x), x),
+    lambda like, slopes: (jnp.broadcast_to(slopes[..., None], like.shape),),
 )
+
+
+def _sums_by_words(x: Array) -> Array:
+    """[B, N, C] summed over N: [B, C]. One sum over millions of pixels would lose digits."""
+    while x.shape[1] > 1:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _WORD), (0, 0))).reshape(len(x), -1, _WORD, x.shape[-1])
+        x = lax.optimization_barrier(jnp.sum(x, axis=2))
+    return x[:, 0]
 
 
 # The Lovasz extension of the Jaccard loss.
@@ -846,11 +911,22 @@ def _softmax(logits: Array) -> Array:
         powers = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
         return powers / _sum_of_classes(powers)
     # XLA's CPU would take the exponentials of the turned array one by one.
+    powers, total = _powers(logits)
+    return jnp.moveaxis(lax.optimization_barrier(powers / total), -1, 0)
+
+
+def _powers(logits: Array) -> tuple[Array, Array]:
+    """Numerators [B, N, C] and denominators [B, N, 1] of the softmax."""
     logits = lax.optimization_barrier(logits)
     largest = lax.optimization_barrier(jnp.max(logits, axis=-1, keepdims=True))
     powers = lax.optimization_barrier(jnp.exp(logits - largest))
-    total = lax.optimization_barrier(jnp.sum(powers, axis=-1, keepdims=True))
-    return jnp.moveaxis(lax.optimization_barrier(powers / total), -1, 0)
+    return powers, lax.optimization_barrier(jnp.sum(powers, axis=-1, keepdims=True))
+
+
+def _powers_gradient(powers: Array, total: Array, slopes: Array) -> Array:
+    """The gradient for the logits where powers / total has the gradient `slopes`, [B, N, C]."""
+    mean = lax.optimization_barrier(jnp.sum(powers * slopes, axis=-1, keepdims=True)) / total
+    return powers * ((slopes - mean) / total)
 
 
 def _softmax_gradient(probabilities: Array, slopes: Array) -> Array:
@@ -902,8 +978,9 @@ def _mean_of_classes(
     chosen = _chosen_classes(name, classes, count := logits.shape[-1])
     table = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
     shape = _images_by_pixels(name, labels, per_image, reduction)
-    labels, mask = labels.reshape(shape), mask.reshape(shape)
-    losses, present = loss(_padded(logits.reshape(*shape, count)), _padded(labels), _padded(mask), chosen)
+    # The barrier: XLA would evaluate what depends on a constant mask while compiling, for many seconds.
+    labels, mask = labels.reshape(shape), lax.optimization_barrier(mask.reshape(shape))
+    losses, present = loss(*(_padded(x, count) for x in (logits.reshape(*shape, count), labels, mask)), chosen)
     weights = jnp.broadcast_to(table[jnp.array(chosen)], losses.shape)
     if classes == "present":
         weights = jnp.where(present, weights, 0.0)
@@ -1022,14 +1099,13 @@ def _pixel_axes(name: str, labels: Array, reduction: str) -> tuple[int, ...] | N
     return None if reduction == "mean" else tuple(range(1, labels.ndim))
 
 
-def _padded(x: Array) -> Array:
-    """[B, N, ...] with zeros at the end of the second axis.
+def _padded(x: Array, num_classes: int) -> Array:
+    """[B, N, ...] with zeros at the end of the second axis, so that N is a multiple of whole words.
 
-    N becomes an odd number of whole words: rows of a power of two would meet in the same few lines of a CPU's cache.
-    The barrier: XLA would evaluate what depends on a constant mask while compiling, for many seconds.
+    For few classes it is an odd one: rows of a power of two would meet in the same few lines of a CPU's cache.
     """
-    margin = (0, 0), (0, (_WORD - x.shape[1]) % (2 * _WORD)), *[(0, 0)] * (x.ndim - 2)
-    return lax.optimization_barrier(jnp.pad(x, margin))
+    more = -x.shape[1] % _WORD**2 if num_classes > _MANY else (_WORD - x.shape[1]) % (2 * _WORD)
+    return jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
 
 
 def _class_weights(name: str, class_weights: ArrayLike, num_classes: int) -> Array:
