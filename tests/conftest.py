@@ -66,3 +66,20 @@ def untrained_run(tmp_path_factory, small_config):
     for fold in (0, 1):
         (workdir / f"fold_{fold}" / "DONE").touch()
     return workdir, made, variables
+
+
+@pytest.fixture
+def take_form(monkeypatch):
+    """A function that makes this CPU run the form that the code has for another platform, such as "tpu"."""
+    import jax
+    from jax import lax
+
+    def take(platform):
+        def choose(*arguments, default, **forms):
+            return forms.get(platform, default)(*arguments)
+
+        monkeypatch.setattr(lax, "platform_dependent", choose)
+        jax.clear_caches()
+
+    yield take
+    jax.clear_caches()
