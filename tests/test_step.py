@@ -24,9 +24,9 @@ def data(classes=CLASSES):
     return jnp.asarray(images), jnp.asarray(np.minimum(labels, len(classes)))
 
 
-def run(config, indices, classes=CLASSES):
+def run(config, indices, classes=CLASSES, platform=None):
     """The compiled step on a fresh state; indices [K, B]."""
-    step = parallel.parallelize(make_step(config, classes, STEPS, parallel.AXIS), config.train.parallel)
+    step = parallel.parallelize(make_step(config, classes, STEPS, parallel.AXIS, platform), config.train.parallel)
     state = parallel.replicate(init_state(config, classes, 3, STEPS, 0))
     return step(state, parallel.replicate(data(classes)), np.asarray(indices, np.int32)[None])
 
@@ -82,6 +82,23 @@ def test_scanned_steps_are_the_same_steps(small_config):
     np.testing.assert_allclose(metrics["loss"], values, rtol=1e-4)
     assert metrics["learning_rate"].shape == (3,)
     close(scanned.segmenter.params, state.segmenter.params, 1e-3)
+
+
+def test_the_form_for_accelerators_is_the_same_step(small_config, take_form):
+    config = small_config(**{"augment.enabled": False, "loss.adversarial": 1.0})
+    expected, values = run(config, [[0, 1, 2, 3]])
+    take_form("tpu")
+    got, got_values = run(config, [[0, 1, 2, 3]], platform="tpu")
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
+    assert got_values.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_allclose(got_values[name], value, rtol=1e-4, err_msg=name)
+    networks = {"segmenter": (got.segmenter, expected.segmenter)}
+    networks |= {name: (got.critics[name], expected.critics[name]) for name in expected.critics}
+    for one, other in networks.values():
+        close(one.batch_stats, other.batch_stats, 1e-4)
+        # Adam's moments show the gradients; its first step hides their size.
+        close(one.opt_state, other.opt_state, 1e-3)
 
 
 def test_training_fits_one_batch(small_config):
