@@ -1,14 +1,16 @@
-"""Choices that the paper leaves open, and the compute type, each against the default: one key changed at a time.
+"""The ablation: the proposed system with one choice changed at a time.
 
 python -m experiments.ablation --workdir=DIR
 
-DIR may be that of `experiments.table1`: the proposed row is then not trained again.
+The choices are those that the paper leaves open, and the compute type. With the workdir of `experiments.table1`, the
+row `proposed` is not trained again.
 """
 
 import sys
 from collections.abc import Sequence
 
-from experiments.table1 import Rows, command, override
+from experiments.rows import Rows, override
+from experiments.study import command
 from isles_jax.config import baseline
 from isles_jax.runtime.command import run_command
 
@@ -29,15 +31,15 @@ CHOICES = {
 def ablation_rows(overrides: Sequence[str]) -> Rows:
     """The configuration of each choice, by name; `overrides` are applied to all."""
     rows = {}
-    for name, changed in CHOICES.items():
-        config = override(baseline(residual=True, adversarial=True, overlap=True), [*overrides, *changed])
+    for name, changes in CHOICES.items():
+        config = override(baseline(residual=True, adversarial=True, overlap=True), [*overrides, *changes])
         config.name = name
         rows[name] = config
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains the proposed system with one choice changed at a time and compares it with the default."""
+    """Trains the proposed system with one choice changed at a time and compares each with the default."""
     command("ablation", main.__doc__, ablation_rows, sys.argv[1:] if arguments is None else arguments)
 
 

@@ -1,10 +1,10 @@
-"""What a user would pick instead, on the folds of Table 1: PyTorch's SUMNet and MONAI's BasicUNet.
+"""Other tools' networks on the folds of Table 1: PyTorch's SUMNet and MONAI's BasicUNet.
 
 python -m experiments.peers --workdir=DIR
 
-DIR is that of an `experiments.table1` whose rows `bl1` (PyTorch's SUMNet as ours) and `proposed` are finished: data,
-folds and settings are read there. Each peer sees the slices that our systems see, augmented in the same way, for the
-same number of steps, with the same Adam and schedule, and is scored by `isles_jax.evaluate`. Needs the extra `peers`.
+DIR is the workdir of an `experiments.table1` whose rows `bl1` and `proposed` are finished. The data, the folds and the
+settings are read from there. Each network sees the slices that our systems see, augmented in the same way, for the same
+number of steps, with the same Adam and schedule, and is scored as by `isles_jax.evaluate`. Needs the extra `peers`.
 """
 
 import dataclasses
@@ -18,11 +18,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.table1 import seconds_file, write_table
+from experiments.rows import seconds_file
+from experiments.study import write_table
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.layouts import load
 from isles_jax.data.nifti import write_labels
-from isles_jax.data.slices import Slices, draw_batch, make_slices, normalise, pad, padded_size, unpad
+from isles_jax.data.slices import Slices, draw_batch, make_slices, network_input, padded_size, unpad
 from isles_jax.models import MULTIPLE
 from isles_jax.reporting import results, scores, table
 from isles_jax.reporting.results import Run
@@ -33,23 +34,23 @@ from isles_jax.training.state import learning_rate
 
 
 def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
-    """SUMNet without residuals, at our width, with cross-entropy."""
+    """SUMNet without residual connections, at the width of our systems, with cross-entropy."""
     import torch.nn.functional as F  # noqa: N812
 
-    from experiments.torch_twin import SUMNet
+    from experiments.benchmarks.torch_networks import SUMNet
 
     network = SUMNet(channels, outputs, residual=False, width=config.model.width)
     return network, lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=-1)
 
 
 def monai_unet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
-    """BasicUNet with its default features, and MONAI's Dice + cross-entropy as its tutorials set it."""
+    """BasicUNet with its default features, and MONAI's Dice + cross-entropy as in its tutorials."""
     from monai.losses import DiceCELoss
     from monai.networks.nets import BasicUNet
 
     loss = DiceCELoss(to_onehot_y=True, softmax=True)
     network = BasicUNet(spatial_dims=2, in_channels=channels, out_channels=outputs)
-    # MONAI's loss knows no pixels to ignore: padding is background, as its users have it.
+    # MONAI's loss cannot ignore pixels, so padding counts as background.
     return network, lambda logits, labels: loss(logits, labels.clamp(min=0)[:, None])
 
 
@@ -58,7 +59,15 @@ PEERS = {"PyTorch SUMNet, CE": torch_sumnet, "MONAI BasicUNet, Dice+CE": monai_u
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all peers share: our row's settings and folds, the data, and how many steps a fold takes."""
+    """What the networks share: settings, folds, data and the steps of a fold.
+
+    Attributes:
+      config: of our finished row.
+      folds: the names of the held-out cases of each fold.
+      dataset: its labelled cases.
+      slices: of these cases, for training.
+      steps: of each fold.
+    """
 
     config: ml_collections.ConfigDict
     folds: list[list[str]]
@@ -68,7 +77,7 @@ class Task:
 
 
 def read_task(run: Run) -> Task:
-    """The task of a finished run."""
+    """The task that a finished run of ours had."""
     config = ml_collections.ConfigDict(run.config)
     dataset = load(Path(config.data.root), penumbra=config.data.labels.penumbra, core=config.data.labels.core)
     dataset = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
@@ -76,22 +85,22 @@ def read_task(run: Run) -> Task:
 
 
 def train(task: Task, fold: int, network: object, loss: Callable, device: str) -> None:
-    """Trains a peer on the batches that our own systems see in this fold."""
+    """Trains a network in place on the batches that our own systems see in this fold."""
     import torch
 
     config, slices = task.config, task.slices
-    training = [i for i, case in enumerate(task.dataset.cases) if case.name not in task.folds[fold]]
-    pool = np.flatnonzero(np.isin(slices.case, training))
+    training_cases = [i for i, case in enumerate(task.dataset.cases) if case.name not in task.folds[fold]]
+    pool = np.flatnonzero(np.isin(slices.case, training_cases))
     options, schedule = config.augment, learning_rate(config, task.steps)
     degrees, scale, intensity = options.rotation_degrees, options.scale, options.intensity
-    change = jax.jit(partial(augment, rotation_degrees=degrees, scale=scale, intensity=intensity))
+    augment_batch = jax.jit(partial(augment, rotation_degrees=degrees, scale=scale, intensity=intensity))
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=config.optimizer.weight_decay)
     for step in range(task.steps):
         rows = draw_batch(pool, slices.lesion, config.train.batch_size, (config.seed, fold, step))
         images, labels = slices.images[rows], slices.labels[rows].astype(np.int32)
         if options.enabled:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + fold), step), len(rows))
-            images, labels = (np.array(array) for array in change(keys, images, labels))
+            images, labels = (np.array(array) for array in augment_batch(keys, images, labels))
         x = torch.from_numpy(images).movedim(-1, 1).to(device, memory_format=torch.channels_last)
         y = torch.from_numpy(labels.astype(np.int64)).to(device)
         for group in optimizer.param_groups:
@@ -102,25 +111,35 @@ def train(task: Task, fold: int, network: object, loss: Callable, device: str) -
 
 
 def segment(network: object, case: Case, device: str) -> np.ndarray:
-    """The most probable class of each voxel, uint8 [X, Y, Z], background where there is no brain."""
+    """The most probable class of each voxel, uint8 [X, Y, Z]; background where there is no brain."""
     import torch
 
-    brain, shape = case.brain, case.images.shape[:2]
-    stack = np.moveaxis(pad(normalise(case.images, brain), padded_size(shape, MULTIPLE)), 2, 0)
+    shape = case.images.shape[:2]
+    stack, places = network_input(case, padded_size(shape, MULTIPLE))
     with torch.inference_mode():
         logits = network(torch.from_numpy(stack.copy()).movedim(-1, 1).to(device, memory_format=torch.channels_last))
-    labels = unpad(np.moveaxis(logits.argmax(1).cpu().numpy(), 0, 2), shape)
-    return np.where(brain, labels, 0).astype(np.uint8)
+    labels = np.zeros(case.brain.shape, np.uint8)
+    labels[:, :, places] = unpad(np.moveaxis(logits.argmax(1).cpu().numpy(), 0, 2), shape)
+    return np.where(case.brain, labels, 0).astype(np.uint8)
 
 
 def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], float]:
-    """Trains, predicts and scores a peer, fold by fold; finished folds are kept. Returns its rows and its seconds."""
+    """Trains, predicts and scores a network, fold by fold; finished folds are kept.
+
+    Args:
+      name: a key of `PEERS`.
+      task: from `read_task`.
+      directory: where its predictions go.
+
+    Returns:
+      Its rows of scores, and the seconds that all folds took.
+    """
     import torch
 
     device, seconds = "cuda" if torch.cuda.is_available() else "cpu", 0.0
     for fold, held_out in enumerate(task.folds):
-        done = directory / f"fold_{fold}.json"
-        if not done.exists():
+        finished = directory / f"fold_{fold}.json"
+        if not finished.exists():
             print(f"--- {name}, fold {fold}: {task.steps} steps on {device}; to {directory}", flush=True)
             torch.manual_seed(task.config.seed + fold)
             start = time.monotonic()
@@ -132,8 +151,8 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], 
                 if case.name in held_out:
                     path = directory / "predictions" / f"{case.name}.nii.gz"
                     write_labels(path, segment(network, case, device), case, task.dataset.label_values)
-            files.write_json(done, {"seconds": round(time.monotonic() - start, 1)})
-        seconds += json.loads(done.read_text())["seconds"]
+            files.write_json(finished, {"seconds": round(time.monotonic() - start, 1)})
+        seconds += json.loads(finished.read_text())["seconds"]
     values = {} if (task.dataset.root / "dataset.json").exists() else {"values": task.dataset.label_values}
     rows = scores.score_folders(directory / "predictions", task.dataset.root, **values)
     fold_of = {case: fold for fold, names in enumerate(task.folds) for case in names}
@@ -143,7 +162,7 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains other tools' networks on the folds of experiments.table1 and compares them with its bl1 and proposed."""
     parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="that of experiments.table1; peers/ is added to it")
+    parser.add_argument("--workdir", type=Path, required=True, help="workdir of experiments.table1; peers/ is added")
     options = parser.parse_args(arguments)
     bl1, ours = (results.read_run(options.workdir / "seed_0" / name) for name in ("bl1", "proposed"))
     try:

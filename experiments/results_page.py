@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md, filled in from results/*.csv.
+"""Fills in the tables of RESULTS.md from results/*.csv.
 
 python -m experiments.results_page
 """
@@ -21,49 +21,51 @@ FACTORS = {
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV by the names of its columns."""
+    """The lines of a CSV, each as {column: cell}."""
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def rows_table(path: Path) -> str:
-    """A CSV of `table1.write_table` in Markdown; a star where both tests, corrected, stay below 0.05."""
+    """A CSV of `study.write_table` in Markdown; a star marks corrected p values below 0.05 in both tests."""
     lines = {(line["row"], line["class"]): line for line in read(path)}
-    names, words = dict.fromkeys(name for name, _ in lines), _classes(lines)
-    # The paper's numbers belong beside its eight systems only.
-    papers = words if results.PAPER.keys() <= names.keys() else []
-    made = [["", *words, *(f"minus proposed: {word}" for word in words), *(f"paper: {word}" for word in papers)]]
+    names, classes = dict.fromkeys(name for name, _ in lines), _classes(lines)
+    # The paper's numbers stand beside its eight systems only.
+    in_paper = classes if results.PAPER.keys() <= names.keys() else []
+    head = ["", *classes, *(f"minus proposed: {name}" for name in classes), *(f"paper: {name}" for name in in_paper)]
+    rows = [head]
     for name in names:
-        means = [_spread(lines[name, word], "dice", "low", "high") for word in words]
-        differences = [_difference(lines[name, word]) for word in words]
-        made.append([name, *means, *differences, *(_paper(lines[name, word]) for word in papers)])
-    return _markdown(made)
+        means = [_spread(lines[name, class_name], "dice", "low", "high") for class_name in classes]
+        differences = [_difference(lines[name, class_name]) for class_name in classes]
+        rows.append([name, *means, *differences, *(_paper(lines[name, class_name]) for class_name in in_paper)])
+    return _markdown(rows)
 
 
 def effects_table(path: Path) -> str:
-    """A CSV of `table1.write_effects` in Markdown, with the effects of the paper's own numbers beside it."""
+    """A CSV of `study.write_effects` in Markdown, beside the effects computed from the paper's own numbers."""
     lines = {(line["factor"], line["class"]): line for line in read(path)}
-    words = _classes(lines)
-    # The paper's order of systems is that of the design's cells.
+    classes = _classes(lines)
+    # The paper lists its systems in the order of the design's cells.
     cells = dict(zip(results.PAPER, itertools.product((False, True), repeat=3), strict=True))
     paper = {
-        word: statistics.main_effects({cells[name]: [dice[word]] * 2 for name, dice in results.PAPER.items()})
-        for word in words
+        name: statistics.main_effects({cells[system]: [dice[name]] * 2 for system, dice in results.PAPER.items()})
+        for name in classes
     }
-    made = [["", *words, *(f"paper: {word}" for word in words)]]
-    for factor, told in FACTORS.items():
-        measured = [_spread(lines[factor, word], "effect", "low", "high", "+") for word in words]
-        made.append([told, *measured, *(f"{paper[word][factor][0]:+.3f}" for word in words)])
-    return _markdown(made)
+    rows = [["", *classes, *(f"paper: {name}" for name in classes)]]
+    for factor, title in FACTORS.items():
+        measured = [_spread(lines[factor, name], "effect", "low", "high", "+") for name in classes]
+        rows.append([title, *measured, *(f"{paper[name][factor][0]:+.3f}" for name in classes)])
+    return _markdown(rows)
 
 
 def _classes(lines: Iterable[tuple[str, str]]) -> list[str]:
-    """The paper's classes among the keys of a table's lines; the whole lesion stays in the file."""
-    return [word for word in results.PAPER["proposed"] if any(word == other for _, other in lines)]
+    """The paper's classes among a table's (row, class); the whole lesion is left out."""
+    present = {class_name for _, class_name in lines}
+    return [class_name for class_name in results.PAPER["proposed"] if class_name in present]
 
 
 def _spread(line: dict[str, str], middle: str, low: str, high: str, sign: str = "") -> str:
-    one, *ends = (f"{float(line[key]):{sign}.3f}" for key in (middle, low, high))
-    return f"{one} [{', '.join(ends)}]"
+    mean, *ends = (f"{float(line[key]):{sign}.3f}" for key in (middle, low, high))
+    return f"{mean} [{', '.join(ends)}]"
 
 
 def _paper(line: dict[str, str]) -> str:
@@ -73,8 +75,8 @@ def _paper(line: dict[str, str]) -> str:
 def _difference(line: dict[str, str]) -> str:
     if not line["difference"]:
         return "-"
-    sure = max(float(line["p_wilcoxon_holm"]), float(line["p_bootstrap_holm"])) < 0.05
-    return _spread(line, "difference", "difference_low", "difference_high", "+") + "*" * sure
+    significant = max(float(line["p_wilcoxon_holm"]), float(line["p_bootstrap_holm"])) < 0.05
+    return _spread(line, "difference", "difference_low", "difference_high", "+") + "*" * significant
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -83,18 +85,18 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def fill(text: str, folder: Path = FOLDER) -> str:
-    """The page with each table, between `<!-- FILE.csv -->` and `<!-- end -->`, made anew from that file."""
+    """The page with every table between `<!-- FILE.csv -->` and `<!-- end -->` replaced by that file's table."""
 
-    def made(match: re.Match[str]) -> str:
+    def table_of(match: re.Match[str]) -> str:
         path = folder / match[1]
         table = effects_table(path) if path.stem.endswith("effects") else rows_table(path)
         return f"<!-- {match[1]} -->\n{table}\n<!-- end -->"
 
-    return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", table_of, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Fills the page in."""
+    """Writes RESULTS.md anew."""
     PAGE.write_text(fill(PAGE.read_text()))
     print(PAGE)
 

@@ -1,19 +1,20 @@
-"""One command for all: `isles-jax train`, `isles-jax predict` and so on, each the `main` of a module."""
+"""The command `isles-jax`, whose subcommands are the `main` functions of the command modules."""
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from isles_jax.runtime.command import InputError, run_command
 
-# Subcommand: the module whose `main` it calls, and what it does.
+# Each subcommand: the module whose `main` it calls, and what it does.
 COMMANDS = {
     "train": ("main", "cross-validate one system: train, predict and score every fold"),
     "predict": ("predict", "segment new cases with the networks of a run"),
     "evaluate": ("evaluate", "score label volumes of any tool"),
     "report": ("report", "compare finished runs in a table and a page"),
-    "export": ("export", "write a run's networks as safetensors or StableHLO"),
+    "export": ("export", "write the networks of a run as safetensors or StableHLO"),
     "phantom": ("phantom", "write a digital phantom data set"),
-    "convert": ("convert", "write a data set in the layout of nnU-Net"),
+    "convert": ("convert", "write a data set in the raw layout of nnU-Net"),
 }
 
 
@@ -21,21 +22,28 @@ def usage() -> str:
     """The text of --help."""
     lines = ["Segmentation of ischaemic stroke lesions in MRI.", "", "usage: isles-jax COMMAND [FLAGS]", ""]
     lines += [f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join([*lines, "", "isles-jax COMMAND --help lists a command's flags."])
+    return "\n".join([*lines, "", "isles-jax COMMAND --help lists the flags of a command."])
 
 
-def main() -> None:
-    """The command `isles-jax`."""
-    name, *arguments = sys.argv[1:] or ["--help"]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a subcommand, or prints the list of them.
+
+    Args:
+      arguments: the subcommand and its flags; None: those of the command line.
+
+    Raises:
+      InputError: there is no such subcommand; a mistake in its flags or its input.
+    """
+    name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
         return
     if name not in COMMANDS:
         raise InputError(f"isles-jax {name}: found no such command, expected one of {', '.join(COMMANDS)}")
-    # Only the module that is asked for is imported.
-    importlib.import_module(f"isles_jax.{COMMANDS[name][0]}").main(arguments)
+    # Only the module of this subcommand is imported, so that --help is quick.
+    importlib.import_module(f"isles_jax.{COMMANDS[name][0]}").main(flags)
 
 
 def run() -> None:
-    """The entry point that `pip install` makes."""
+    """The entry point that the installed script `isles-jax` calls."""
     run_command(main)

@@ -1,8 +1,8 @@
-"""The reference without learning: what thresholds, as used at the bedside, find on the same cases.
+"""A baseline without learning: the thresholds that clinicians use, applied to the same cases.
 
-Tissue at risk is where Tmax exceeds 6 s (Olivot et al., Stroke 2009; DEFUSE 2). The core is what is bright in DWI
-within it: a bright spot that is normally perfused is an old lesion to a clinician. The DWI threshold is a multiple of
-the brain's median, fitted on the training cases.
+Tissue at risk is where Tmax exceeds 6 s (Olivot et al., Stroke 2009; DEFUSE 2). The core is the part of it that is
+bright in DWI; a bright spot outside it has normal perfusion, and a clinician would take it for an old lesion. The DWI
+threshold is a multiple of the brain's median DWI. It is fitted on the training cases.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ SPES_CLASSES = ("penumbra", "core")
 def fit_core_threshold(
     cases: Sequence[Case], channels: Sequence[str] = SPES_CHANNELS, classes: Sequence[str] = SPES_CLASSES
 ) -> float:
-    """The threshold of `GRID` with the best mean Dice for core over the cases (the lowest of equals).
+    """The threshold in `GRID` with the best mean Dice of the core over the cases; the lowest one if several are best.
 
     Args:
-      cases: labelled cases of the training folds.
+      cases: the training cases, with labels.
       channels: names of the images' last axis; must hold "Tmax" and "DWI".
       classes: names of the labels 1..; must hold "core".
     """
@@ -34,10 +34,10 @@ def fit_core_threshold(
         at_risk, dwi = _at_risk(case, channels), _relative_dwi(case, channels)
         assert case.labels is not None
         truth = case.labels == core
-        # The number of voxels above every threshold at once, from the sorted values.
-        found = at_risk.sum() - np.searchsorted(np.sort(dwi[at_risk]), GRID, side="right")
+        # A search in the sorted values counts the voxels above all thresholds at once.
+        predicted = at_risk.sum() - np.searchsorted(np.sort(dwi[at_risk]), GRID, side="right")
         hits = (at_risk & truth).sum() - np.searchsorted(np.sort(dwi[at_risk & truth]), GRID, side="right")
-        size = found + truth.sum()
+        size = predicted + truth.sum()
         row[:] = np.where(size > 0, 2 * hits / np.maximum(size, 1), 1.0)
     return float(GRID[np.argmax(dice.mean(axis=0))])
 
@@ -48,13 +48,16 @@ def clinical_rule(
     channels: Sequence[str] = SPES_CHANNELS,
     classes: Sequence[str] = SPES_CLASSES,
 ) -> np.ndarray:
-    """Labels by thresholds: uint8 [X, Y, Z], 0 background and the integers of `classes` for penumbra and core.
+    """Segments a case by thresholds.
 
     Args:
-      case: Tmax in seconds.
-      threshold: of DWI, as a multiple of its median over the brain (`fit_core_threshold`).
+      case: its Tmax is in seconds.
+      threshold: from `fit_core_threshold`, a multiple of the brain's median DWI.
       channels: names of the images' last axis; must hold "Tmax" and "DWI".
       classes: names of the labels 1..; must hold "penumbra" and "core".
+
+    Returns:
+      uint8 [X, Y, Z], 0 for background and the labels of `classes` for penumbra and core.
     """
     penumbra, core = (list(classes).index(name) + 1 for name in SPES_CLASSES)
     at_risk = _at_risk(case, channels)

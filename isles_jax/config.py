@@ -1,10 +1,11 @@
 """Every setting of a run, and the eight systems of the paper as a 2 x 2 x 2 design.
 
-A file in `configs/` is one call of `baseline`. Any key can be overridden on the command line:
-`--config.optimizer.learning_rate=3e-4`.
+Each file in `configs/` calls `baseline` once. Any key can be overridden on the command line:
+`--config.optimizer.learning_rate=3e-4`. A key whose value is None is not set; its comment says what then applies.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,135 +24,164 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
       overlap: add the Lovasz-softmax and the boundary-weighted losses to cross-entropy.
 
     Returns:
-      The whole configuration, locked: unknown keys and other types are refused.
+      The whole configuration. It is locked: setting an unknown key or a value of another type raises an error.
     """
     number = 1 + 4 * residual + 2 * adversarial + overlap
     config = ml_collections.ConfigDict()
 
-    # Names the run; the default workdir is runs/<name>. bl1 to bl7 in the paper's order, the eighth is "proposed".
+    # The run's name; the default workdir is runs/<name>. bl1 to bl7 are in the paper's order; the eighth is "proposed".
     config.name = "proposed" if number == 8 else f"bl{number}"
-    # Fixes the folds, the initial weights, every batch and every augmentation.
+    # Seed of the folds, the initial weights, the batches, the augmentation and the phantom.
     config.seed = 0
-    # Number of cross-validation folds, by patient.
+    # Number of cross-validation folds. Each patient is held out in one of them.
     config.folds = 3
-    # Train, predict and score this fold only (0, 1, ...); None: all of them.
+    # What stays together in a fold: "patient" (all scans of one), "site" (all scans of a centre, as cases.csv in the
+    # data's folder names them), or a file with folds of your own, such as a run's folds.json.
+    config.folds_by = "patient"
+    # Run this fold only (0, 1, ...); None: all folds. Scores are computed once all folds are finished.
     config.fold = config_dict.placeholder(int)
     # Compute type of the networks: "float32" or "bfloat16". Parameters, statistics and losses are always float32.
     config.dtype = "float32"
 
-    config.data = data = ml_collections.ConfigDict()
-    # Folder of the data set (SPES or nnU-Net raw layout); empty: the built-in perfusion phantom.
-    data.root = ""
-    data.labels = ml_collections.ConfigDict()
-    # The integer that marks penumbra in a SPES label volume; checked against the images.
-    data.labels.penumbra = 1
-    # The integer that marks core in a SPES label volume; checked against the images.
-    data.labels.core = 2
-    data.phantom = ml_collections.ConfigDict()
-    # Number of phantom patients.
-    data.phantom.cases = 24
-    # Voxels of a phantom volume (x, y, slices).
-    data.phantom.shape = (64, 64, 16)
-    # 0: clean images and clear lesions; 1: thresholds fail where they fail in life; above 1: harder.
-    data.phantom.difficulty = 1.0
+    config.data = data_section()
 
     config.model = model = ml_collections.ConfigDict()
-    # Residual connections around the convolutions of each encoder stage.
+    # Whether residual connections bypass the convolutions of each encoder stage.
     model.residual = residual
-    # Channels of the first stage; every layer scales with it. None: 64, the paper's network, on a data set of your own,
-    # and 32 on the phantom, so that two cores suffice.
+    # Channels of the first stage; all other layers scale with it. None: 64 (the paper's network) on your own data, 32
+    # on the phantom, which two CPU cores can train.
     model.width = config_dict.placeholder(int)
-    # Where batch norm stands: "encoder", "all" or "none".
+    # Part of the network that has batch norm: "encoder", "all" or "none".
     model.batch_norm = "encoder"
-    # What convolves: "lax", "winograd" (isles_jax/conv.py: faster on CPU, longer to compile), or "auto": the second on
-    # CPU where the run is long enough to repay its compilation.
+    # Implementation of the convolutions: "lax"; "winograd" (isles_jax/conv.py), which is faster on CPU but compiles
+    # longer; or "auto", which takes "winograd" on CPU if the run is long enough to make up for the compilation.
     model.conv = "auto"
 
     config.discriminator = discriminator = ml_collections.ConfigDict()
-    # Train with one discriminator for each foreground class and one for all of them together.
+    # Train adversarially, with one discriminator for each foreground class and one for all of them together.
     discriminator.enabled = adversarial
-    # Channels of a discriminator's first layer. None: 64 on a data set of your own and 8 on the phantom.
+    # Channels of a discriminator's first layer. None: 64 on your own data, 8 on the phantom.
     discriminator.width = config_dict.placeholder(int)
-    # False: relativistic on pairs of one slice (RSGAN); True: against the batch's average (RaSGAN).
+    # False: compare reference and prediction of the same slice (RSGAN); True: compare with the batch's mean (RaSGAN).
     discriminator.average = False
-    # Adam's rate for the discriminators (betas 0.5 and 0.999).
+    # Adam's learning rate for the discriminators (betas 0.5 and 0.999).
     discriminator.learning_rate = 1e-4
 
     config.loss = loss = ml_collections.ConfigDict()
-    # Weight of cross-entropy; a weight of 0 leaves its term out of the compiled step (so for each of the four).
+    # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.
     loss.cross_entropy = 1.0
     # Weight of Lovasz-softmax.
     loss.lovasz = 1.0 if overlap else 0.0
     # Weight of the boundary-weighted negative log-likelihood.
     loss.boundary = 1.0 if overlap else 0.0
+    # Weight of soft Dice over all pixels of the batch, mean over the classes that are present.
+    loss.dice = 0.0
+    # Weight of the focal loss, gamma 2.
+    loss.focal = 0.0
     # Weight of each discriminator's adversarial loss.
     loss.adversarial = 1e-3 if adversarial else 0.0
-    # A boundary pixel counts this many times in the boundary-weighted loss.
+    # Weight of a boundary pixel in the boundary-weighted loss; other pixels have weight 1.
     loss.boundary_weight = 10.0
-    # Side of the structuring element whose dilation minus erosion is the boundary, in pixels, odd.
+    # Side, in pixels, of the structuring element; the boundary is dilation minus erosion. An odd number.
     loss.boundary_size = 3
-    # Lovasz-softmax for each slice, averaged (True), or over the batch's pixels together (False).
+    # True: the mean of each slice's Lovasz-softmax; False: Lovasz-softmax over all pixels of the batch.
     loss.lovasz_per_image = False
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    # Adam's peak rate; a short warm-up leads to it and a cosine from it to 0.
+    # Adam's peak learning rate. It rises during a short warm-up and then falls to 0 along a cosine.
     optimizer.learning_rate = 1e-3
-    # L2 decay added to the gradient, as in Adam with weight decay.
+    # L2 weight decay: this times the weights is added to the gradient before Adam.
     optimizer.weight_decay = 1e-5
-    # Share of the steps spent on the warm-up.
+    # Fraction of the steps that are warm-up.
     optimizer.warmup = 0.05
 
     config.train = train = ml_collections.ConfigDict()
-    # Passes over the training slices. None: 50 on a data set of your own and 6 on the phantom.
+    # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones.
+    train.init = ""
+    # SHA-256 of these weights, which the run writes here; a value that is given is checked.
+    train.init_sha256 = ""
+    # Passes over the training slices. None: 50 on your own data, 6 on the phantom.
     train.epochs = config_dict.placeholder(int)
-    # Slices in a step, over all devices together.
+    # Slices in a step, summed over all devices.
     train.batch_size = 8
-    # Steps in one call of the compiled function: more than 1 saves launches on GPU and TPU and is slow on CPU.
+    # Steps in one call of the compiled function. More than 1 saves launches on GPU and TPU, but is slower on CPU.
     train.steps_per_call = 1
-    # Steps between two lines of metrics.
+    # Steps between two lines of metrics.jsonl.
     train.log_every_steps = 10
-    # Steps between two checkpoints; the last step of a fold is always one.
+    # Steps between two checkpoints. The last step of a fold always has one.
     train.checkpoint_every_steps = 200
     # Also write event files for TensorBoard: losses, settings and, at each checkpoint, pictures of held-out slices.
     train.tensorboard = False
-    # Steps to trace with JAX's profiler, after the first ten of each fold that a call trains; 0: none.
+    # Number of steps to trace with JAX's profiler, ten steps after a fold starts or resumes; 0: no trace.
     train.profile = 0
-    # How the step is spread over devices: "pmap" or "shard_map"; both give the same numbers.
+    # How a step is distributed over devices: "pmap" or "shard_map"; both give the same numbers.
     train.parallel = "pmap"
 
     config.augment = augment = ml_collections.ConfigDict()
-    # Change training slices at random, inside the compiled step: left-right flip and the three below.
+    # Augment the training slices at random, inside the compiled step: left-right flip and the three below.
     augment.enabled = True
-    # Rotation by up to this, either way.
+    # Largest rotation in degrees, in either direction.
     augment.rotation_degrees = 10.0
-    # Scale by 1 plus or minus up to this.
+    # Largest change of scale: 0.1 means factors from 0.9 to 1.1.
     augment.scale = 0.1
-    # Gain and offset (in standard deviations) of each channel, plus or minus up to this.
+    # Largest change of each channel's gain, and largest offset in standard deviations.
     augment.intensity = 0.1
 
     config.predict = predict = ml_collections.ConfigDict()
-    # Average the prediction of each slice with that of its left-right mirror image; takes twice the time.
+    # Average the prediction of each slice with that of its left-right mirror image. This takes twice the time.
     predict.flips = False
-    # A lesion (26-connected, of any foreground class) smaller than this many ml becomes background; 0: none does.
+    # Lesions smaller than this become background; a lesion is a 26-connected region of any foreground classes. 0: none.
     predict.min_volume_ml = 0.0
 
     return config.lock()
 
 
-# The value of a key that is not set (None): on a data set of the user's own, and on the phantom (for two CPU cores).
+def data_section() -> ml_collections.ConfigDict:
+    """The section `data` of a configuration."""
+    data = ml_collections.ConfigDict()
+    # Folder of the data set, in a layout of docs/data.md; an empty text: the built-in perfusion phantom.
+    data.root = ""
+    # Names of the channels to use, in this order; (): all those of the layout.
+    data.channels = ()
+    # Side of the network's voxels in mm: "median" of the cases, one number for all three sides, three numbers with
+    # commas between them, or "0": every case as stored. Sides that differ by less than 5% are not resampled.
+    data.spacing_mm = "median"
+    # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
+    data.dtype = "float32"
+    data.labels = ml_collections.ConfigDict()
+    # The integer that marks penumbra in a SPES label volume; the images must agree with it.
+    data.labels.penumbra = 1
+    # The integer that marks core in a SPES label volume; the images must agree with it.
+    data.labels.core = 2
+    data.phantom = ml_collections.ConfigDict()
+    # What the phantom looks like: "spes" (Tmax, TTP, DWI; penumbra and core) or "isles2022" (DWI, ADC; lesion; mixed
+    # spacings, and several scans of some patients).
+    data.phantom.layout = "spes"
+    # Number of phantom cases; in the layout "spes" each is a patient of its own.
+    data.phantom.cases = 24
+    # Voxels of a phantom volume (x, y, slices).
+    data.phantom.shape = (64, 64, 16)
+    # 0: clean images and clear lesions; 1: thresholds make the mistakes they make on patients; above 1: harder.
+    data.phantom.difficulty = 1.0
+    return data
+
+
+# The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
 BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 6)}
 
 _POSITIVE = (
-    "folds", "data.phantom.cases", "model.width", "discriminator.width", "optimizer.learning_rate", "train.epochs",
-    "train.batch_size", "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
+    "data.phantom.cases", "model.width", "discriminator.width", "optimizer.learning_rate", "train.epochs",
+    "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.adversarial",
-    "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup", "train.profile", "augment.rotation_degrees",
-    "augment.scale", "augment.intensity", "predict.min_volume_ml",
+    "seed", "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
+    "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
+    "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip
-_WORDS = {
+_CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "data.dtype": ("float32", "float16"),
+    "data.phantom.layout": ("spes", "isles2022"),
     "model.batch_norm": ("encoder", "all", "none"),
     "model.conv": ("auto", "lax", "winograd"),
     "train.parallel": ("pmap", "shard_map"),
@@ -159,7 +189,7 @@ _WORDS = {
 
 
 def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
-    """A configuration, or what config.json holds of it, as {"a.b.c": value}."""
+    """A configuration, or the content of config.json, as {"a.b.c": value}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, (dict, ml_collections.ConfigDict)):
@@ -170,18 +200,17 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, 
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A checked copy of a configuration in which every key that is chosen by the data has its value.
+    """A checked copy of a configuration, with values for the keys of `BY_DATA` that are not set.
 
     Raises:
-      InputError: a value that makes no sense.
+      InputError: a value is not valid.
     """
     config = config.copy_and_resolve_references()
-    for key, values in BY_DATA.items():
-        if flatten(config)[key] is None:
-            config.update_from_flattened_dict({key: values[not config.data.root]})
+    unset = [key for key in BY_DATA if flatten(config)[key] is None]
+    config.update_from_flattened_dict({key: BY_DATA[key][not config.data.root] for key in unset})
     flat = flatten(config)
-    for key, words in _WORDS.items():
-        _require(flat[key] in words, key, flat[key], " or ".join(words))
+    for key, choices in _CHOICES.items():
+        _require(flat[key] in choices, key, flat[key], " or ".join(choices))
     for key in _POSITIVE:
         _require(flat[key] > 0, key, flat[key], "a number above 0")
     for key in _NOT_NEGATIVE:
@@ -191,22 +220,41 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     size, batch, warmup = config.loss.boundary_size, config.train.batch_size, config.optimizer.warmup
     _require(size % 2 == 1 and size > 0, "loss.boundary_size", size, "an odd number")
     _require(batch >= 2, "train.batch_size", batch, "at least 2")
-    _require(warmup < 1, "optimizer.warmup", warmup, "a share of the steps, below 1")
-    weights = (config.loss.cross_entropy, config.loss.lovasz, config.loss.boundary)
-    _require(any(weights), "loss", weights, "a weight above 0 for cross_entropy, lovasz or boundary")
+    _require(warmup < 1, "optimizer.warmup", warmup, "a fraction of the steps, below 1")
+    names = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
+    weights = tuple(config.loss[name] for name in names)
+    _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(names)}")
     shape = config.data.phantom.shape
-    _require(len(shape) == 3 and min(shape) > 0, "data.phantom.shape", shape, "three sides")
+    _require(len(shape) == 3 and min(shape) > 0, "data.phantom.shape", shape, "three numbers above 0")
+    spacing = config.data.spacing_mm
+    sides = "a side in mm, three with commas between them, 'median' or '0'"
+    _require(spacing in ("median", "0") or _sides(spacing) in (1, 3), "data.spacing_mm", spacing, sides)
+    channels, by = config.data.channels, config.folds_by
+    named = all(isinstance(name, str) and name for name in channels) and len(set(channels)) == len(channels)
+    _require(named, "data.channels", channels, "names, each once")
+    _require(by in ("patient", "site") or by.endswith(".json"), "folds_by", by, "patient, site or a .json file")
+    digest = config.train.init_sha256
+    _require(not digest or bool(config.train.init), "train.init_sha256", digest, "train.init, whose weights it is of")
     per_call = config.train.steps_per_call
     for key in ("train.log_every_steps", "train.checkpoint_every_steps"):
         _require(flat[key] % per_call == 0, key, flat[key], f"a multiple of train.steps_per_call={per_call}")
     return config
 
 
-def _require(good: bool, key: str, found: Any, expected: str) -> None:
-    if not good:
-        raise InputError(f"--config.{key}: found {found!r}, expected {expected}")
+def _sides(text: str) -> int:
+    """How many sides in mm a text holds; 0 if it holds anything else."""
+    try:
+        sides = [float(side) for side in text.split(",")]
+    except ValueError:
+        return 0
+    return len(sides) if all(0 < side < math.inf for side in sides) else 0
+
+
+def _require(valid: bool, key: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise InputError(f"--config.{key}: found {value!r}, expected {expected}")
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The configuration as JSON-able values, as config.json holds it."""
+    """The configuration as config.json stores it, in values that JSON can hold."""
     return json.loads(config.to_json_best_effort())

@@ -4,25 +4,33 @@ python -m isles_jax.convert --input=SPES_FOLDER --output=DIR
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from isles_jax.runtime.command import Parser, run_command
+from isles_jax.runtime.command import Parser, local_path, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes a data set in the raw layout of nnU-Net."""
     parser = Parser(prog="isles-jax convert", description=main.__doc__)
-    parser.add_argument("--input", type=Path, required=True, help="folder in the SPES layout")
-    parser.add_argument("--output", type=Path, required=True, help="new folder, such as nnUNet_raw/Dataset015_SPES")
-    parser.add_argument("--penumbra", type=int, default=1, help="integer of penumbra in the input (default 1)")
-    parser.add_argument("--core", type=int, default=2, help="integer of core in the input (default 2)")
+    parser.add_argument("--input", type=local_path, required=True, metavar="DIR", help="a data set in any layout")
+    folder = "a new folder, such as nnUNet_raw/Dataset015_SPES"
+    parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help=folder)
+    integer = "the integer that marks %s in the input's label volumes (default %%(default)s)"
+    parser.add_argument("--penumbra", type=int, default=1, metavar="INTEGER", help=integer % "penumbra")
+    parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")
+    names = "channels to write, with commas between them; default: those of the layout"
+    parser.add_argument("--channels", default="", metavar="NAMES", help=names)
     options = parser.parse_args(arguments)
-    # NumPy and nibabel: --help should not wait for them.
+    # Imported here because NumPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.data import layouts, nnunet
 
-    dataset = layouts.load(options.input, penumbra=options.penumbra, core=options.core)
+    channels = tuple(options.channels.split(",")) if options.channels else ()
+    dataset = layouts.load(options.input, channels, penumbra=options.penumbra, core=options.core)
+    print(dataset.summary)
+    for note in dataset.notes:
+        print(f"note: {note}")
     nnunet.write(dataset, options.output)
-    print(f"{options.output}: {len(dataset.cases)} cases, labels 1 {', 2 '.join(dataset.classes)}")
+    labels = ", ".join(f"{value} {name}" for value, name in enumerate(dataset.classes, 1))
+    print(f"{options.output}: {len(dataset.cases)} cases, labels {labels}")
 
 
 if __name__ == "__main__":

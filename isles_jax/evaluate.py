@@ -1,46 +1,46 @@
-"""The command that scores any tool's NIfTI files.
+"""The command that scores the label volumes of any tool.
 
 python -m isles_jax.evaluate --predictions=DIR --labels=DIR
 """
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from etils import epath
-
-from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError, Parser, local_path, run_command
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description = "Scores label volumes of any tool with the measures of this package. Prints the means; --output also "
-    description += "writes cases.csv (a row for each case and class) and summary.json."
-    parser = Parser(prog="isles-jax evaluate", description=description)
+    parser = Parser(prog="isles-jax evaluate", description=main.__doc__)
     predictions = "a folder of CASE.nii or CASE.nii.gz"
-    parser.add_argument("--predictions", type=Path, required=True, metavar="DIR", help=predictions)
+    parser.add_argument("--predictions", type=local_path, required=True, metavar="DIR", help=predictions)
     reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set in the SPES or nnU-Net layout"
-    parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help=reference)
-    parser.add_argument("--output", type=epath.Path, metavar="DIR", help="where cases.csv and summary.json are written")
-    parser.add_argument("--classes", metavar="NAMES", help="of a folder of label volumes; default: penumbra,core")
-    parser.add_argument("--values", metavar="INTEGERS", help="that mark the classes in the files; default: 1,2,...")
+    parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
+    tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
+    parser.add_argument("--output", metavar="DIR", help=tables)
+    parser.add_argument(
+        "--classes", metavar="NAMES", help="class names of a folder of label volumes; default: penumbra,core"
+    )
+    parser.add_argument("--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,...")
     options = parser.parse_args(arguments)
     try:
         options.values = tuple(map(int, options.values.split(","))) if options.values else None
     except ValueError:
         raise InputError(f"--values={options.values}: expected integers with commas between them") from None
+    options.output = None if options.output is None else files.location(options.output)
     options.classes = tuple(options.classes.split(",")) if options.classes else None
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores label volumes of any tool with the measures of this package."""
+    """Scores the label volumes of any tool with the measures of this package and prints the means."""
     options = _parse(arguments)
-    # SciPy and nibabel: --help should not wait for them.
+    # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.reporting import scores
 
     rows = scores.score_folders(options.predictions, options.labels, options.classes, options.values)
     summary = scores.summarise(rows)
-    if options.output:
+    if options.output is not None:
         scores.write_cases_csv(options.output / "cases.csv", rows)
         scores.write_summary(options.output / "summary.json", summary)
     print(scores.text_summary(summary))

@@ -1,4 +1,4 @@
-"""Losses for segmentation in JAX: cross-entropy, Lovasz-softmax and -hinge, boundary-weighted and relativistic losses.
+"""Losses for segmentation in JAX: cross-entropy, focal, Dice, Tversky, Lovasz, boundary and relativistic losses.
 
 This file imports jax and nothing else, so it can be copied into another project as it is.
 
@@ -6,13 +6,14 @@ Conventions. Channels come last; any number of spatial axes. `logits` are unnorm
 probabilities give `jnp.log(p)`), `labels` integers [...] in 0..C-1. `where` is a bool mask that broadcasts to `labels`;
 a pixel where it is False has no influence at all (its logits may be NaN, its label may be 255) and a gradient of
 exactly zero, and a loss with no pixel left is 0.0. A label outside 0..C-1 that is not masked makes the loss NaN, so
-that it cannot hide. Every loss is computed in float32, whatever comes in (bfloat16 inside the Lovasz losses silently
-loses the gradient), and is a float32 scalar. Shapes and types that do not fit raise ValueError or TypeError when the
-function is traced. Every function works under `jit`, `grad`, `vmap`, `pmap` and `shard_map`, with x64 on or off; under
-`pmap` and `shard_map` it sees its own device's pixels only.
+that it cannot hide. Every loss is computed in float32, whatever comes in: in bfloat16 the Lovasz losses would lose most
+of their gradient without a sign of it. `reduction="mean"` gives one float32 scalar; `reduction="none"` gives float32
+[B], for each image of the first axis the loss of that image alone (0.0 where no pixel of it is left). Shapes and types
+that do not fit raise ValueError or TypeError when the function is traced. Every function works under `jit`, `grad`,
+`vmap`, `pmap` and `shard_map`, with x64 on or off; under `pmap` and `shard_map` it sees its own device's pixels only.
 """
 
-# Longer than this package's other modules, because it is to be copied as one file; two fifths of it is documentation.
+# Longer than this package's other modules, because users copy it as one file; two fifths of it is documentation.
 
 from collections.abc import Callable
 from functools import partial, reduce
@@ -24,13 +25,18 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 __all__ = [
+    "boundary_distance",
     "boundary_mask",
     "boundary_weighted_nll",
     "cross_entropy",
+    "focal",
     "lovasz_hinge",
     "lovasz_softmax",
     "relativistic_discriminator_loss",
     "relativistic_generator_loss",
+    "signed_distances",
+    "soft_dice",
+    "tversky",
 ]
 
 # The bits of float32 infinity: those of any smaller non-negative float are a smaller integer, in the same order.
@@ -39,6 +45,10 @@ _INFINITY = 0x7F800000
 _WORD = 32
 # Classes whose sum is written out.
 _FEW = 32
+# More classes than this: the softmax is taken before the classes come first.
+_MANY = 8
+# The smallest normal float32.
+_TINY = 2.0**-126
 # Independent sorts in one program, at most.
 _GROUPS = 8
 
@@ -46,7 +56,12 @@ _Result = TypeVar("_Result")
 
 
 def cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, class_weights: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    reduction: str = "mean",
 ) -> Array:
     """Mean negative log-likelihood over the unmasked pixels.
 
@@ -57,9 +72,10 @@ def cross_entropy(
       labels: integers [...].
       where: bool mask that broadcasts to labels; False: ignore the pixel.
       class_weights: [C], not negative; None: all 1. The mean is the weighted mean, as in PyTorch.
+      reduction: "mean": over all pixels. "none": over the pixels of each image.
 
     Returns:
-      float32 scalar, in nats.
+      float32 scalar or [B], in nats.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0]])
@@ -68,14 +84,147 @@ def cross_entropy(
       >>> print(f"{cross_entropy(logits, jnp.array([0, 255]), where=jnp.array([True, False])):.4f}")
       0.1269
     """
-    logits, labels, mask = _segmentation("cross_entropy", logits, labels, where)
-    weights = mask.astype(jnp.float32)
-    if class_weights is not None:
-        table = _class_weights("cross_entropy", class_weights, logits.shape[-1])
-        weights = weights * jnp.sum(jnp.where(_one_hot(labels, logits.shape[-1]), table, 0.0), axis=-1)
-    return _ratio(jnp.sum(weights * _nll(logits, labels)), jnp.sum(weights)) + _nan_if_invalid(
-        labels, logits.shape[-1], mask
-    )
+    name = "cross_entropy"
+    logits, labels, mask = _segmentation(name, logits, labels, where)
+    return _mean_of_pixels(name, _nll(logits, labels), logits, labels, mask, class_weights, reduction)
+
+
+def focal(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma: float = 2.0,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    reduction: str = "mean",
+) -> Array:
+    """Focal loss: cross-entropy in which a pixel counts less, the better it is predicted.
+
+        sum_i w[y_i] * (1 - p_i)^gamma * -log p_i  /  sum_i w[y_i],   p_i = softmax(x_i)[y_i]
+
+    (Lin, Goyal, Girshick, He and Dollar 2017, arXiv 1708.02002, equation 5, with a softmax in place of the sigmoid; the
+    class weights are the paper's alpha.)
+
+    Args:
+      logits: [..., C].
+      labels: integers [...].
+      gamma: not negative; 0 is cross-entropy.
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+      class_weights: [C], not negative; None: all 1. The mean is the weighted mean, as in `cross_entropy`.
+      reduction: "mean": over all pixels. "none": over the pixels of each image.
+
+    Returns:
+      float32 scalar or [B], in nats.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+      >>> print(f"{focal(logits, jnp.array([0, 1])):.4f}")  # (0.1192^2 * 0.1269 + 0.5^2 * 0.6931) / 2
+      0.0875
+    """
+    name = "focal"
+    logits, labels, mask = _segmentation(name, logits, labels, where)
+    nll = _nll(logits, labels)
+    # 1 - p, kept above 0, where a power below 1 has no finite derivative.
+    wrong = jnp.maximum(-jnp.expm1(-nll), _TINY)
+    return _mean_of_pixels(name, wrong**gamma * nll, logits, labels, mask, class_weights, reduction)
+
+
+def soft_dice(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    classes: str | tuple[int, ...] = "present",
+    per_image: bool = False,
+    squared: bool = False,
+    smooth: float = 0.0,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    reduction: str = "mean",
+) -> Array:
+    """Soft Dice loss: 1 - Dice with probabilities in place of hard predictions.
+
+    With p = softmax(logits)[c] and t = 1 where the label is c and 0 elsewhere, the loss of class c is
+
+        1 - (2 sum p t + smooth) / (sum p + sum t + smooth)
+
+    (Sudre et al. 2017, arXiv 1707.03237; with `squared`, p^2 takes the place of p in the denominator: Milletari, Navab
+    and Ahmadi 2016, arXiv 1606.04797). On hard predictions it is 1 - Dice.
+
+    Args:
+      logits: [..., C].
+      labels: integers [...].
+      classes: "present": mean over the classes that occur in labels; "all": over all of them; a tuple of ints: over
+        these, present or not. An absent class costs sum p / (sum p + smooth): without `smooth` that is 1 and has no
+        gradient.
+      per_image: False: all pixels together. True: the first axis is the batch; mean of the losses of those images that
+        have a pixel left.
+      squared: sum p^2 in the denominator, not sum p.
+      smooth: in pixels, not negative.
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+      class_weights: [C], not negative; None: all 1. Weighted mean over the classes chosen by `classes`.
+      reduction: "mean"; "none": the loss of each image, with per_image=True.
+
+    Returns:
+      float32 scalar or [B], in 0..1.
+
+    Example:
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> hard = 100.0 * jax.nn.one_hot(jnp.array([0, 1, 1, 1]), 2)  # Dice 2/3 and 4/5
+      >>> print(f"{soft_dice(hard, labels):.4f}")
+      0.2667
+    """
+    loss = partial(_overlap, 0.5, 0.5, 1.0, smooth / 2, squared)
+    return _mean_of_classes("soft_dice", loss, logits, labels, classes, per_image, where, class_weights, reduction)
+
+
+def tversky(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    classes: str | tuple[int, ...] = "present",
+    per_image: bool = False,
+    smooth: float = 0.0,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    reduction: str = "mean",
+) -> Array:
+    """Tversky loss: soft Dice in which false positives and false negatives have weights of their own.
+
+    With p and t as in `soft_dice`, TP = sum p t, FP = sum p (1 - t) and FN = sum (1 - p) t, the loss of class c is
+
+        (1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth))^gamma
+
+    (Salehi, Erdogmus and Gholipour 2017, arXiv 1706.05721; the exponent: Abraham and Khan 2018, arXiv 1810.07842, who
+    write it as 1/gamma with gamma 4/3, which is gamma=0.75 here and in their code). alpha = beta = 0.5 is `soft_dice`
+    (with half of its `smooth`), alpha = beta = 1 the soft Jaccard loss; beta above alpha asks for few misses.
+
+    Args:
+      logits: [..., C].
+      labels: integers [...].
+      alpha: weight of false positives, not negative.
+      beta: weight of false negatives, not negative.
+      gamma: exponent, above 0: above 1 the classes that are already good count less, below 1 more.
+      classes: as in `soft_dice`.
+      per_image: as in `soft_dice`.
+      smooth: in pixels, not negative.
+      where: bool mask that broadcasts to labels; False: ignore the pixel.
+      class_weights: [C], not negative; None: all 1. Weighted mean over the classes chosen by `classes`.
+      reduction: "mean"; "none": the loss of each image, with per_image=True.
+
+    Returns:
+      float32 scalar or [B], in 0..1.
+
+    Example:
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> hard = 100.0 * jax.nn.one_hot(jnp.array([0, 1, 1, 1]), 2)  # 1 / (1 + 0.7) and 2 / (2 + 0.3)
+      >>> print(f"{tversky(hard, labels, alpha=0.3, beta=0.7):.4f}")
+      0.2711
+    """
+    loss = partial(_overlap, alpha, beta, gamma, smooth, False)
+    return _mean_of_classes("tversky", loss, logits, labels, classes, per_image, where, class_weights, reduction)
 
 
 def lovasz_softmax(
@@ -87,6 +236,7 @@ def lovasz_softmax(
     where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     bins: int | None = None,
+    reduction: str = "mean",
 ) -> Array:
     """Lovasz-softmax: the tight convex surrogate of 1 - mean IoU.
 
@@ -111,9 +261,10 @@ def lovasz_softmax(
       bins: None: exact. An int, 2 or more: errors are rounded to this many levels from 0 to 1 and counted, not sorted.
         The value is then off by at most 0.5 / (bins - 1) and exact on hard predictions; the gradient is a subgradient
         at the rounded errors. 16384 is a good choice.
+      reduction: "mean"; "none": the loss of each image, with per_image=True.
 
     Returns:
-      float32 scalar in 0..1.
+      float32 scalar or [B], in 0..1.
 
     Example:
       >>> labels = jnp.array([0, 0, 1, 1])
@@ -124,29 +275,22 @@ def lovasz_softmax(
       0.3333
     """
     name = "lovasz_softmax"
-    logits, labels, mask = _segmentation(name, logits, labels, where)
-    count = logits.shape[-1]
-    chosen = _chosen_classes(classes, count)
     if bins is not None and (type(bins) is not int or not 2 <= bins <= 2**24):
         raise ValueError(f"{name}: bins must be None or an int in 2..2**24, got {bins!r}")
-    shape = _images_by_pixels(name, labels, per_image)
-    weights = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
-    invalid = _nan_if_invalid(labels, count, mask)
-    # An odd number of whole words: rows of a power of two would meet in the same few lines of a CPU's cache.
-    margin = (0, 0), (0, (_WORD - shape[1]) % (2 * _WORD))
-    mask = mask.reshape(shape)
-    logits = jnp.pad(logits.reshape(*shape, count), (*margin, (0, 0)))
-    padded = jnp.pad(labels.reshape(shape), margin), jnp.pad(mask, margin)
-    losses, present = _lovasz_classes(logits, *padded, chosen, bins)
-    weights = jnp.broadcast_to(weights[jnp.array(chosen)], losses.shape)
-    if classes == "present":
-        weights = jnp.where(present, weights, 0.0)
-    per_image_loss = _ratio(jnp.sum(weights * losses, axis=1), jnp.sum(weights, axis=1))
-    return _mean_of_images(per_image_loss, mask) + invalid
+
+    def loss(logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...]) -> tuple[Array, Array]:
+        return _lovasz_classes(logits, labels, mask, chosen, bins)
+
+    return _mean_of_classes(name, loss, logits, labels, classes, per_image, where, class_weights, reduction)
 
 
 def lovasz_hinge(
-    logits: ArrayLike, labels: ArrayLike, *, per_image: bool = True, where: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    per_image: bool = True,
+    where: ArrayLike | None = None,
+    reduction: str = "mean",
 ) -> Array:
     """Binary Lovasz hinge: the convex surrogate of 1 - IoU of the foreground, on one logit for each pixel.
 
@@ -160,9 +304,10 @@ def lovasz_hinge(
       per_image: True: the first axis is the batch; mean of the losses of those images that have a pixel left. False:
         all pixels together.
       where: bool mask that broadcasts to labels; False: ignore the pixel.
+      reduction: "mean"; "none": the loss of each image, with per_image=True.
 
     Returns:
-      float32 scalar, 0 or more.
+      float32 scalar or [B], 0 or more.
 
     Example:
       >>> logits = jnp.array([[3.0, -3.0, 0.5]])
@@ -176,14 +321,13 @@ def lovasz_hinge(
     labels = _integer(name, labels, 2)
     if logits.shape != labels.shape:
         raise ValueError(f"{name}: logits and labels have one shape, got {logits.shape} and {labels.shape}")
-    shape = _images_by_pixels(name, labels, per_image)
-    mask = _mask(name, where, labels.shape)
-    invalid = _nan_if_invalid(labels, 2, mask)
-    labels, mask = labels.reshape(shape), mask.reshape(shape)
+    shape = _images_by_pixels(name, labels, per_image, reduction)
+    mask = _mask(name, where, labels.shape).reshape(shape)
+    labels = labels.reshape(shape)
     foreground = (labels == 1) & mask
     logits = jnp.where(mask, logits.reshape(shape), 0.0)
     errors = jax.nn.relu(1.0 - jnp.where(foreground, logits, -logits))
-    return _mean_of_images(_lovasz_binary(errors, foreground, mask), mask) + invalid
+    return _of_images(_lovasz_binary(errors, foreground, mask), labels, mask, 2, reduction)
 
 
 def boundary_mask(labels: ArrayLike, num_classes: int, *, size: int = 3, spatial_ndim: int = 2) -> Array:
@@ -205,9 +349,7 @@ def boundary_mask(labels: ArrayLike, num_classes: int, *, size: int = 3, spatial
       >>> print(boundary_mask(jnp.array([[0, 0, 0, 1, 1, 1]]), 2).astype(int))
       [[0 0 1 1 0 0]]
     """
-    if type(num_classes) is not int or num_classes < 1:
-        raise ValueError(f"boundary_mask: num_classes must be an int of at least 1, got {num_classes!r}")
-    labels = _integer("boundary_mask", labels, num_classes)
+    labels = _integer("boundary_mask", labels, _class_count("boundary_mask", num_classes))
     _check_window("boundary_mask", size, spatial_ndim, labels.ndim)
     return _boundary(labels, None, num_classes, size, spatial_ndim)
 
@@ -220,13 +362,14 @@ def boundary_weighted_nll(
     size: int = 3,
     spatial_ndim: int = 2,
     where: ArrayLike | None = None,
+    reduction: str = "mean",
 ) -> Array:
     """Cross-entropy in which pixels at a boundary between classes count `weight` times.
 
         1/N * sum_i w_i * -log softmax(x_i)[y_i],   w_i = weight on boundary_mask(labels) and 1 elsewhere
 
-    N is the number of unmasked pixels, not the sum of the weights (Rajan, Sathish and Sheet, section 2; not the
-    signed-distance "boundary loss" of Kervadec et al.). Masked pixels make no boundary.
+    N is the number of unmasked pixels, not the sum of the weights (Rajan, Sathish and Sheet, section 2). Masked pixels
+    make no boundary. The "boundary loss" of Kervadec et al. is another one: `boundary_distance`.
 
     Args:
       logits: [..., C].
@@ -235,9 +378,10 @@ def boundary_weighted_nll(
       size: side of the structuring element in pixels, odd; see `boundary_mask`.
       spatial_ndim: how many trailing axes of labels are spatial.
       where: bool mask that broadcasts to labels; False: ignore the pixel.
+      reduction: "mean": over all pixels. "none": over the pixels of each image.
 
     Returns:
-      float32 scalar, in nats.
+      float32 scalar or [B], in nats.
 
     Example:
       >>> labels = jnp.array([[0, 0, 0, 1, 1, 1]])
@@ -247,9 +391,84 @@ def boundary_weighted_nll(
     name = "boundary_weighted_nll"
     logits, labels, mask = _segmentation(name, logits, labels, where)
     _check_window(name, size, spatial_ndim, labels.ndim)
+    axes = _pixel_axes(name, labels, reduction)
     boundary = _boundary(labels, None if where is None else mask, logits.shape[-1], size, spatial_ndim)
-    total = jnp.sum(jnp.where(boundary, jnp.float32(weight), 1.0) * mask * _nll(logits, labels))
-    return _ratio(total, jnp.sum(mask, dtype=jnp.float32)) + _nan_if_invalid(labels, logits.shape[-1], mask)
+    total = jnp.sum(jnp.where(boundary, jnp.float32(weight), 1.0) * mask * _nll(logits, labels), axis=axes)
+    return _ratio(total, jnp.sum(mask, axis=axes, dtype=jnp.float32)) + _nan_if_invalid(
+        labels, logits.shape[-1], mask, axes
+    )
+
+
+def signed_distances(labels: ArrayLike, num_classes: int, spacing: tuple[float, ...]) -> Array:
+    """The Euclidean distance of each pixel to the edge of each class: negative inside, positive outside.
+
+    It is the distance to the centre of the nearest pixel on the other side, so that the edge itself lies half a pixel
+    before it; exact but for float32's rounding. A class that has no pixel of the image, or all of them, has distance 0
+    everywhere. A label outside 0..num_classes-1 is unknown: it lies on neither side, and its own distance is 0.
+
+    Each axis of n pixels takes n passes over the image: 96 x 128 pixels take 224. Where labels do not change while
+    training, compute the distances once.
+
+    Args:
+      labels: integers [..., spatial axes].
+      num_classes: number of classes C.
+      spacing: distance between pixels along each spatial axis, these being the last len(spacing) axes of labels.
+
+    Returns:
+      float32 [..., spatial axes, C], in the unit of spacing.
+
+    Example:
+      >>> print(signed_distances(jnp.array([0, 0, 1, 1]), 2, (2.0,))[:, 1])
+      [ 4.  2. -2. -4.]
+    """
+    name = "signed_distances"
+    labels, axes = _integer(name, labels, _class_count(name, num_classes)), len(spacing)
+    if not 1 <= axes <= labels.ndim:
+        raise ValueError(f"{name}: spacing needs 1 to {labels.ndim} numbers for labels {labels.shape}, got {spacing}")
+    known = ((labels >= 0) & (labels < num_classes))[..., None]
+    inside = _one_hot(labels, num_classes)
+    out, into = (_distance(side, spacing) for side in (inside, known & ~inside))
+    return jnp.where(known & jnp.isfinite(out) & jnp.isfinite(into), jnp.where(inside, -into, out), 0.0)
+
+
+def boundary_distance(
+    logits: ArrayLike, distances: ArrayLike, *, where: ArrayLike | None = None, reduction: str = "mean"
+) -> Array:
+    """The boundary loss of Kervadec et al.: each pixel's probability times its signed distance to the true edge.
+
+        1/N * sum_i sum_c softmax(x_i)[c] * distances[i, c]
+
+    N is the number of unmasked pixels (Kervadec et al. 2019, arXiv 1812.07032, equation 5; the authors' code divides by
+    the number of classes as well). It is lowest, and negative, at the true segmentation. The authors add it to an
+    overlap loss with a weight that grows from 0.01 while training. A class whose distances are 0 has no part in it, so
+    `distances.at[..., 0].set(0.0)` leaves the background out.
+
+    Args:
+      logits: [..., C].
+      distances: [..., C], as `signed_distances` returns them.
+      where: bool mask that broadcasts to logits.shape[:-1]; False: ignore the pixel.
+      reduction: "mean": over all pixels. "none": over the pixels of each image.
+
+    Returns:
+      float32 scalar or [B], in the unit of the distances.
+
+    Example:
+      >>> distances = signed_distances(jnp.array([0, 0, 1, 1]), 2, (1.0,))
+      >>> print(f"{boundary_distance(jnp.zeros((4, 2)), distances):.4f}")
+      0.0000
+      >>> print(f"{boundary_distance(jnp.array([[9.0, 0.0]] * 2 + [[0.0, 9.0]] * 2), distances):.4f}")
+      -1.4996
+    """
+    name = "boundary_distance"
+    distances = _float(name, "distances", distances)
+    # Any labels will do: only the logits and the mask are used.
+    logits, labels, mask = _segmentation(name, logits, jnp.zeros(jnp.shape(logits)[:-1], jnp.int32), where)
+    if distances.shape != logits.shape:
+        raise ValueError(f"{name}: logits {logits.shape} need distances of that shape, got {distances.shape}")
+    axes = _pixel_axes(name, labels, reduction)
+    distances = jnp.where(mask[..., None], distances, 0.0)
+    total = jnp.sum(jnp.sum(jax.nn.softmax(logits) * distances, axis=-1), axis=axes)
+    return _ratio(total, jnp.sum(mask, axis=axes, dtype=jnp.float32))
 
 
 def relativistic_discriminator_loss(real: ArrayLike, fake: ArrayLike, *, average: bool = False) -> Array:
@@ -303,6 +522,75 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
     return _relativistic(fake, real, average)
 
 
+# Soft counts of a confusion matrix, for Dice and Tversky.
+
+
+def _overlap(
+    alpha: float, beta: float, gamma: float, smooth: float, squared: bool,
+    logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...],
+) -> tuple[Array, Array]:  # fmt: skip
+    """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`."""
+    # Few numbers, so that those of the other classes may be computed for nothing.
+    hits, extra, missed = (x[:, jnp.array(chosen)] for x in _soft_counts(logits, labels, mask, squared))
+    # 1 - index as one fraction: no digit is lost where the loss is small, and it is 0 where there is nothing.
+    wrong = alpha * extra + beta * missed
+    losses = _ratio(wrong, hits + wrong + smooth)
+    # A power below 1 has no finite derivative at 0.
+    losses = jnp.where(losses < _TINY, 0.0, jnp.maximum(losses, _TINY) ** gamma)
+    return losses, jnp.any(_sides(labels, mask, chosen)[0], axis=-1).T
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _soft_counts(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
+    """True positives, false positives and false negatives of each class in each image.
+
+    Args:
+      logits: float32 [B, N, C], N a multiple of 8.
+      labels: int32 [B, N].
+      mask: bool [B, N].
+      squared: a false positive counts p^2 and a false negative (1 - p)^2, not p and 1 - p.
+
+    Returns:
+      float32 [B, C], three times.
+    """
+    return _soft_counts_forward(logits, labels, mask, squared)[0]
+
+
+def _soft_counts_forward(
+    logits: Array, labels: Array, mask: Array, squared: bool
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+    labels, mask = lax.optimization_barrier((labels, mask))
+    probabilities = lax.optimization_barrier(_softmax(logits))
+    foreground, background = _sides(labels, mask, tuple(range(len(probabilities))))
+    power = 2 if squared else 1
+    hits = jnp.where(foreground, probabilities, 0.0)
+    extra = jnp.where(background, probabilities**power, 0.0)
+    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
+    counts = _sum_of_pixels(hits).T, _sum_of_pixels(extra).T, _sum_of_pixels(missed).T
+    return counts, (probabilities, labels, mask)
+
+
+def _soft_counts_backward(
+    squared: bool, residuals: tuple[Array, Array, Array], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, None, None]:
+    probabilities, labels, mask = residuals
+    hits, extra, missed = (x.T[..., None] for x in cotangents)
+    if squared:
+        extra, missed = 2.0 * extra * probabilities, 2.0 * missed * (1.0 - probabilities)
+    foreground, background = _sides(labels, mask, tuple(range(len(probabilities))))
+    slopes = jnp.where(foreground, hits - missed, jnp.where(background, extra, 0.0))
+    return _softmax_gradient(probabilities, slopes), None, None
+
+
+_soft_counts.defvjp(_soft_counts_forward, _soft_counts_backward)
+
+
+def _sides(labels: Array, mask: Array, classes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Foreground and background of each of K classes, bool [K, B, N]; masked pixels are neither."""
+    foreground = labels == jnp.array(classes, jnp.int32)[:, None, None]
+    return foreground & mask, ~foreground & mask
+
+
 # The Lovasz extension of the Jaccard loss.
 
 
@@ -338,27 +626,14 @@ def _classes(
     """The result of `_lovasz_classes` and, if wanted, what backward needs: probabilities and slopes, pixels last."""
     # Without a barrier XLA would evaluate what depends on a constant mask while compiling, for many seconds.
     mask = lax.optimization_barrier(mask)
-    logits = lax.optimization_barrier(jnp.moveaxis(logits, -1, 0))
-    largest = reduce(jnp.maximum, logits) if len(logits) <= _FEW else jnp.max(logits, axis=0)
-    powers = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
-    probabilities = powers / _sum_of_classes(powers)
+    probabilities = _softmax(logits)
     picked = probabilities if len(chosen) == len(probabilities) else probabilities[jnp.array(chosen)]
-    foreground = (labels == jnp.array(chosen, jnp.int32)[:, None, None]) & mask
+    foreground, _ = _sides(labels, mask, chosen)
     # A softmax may round to a little more than 1.
     errors = jnp.maximum(jnp.where(foreground, 1.0 - picked, picked), 0.0)
     losses, steps = _extension(errors, foreground, jnp.broadcast_to(mask, errors.shape), bins, gradient)
     result = losses.T, jnp.any(foreground, axis=-1).T
     return result, (probabilities, jnp.where(foreground, -steps, steps)) if gradient else None
-
-
-def _sum_of_classes(x: Array) -> Array:
-    """Sum over the first axis; XLA's own is slow on CPUs where that axis is short. The barrier: once, not per class."""
-    return lax.optimization_barrier(reduce(jnp.add, x) if len(x) <= _FEW else jnp.sum(x, axis=0))
-
-
-def _sum_of_pixels(x: Array) -> Array:
-    """Sum over the last axis, a multiple of 8: in eight lanes first, for the same reason and for accuracy."""
-    return jnp.sum(reduce(jnp.add, jnp.moveaxis(x.reshape(len(x), 8, -1), 1, 0)), axis=-1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -369,8 +644,7 @@ def _classes_backward(
     slopes = slopes * cotangents[0].T[..., None]
     if len(chosen) < len(probabilities):
         slopes = jnp.zeros_like(probabilities).at[jnp.array(chosen)].set(slopes)
-    gradient = probabilities * (slopes - _sum_of_classes(probabilities * slopes))
-    return jnp.moveaxis(lax.optimization_barrier(gradient), 0, -1), None, None
+    return _softmax_gradient(probabilities, slopes), None, None
 
 
 _lovasz_classes.defvjp(_classes_forward, _classes_backward)
@@ -534,7 +808,60 @@ def _running_count(flags: Array) -> Array:
     return (before[..., None] + inside.astype(jnp.int32)).reshape(rows, length)
 
 
+# Euclidean distances.
+
+
+def _distance(targets: Array, spacing: tuple[float, ...]) -> Array:
+    """Distance of each pixel to the nearest target; targets bool [..., spatial axes, C]; infinite where there is none.
+
+    The squared distance along one axis after another: the nearest target of a pixel lies in some row, where the row's
+    own nearest one is already known (Felzenszwalb and Huttenlocher 2012, here by brute force along each axis).
+    """
+    squared = jnp.where(targets, jnp.float32(0.0), jnp.float32(jnp.inf))
+    for axis, step in zip(range(targets.ndim - 1 - len(spacing), targets.ndim - 1), spacing, strict=True):
+        squared = jnp.moveaxis(squared, axis, 0)
+        places = jnp.arange(len(squared), dtype=jnp.int32)
+
+        def nearest(place: Array, squared: Array = squared, step: float = step, places: Array = places) -> Array:
+            along = (places - place).astype(jnp.float32) * step
+            return jnp.min(squared + (along**2).reshape(-1, *[1] * (squared.ndim - 1)), axis=0)
+
+        squared = jnp.moveaxis(lax.map(nearest, places), 0, axis)
+    return jnp.sqrt(squared)
+
+
 # Shared parts.
+
+
+def _softmax(logits: Array) -> Array:
+    """Probabilities, classes first: [B, N, C] to [C, B, N]. The barriers: each part once, not per class."""
+    if logits.shape[-1] <= _MANY:
+        logits = lax.optimization_barrier(jnp.moveaxis(logits, -1, 0))
+        largest = reduce(jnp.maximum, logits)
+        powers = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
+        return powers / _sum_of_classes(powers)
+    # XLA's CPU would take the exponentials of the turned array one by one.
+    logits = lax.optimization_barrier(logits)
+    largest = lax.optimization_barrier(jnp.max(logits, axis=-1, keepdims=True))
+    powers = lax.optimization_barrier(jnp.exp(logits - largest))
+    total = lax.optimization_barrier(jnp.sum(powers, axis=-1, keepdims=True))
+    return jnp.moveaxis(lax.optimization_barrier(powers / total), -1, 0)
+
+
+def _softmax_gradient(probabilities: Array, slopes: Array) -> Array:
+    """Gradient by the logits [B, N, C] from that by the probabilities, `slopes` [C, B, N]."""
+    gradient = probabilities * (slopes - _sum_of_classes(probabilities * slopes))
+    return jnp.moveaxis(lax.optimization_barrier(gradient), 0, -1)
+
+
+def _sum_of_classes(x: Array) -> Array:
+    """Sum over the first axis; XLA's own is slow on CPUs where that axis is short. The barrier: once, not per class."""
+    return lax.optimization_barrier(reduce(jnp.add, x) if len(x) <= _FEW else jnp.sum(x, axis=0))
+
+
+def _sum_of_pixels(x: Array) -> Array:
+    """Sum over the last axis, a multiple of 8: in eight lanes first, for the same reason and for accuracy."""
+    return jnp.sum(reduce(jnp.add, jnp.moveaxis(x.reshape(*x.shape[:-1], 8, -1), -2, 0)), axis=-1)
 
 
 def _one_hot(labels: Array, num_classes: int) -> Array:
@@ -545,6 +872,45 @@ def _nll(logits: Array, labels: Array) -> Array:
     """Negative log-likelihood of each pixel, [...]."""
     scores = jnp.sum(jnp.where(_one_hot(labels, logits.shape[-1]), logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - scores
+
+
+def _mean_of_pixels(
+    name: str, values: Array, logits: Array, labels: Array, mask: Array, class_weights: ArrayLike | None, reduction: str
+) -> Array:
+    """Mean of values [...] over the unmasked pixels, each weighted by its class."""
+    axes, count = _pixel_axes(name, labels, reduction), logits.shape[-1]
+    weights = mask.astype(jnp.float32)
+    if class_weights is not None:
+        table = _class_weights(name, class_weights, count)
+        weights = weights * jnp.sum(jnp.where(_one_hot(labels, count), table, 0.0), axis=-1)
+    mean = _ratio(jnp.sum(weights * values, axis=axes), jnp.sum(weights, axis=axes))
+    return mean + _nan_if_invalid(labels, count, mask, axes)
+
+
+def _mean_of_classes(
+    name: str, loss: Callable[..., tuple[Array, Array]], logits: ArrayLike, labels: ArrayLike,
+    classes: str | tuple[int, ...], per_image: bool, where: ArrayLike | None, class_weights: ArrayLike | None,
+    reduction: str,
+) -> Array:  # fmt: skip
+    """Mean over classes, then over images, of what loss(logits [B, N, C], labels, mask, chosen) gives as [B, K]."""
+    logits, labels, mask = _segmentation(name, logits, labels, where)
+    chosen = _chosen_classes(name, classes, count := logits.shape[-1])
+    table = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
+    logits, labels, mask = _rows(logits, labels, mask, _images_by_pixels(name, labels, per_image, reduction))
+    losses, present = loss(logits, labels, mask, chosen)
+    weights = jnp.broadcast_to(table[jnp.array(chosen)], losses.shape)
+    if classes == "present":
+        weights = jnp.where(present, weights, 0.0)
+    losses = _ratio(jnp.sum(weights * losses, axis=1), jnp.sum(weights, axis=1))
+    return _of_images(losses, labels, mask, count, reduction)
+
+
+def _of_images(losses: Array, labels: Array, mask: Array, num_classes: int, reduction: str) -> Array:
+    """The losses [B] of images, or their mean over those that have a pixel left; labels and mask [B, N]."""
+    if reduction == "none":
+        return jnp.where(jnp.any(mask, axis=-1), losses, 0.0) + _nan_if_invalid(labels, num_classes, mask, -1)
+    left = jnp.any(mask, axis=-1).astype(jnp.float32)
+    return _ratio(jnp.sum(losses * left), jnp.sum(left)) + _nan_if_invalid(labels, num_classes, mask)
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
@@ -625,23 +991,39 @@ def _segmentation(name: str, logits: ArrayLike, labels: ArrayLike, where: ArrayL
     return (logits if where is None else jnp.where(mask[..., None], logits, 0.0)), labels, mask
 
 
-def _nan_if_invalid(labels: Array, num_classes: int, mask: Array) -> Array:
+def _nan_if_invalid(labels: Array, num_classes: int, mask: Array, axes: int | tuple[int, ...] | None = None) -> Array:
     """0, or NaN if an unmasked label is no class."""
-    invalid = jnp.any(((labels < 0) | (labels >= num_classes)) & mask)
+    invalid = jnp.any(((labels < 0) | (labels >= num_classes)) & mask, axis=axes)
     return jnp.where(invalid, jnp.float32(jnp.nan), jnp.float32(0.0))
 
 
-def _mean_of_images(losses: Array, mask: Array) -> Array:
-    left = jnp.any(mask, axis=-1).astype(jnp.float32)
-    return _ratio(jnp.sum(losses * left), jnp.sum(left))
-
-
-def _images_by_pixels(name: str, labels: Array, per_image: bool) -> tuple[int, int]:
+def _images_by_pixels(name: str, labels: Array, per_image: bool, reduction: str) -> tuple[int, int]:
+    """The shape of labels as images by pixels."""
+    if reduction not in ("mean", "none"):
+        raise ValueError(f'{name}: reduction is "mean" or "none", got {reduction!r}')
     if not per_image:
+        if reduction == "none":
+            raise ValueError(f'{name}: reduction="none" is the loss of each image and needs per_image=True')
         return 1, labels.size
     if labels.ndim == 0:
-        raise ValueError(f"{name}: per_image=True needs labels with a first axis of images, got shape {labels.shape}")
+        raise ValueError(f"{name}: a loss per image needs labels with a first axis of images, got shape {labels.shape}")
     return labels.shape[0], labels.size // max(labels.shape[0], 1)
+
+
+def _pixel_axes(name: str, labels: Array, reduction: str) -> tuple[int, ...] | None:
+    """The axes of labels to take the mean over: all, or all but the first."""
+    _images_by_pixels(name, labels, reduction == "none", reduction)
+    return None if reduction == "mean" else tuple(range(1, labels.ndim))
+
+
+def _rows(logits: Array, labels: Array, mask: Array, shape: tuple[int, int]) -> tuple[Array, Array, Array]:
+    """Logits [B, N, C], labels and mask [B, N], with masked pixels at the end.
+
+    N becomes an odd number of whole words: rows of a power of two would meet in the same few lines of a CPU's cache.
+    """
+    margin = (0, 0), (0, (_WORD - shape[1]) % (2 * _WORD))
+    logits = jnp.pad(logits.reshape(*shape, logits.shape[-1]), (*margin, (0, 0)))
+    return logits, jnp.pad(labels.reshape(shape), margin), jnp.pad(mask.reshape(shape), margin)
 
 
 def _class_weights(name: str, class_weights: ArrayLike, num_classes: int) -> Array:
@@ -651,16 +1033,22 @@ def _class_weights(name: str, class_weights: ArrayLike, num_classes: int) -> Arr
     return class_weights.astype(jnp.float32)
 
 
-def _chosen_classes(classes: str | tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+def _chosen_classes(name: str, classes: str | tuple[int, ...], num_classes: int) -> tuple[int, ...]:
     if isinstance(classes, str):
         if classes not in ("present", "all"):
-            raise ValueError(f'lovasz_softmax: classes is "present", "all" or a tuple of ints, got {classes!r}')
+            raise ValueError(f'{name}: classes is "present", "all" or a tuple of ints, got {classes!r}')
         return tuple(range(num_classes))
     if not isinstance(classes, tuple) or not classes or not all(type(c) is int for c in classes):
-        raise TypeError(f'lovasz_softmax: classes is "present", "all" or a tuple of ints, got {classes!r}')
+        raise TypeError(f'{name}: classes is "present", "all" or a tuple of ints, got {classes!r}')
     if min(classes) < 0 or max(classes) >= num_classes or len(set(classes)) < len(classes):
-        raise ValueError(f"lovasz_softmax: classes must be different ints in 0..{num_classes - 1}, got {classes}")
+        raise ValueError(f"{name}: classes must be different ints in 0..{num_classes - 1}, got {classes}")
     return classes
+
+
+def _class_count(name: str, num_classes: int) -> int:
+    if type(num_classes) is not int or num_classes < 1:
+        raise ValueError(f"{name}: num_classes must be an int of at least 1, got {num_classes!r}")
+    return num_classes
 
 
 def _check_window(name: str, size: int, spatial_ndim: int, ndim: int) -> None:

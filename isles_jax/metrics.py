@@ -1,15 +1,16 @@
-"""Scores of one segmented lesion against its reference; needs numpy and scipy, nothing else of this package.
+"""Scores of a predicted mask against its reference. This module needs NumPy and SciPy, nothing else of this package.
 
-The surface of a mask is the mask minus its erosion with the 6-neighbour cross; what lies outside the image counts as
-background. Every surface voxel has a distance to the nearest surface voxel of the other mask, between voxel centres,
-in mm; the distances of both directions together give ASSD, the Hausdorff distance and HD95, as in medpy.
+The surface of a mask is the mask minus its erosion with the 6-neighbour cross; everything outside the image counts as
+background. Every surface voxel has a distance to the nearest surface voxel of the other mask, in mm between voxel
+centres. The distances of both directions are pooled; ASSD, the Hausdorff distance and HD95 are their mean, maximum and
+95th percentile, as in medpy.
 
-Empty masks, so that a miss does not vanish from a mean:
+Scores of empty masks are defined, so that no case drops out of a mean:
 
 | masks | Dice, precision, recall, surface Dice, lesion F1 | distances |
 |---|---|---|
 | both empty | 1 | 0 mm |
-| one empty | 0 | the image's diagonal, sides of voxels included |
+| one empty | 0 | the image's diagonal, measured from outer voxel edge to outer voxel edge |
 """
 
 from collections.abc import Sequence
@@ -20,16 +21,21 @@ from scipy.spatial import KDTree
 
 __all__ = ["lesion_f1_any", "lesion_f1_iou", "overlap", "score", "surface_distances"]
 
-# Distances up to this count as agreement in the normalised surface Dice: one voxel of SPES.
+# The normalised surface Dice counts distances up to this as agreement. It is the side of a voxel in SPES.
 TOLERANCE_MM = 2.0
-# Least intersection over union at which a found lesion is a true one, in the stricter lesion F1.
+# In the stricter lesion F1, a predicted lesion is a hit from this intersection over union on.
 LESION_IOU = 0.2
-# Headers hold float32: a distance of one voxel must not exceed a tolerance of one voxel by their rounding.
+# Headers store the spacing in float32, whose rounding must not push a distance of one voxel above the tolerance.
 _ROUNDING_MM = 1e-4
 
 
 def score(
-    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], *, tolerance_mm: float = TOLERANCE_MM
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    voxel_ml: float | None = None,
 ) -> dict[str, float]:
     """All scores of one mask.
 
@@ -38,6 +44,7 @@ def score(
       truth: bool [X, Y, Z].
       spacing_mm: the voxel's sides.
       tolerance_mm: for the normalised surface Dice.
+      voxel_ml: the volume of a voxel in ml; None: the product of its sides. Those differ if the axes are sheared.
 
     Returns:
       dice: 2 |P and T| / (|P| + |T|).
@@ -62,7 +69,7 @@ def score(
     box = _union_box(prediction, truth)
     diagonal = float(np.linalg.norm(spacing * prediction.shape))
     prediction, truth = (np.pad(mask[box], 1) for mask in (prediction, truth))
-    to_ml = float(spacing.prod()) / 1000.0
+    to_ml = float(spacing.prod()) / 1000.0 if voxel_ml is None else voxel_ml
     distances = surface_distances(prediction, truth, spacing, empty=diagonal)
     lesions = _lesion_overlaps(prediction, truth)
     true_ml, predicted_ml = int(truth.sum()) * to_ml, int(prediction.sum()) * to_ml
@@ -81,32 +88,32 @@ def score(
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice, precision and recall of two bool masks of one shape; the module's rule for empty ones."""
-    found, true = int(prediction.sum()), int(truth.sum())
-    if not found and not true:
+    """Dice, precision and recall of two bool masks of the same shape; empty masks score as the table above says."""
+    predicted, true = int(prediction.sum()), int(truth.sum())
+    if not predicted and not true:
         return {"dice": 1.0, "precision": 1.0, "recall": 1.0}
     both = int((prediction & truth).sum())
     return {
-        "dice": 2 * both / (found + true),
-        "precision": both / found if found else 0.0,
+        "dice": 2 * both / (predicted + true),
+        "precision": both / predicted if predicted else 0.0,
         "recall": both / true if true else 0.0,
     }
 
 
 def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, empty: float) -> np.ndarray:
-    """Each surface voxel's distance in mm to the other mask's surface, both directions in one float64 vector.
+    """The distance in mm of each surface voxel to the other mask's surface, both directions in one float64 vector.
 
     Two empty masks give [0.0], one empty mask gives [empty]. The outermost layer of both masks must be False.
     """
     if not prediction.any() or not truth.any():
         return np.array([empty if prediction.any() or truth.any() else 0.0])
     first, second = (_surface(mask) for mask in (prediction, truth))
-    # Trees of the surface voxels: a quarter of the time of two distance maps of the box, and no slower for far islands.
-    one_way, other_way = (
-        KDTree(np.argwhere(there) * spacing_mm).query(np.argwhere(here & ~there) * spacing_mm)[0]
-        for here, there in ((first, second), (second, first))
+    # Trees of surface voxels take a quarter of the time of two distance maps, and are no slower for distant lesions.
+    forward, backward = (
+        KDTree(np.argwhere(target) * spacing_mm).query(np.argwhere(source & ~target) * spacing_mm)[0]
+        for source, target in ((first, second), (second, first))
     )
-    return np.concatenate([np.zeros(2 * int((first & second).sum())), one_way, other_way])
+    return np.concatenate([np.zeros(2 * int((first & second).sum())), forward, backward])
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
@@ -128,37 +135,41 @@ def _union_box(prediction: np.ndarray, truth: np.ndarray) -> tuple[slice, ...]:
 
 
 def _lesion_overlaps(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Common voxels of every found (row) and true (column) lesion, [1 + found, 1 + true]; row and column 0: outside."""
+    """Voxels that each predicted lesion (row) shares with each true lesion (column): int [1 + predicted, 1 + true].
+
+    Row 0 and column 0 count the voxels outside the predicted and the true lesions.
+    """
     neighbours = np.ones((3, 3, 3), bool)
-    found, found_count = ndimage.label(prediction, neighbours)
+    predicted, predicted_count = ndimage.label(prediction, neighbours)
     true, true_count = ndimage.label(truth, neighbours)
     union = prediction | truth
-    pairs = np.bincount(found[union] * (true_count + 1) + true[union], minlength=(found_count + 1) * (true_count + 1))
-    return pairs.reshape(found_count + 1, true_count + 1)
+    shape = predicted_count + 1, true_count + 1
+    pairs = predicted[union] * shape[1] + true[union]
+    return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def lesion_f1_any(overlaps: np.ndarray) -> float:
-    """F1 over lesions, any overlap: a true lesion is hit by any voxel; a found one that touches none is false."""
+    """F1 over lesions. Any common voxel makes a true lesion a hit; a predicted lesion without one is false."""
     touching = overlaps[1:, 1:] > 0
     hits = int(touching.any(axis=0).sum())
     return _f1(hits, missed=touching.shape[1] - hits, false=int((~touching.any(axis=1)).sum()))
 
 
 def lesion_f1_iou(overlaps: np.ndarray, *, threshold: float = LESION_IOU) -> float:
-    """F1 over lesions paired one to one, the pair with the largest intersection over union first."""
+    """F1 over lesions. Predicted and true lesions are paired one to one, largest intersection over union first."""
     union = overlaps.sum(axis=1, keepdims=True)[1:] + overlaps.sum(axis=0, keepdims=True)[:, 1:] - overlaps[1:, 1:]
     iou = overlaps[1:, 1:] / union
-    found, true = np.nonzero(iou >= threshold)
-    order = np.argsort(-iou[found, true], kind="stable")
-    used_found, used_true = set(), set()
-    for row, column in zip(found[order].tolist(), true[order].tolist(), strict=True):
-        if row not in used_found and column not in used_true:
-            used_found.add(row)
-            used_true.add(column)
-    hits = len(used_found)
+    rows, columns = np.nonzero(iou >= threshold)
+    order = np.argsort(-iou[rows, columns], kind="stable")
+    used_rows, used_columns = set(), set()
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if row not in used_rows and column not in used_columns:
+            used_rows.add(row)
+            used_columns.add(column)
+    hits = len(used_rows)
     return _f1(hits, missed=iou.shape[1] - hits, false=iou.shape[0] - hits)
 
 
 def _f1(hits: int, *, missed: int, false: int) -> float:
-    """2 hits / (2 hits + missed + false); 1 if there was nothing to find and nothing was found."""
+    """2 hits / (2 hits + missed + false); 1 if there are neither true nor predicted lesions."""
     return 2 * hits / (2 * hits + missed + false) if hits or missed or false else 1.0

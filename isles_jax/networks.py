@@ -10,11 +10,13 @@ import ml_collections
 from jax import Array
 
 from isles_jax.conv import conv_general_dilated
+from isles_jax.data.case import ALL_CLASSES
 from isles_jax.models import Discriminator, SUMNet
 
-# A network that runs this often repays the longer compilation of `isles_jax.conv` (a minute and more on two cores).
+# The faster convolution (`isles_jax.conv`) compiles for a minute or more on two cores. A network that runs at least
+# this often saves more time than that.
 LONG_RUN = 1000
-# Slices in one call of the network in inference.
+# Slices in one call of the network during inference.
 BATCH = 8
 
 
@@ -27,7 +29,7 @@ def make_segmenter(
       config: the whole configuration.
       num_classes: classes, background included.
       axis_name: device axis over which batch norm's statistics are averaged, or None.
-      calls: how often the network will run; decides whether `model.conv="auto"` takes the faster convolution.
+      calls: how often the network will run. With `model.conv="auto"` it decides which convolution is used.
     """
     model = config.model
     return SUMNet(
@@ -37,7 +39,7 @@ def make_segmenter(
 
 
 def make_critic(config: ml_collections.ConfigDict, axis_name: str | None = None, calls: int = 0) -> Discriminator:
-    """The discriminator of a configuration; one module serves all critics. Arguments as for `make_segmenter`."""
+    """The discriminator of a configuration. All critics use this module. Arguments are those of `make_segmenter`."""
     return Discriminator(
         width=config.discriminator.width, dtype=jnp.dtype(config.dtype), axis_name=axis_name,
         conv=_convolution(config, calls),
@@ -45,24 +47,29 @@ def make_critic(config: ml_collections.ConfigDict, axis_name: str | None = None,
 
 
 def _convolution(config: ml_collections.ConfigDict, calls: int) -> Callable[..., Array] | None:
-    """The networks' convolution; None stands for `lax`."""
-    repaid = jax.default_backend() == "cpu" and calls >= LONG_RUN
-    return conv_general_dilated if config.model.conv == "winograd" or (config.model.conv == "auto" and repaid) else None
+    """The convolution that the networks use; None means JAX's own."""
+    name = config.model.conv
+    if name == "auto":
+        name = "winograd" if jax.default_backend() == "cpu" and calls >= LONG_RUN else "lax"
+    return conv_general_dilated if name == "winograd" else None
 
 
 def critic_channels(config: ml_collections.ConfigDict, classes: tuple[str, ...]) -> dict[str, slice]:
-    """Which class channels each critic sees: each foreground class alone, and all of them (section 2 of the paper)."""
+    """The class channels that each critic sees, by the critic's name.
+
+    There is one critic for each foreground class and one for all of them together (section 2 of the paper).
+    """
     if not (config.discriminator.enabled and config.loss.adversarial):
         return {}
     alone = {name: slice(number, number + 1) for number, name in enumerate(classes, start=1)}
-    return {**alone, "all classes": slice(1, None)} if len(classes) > 1 else alone
+    return {**alone, ALL_CLASSES: slice(1, None)} if len(classes) > 1 else alone
 
 
 @functools.cache
 def make_forward(segmenter: SUMNet) -> Callable[[Any, Array], Array]:
-    """A compiled (variables, images [B, H, W, M]) -> float32 probabilities [B, H, W, C]; one compilation for each size.
+    """The compiled function (variables, images [B, H, W, M]) -> class probabilities, float32 [B, H, W, C].
 
-    Callers that ask for the same network share the function and its compilations.
+    It compiles once for each image size. Callers with the same network share the function and its compilations.
     """
-    # Flax types the result as a pair too, which `apply` returns only with `mutable`.
+    # By its annotation `apply` may also return a pair, which it does only with `mutable`.
     return jax.jit(lambda variables, images: jax.nn.softmax(segmenter.apply(variables, images)))  # type: ignore[arg-type]

@@ -1,38 +1,44 @@
-"""The command that writes phantom patients.
+"""The command that writes a digital phantom data set.
 
 python -m isles_jax.phantom --output=DIR
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from isles_jax.config import baseline
-from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.runtime.command import InputError, Parser, local_path, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes a digital phantom data set in the SPES layout."""
+    """Writes a digital phantom data set in the layout of SPES or of ISLES-2022."""
     defaults = baseline(residual=True, adversarial=True, overlap=True)
     keys = defaults.data.phantom
     shape = "x".join(map(str, keys.shape))
     parser = Parser(prog="isles-jax phantom", description=main.__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
-    parser.add_argument("--cases", type=int, default=keys.cases, help="number of patients (default %(default)s)")
-    parser.add_argument("--shape", default=shape, help="voxels of a volume (default %(default)s)")
-    parser.add_argument("--difficulty", type=float, default=keys.difficulty, help="0 clean, 1 as in life (default)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="fixes every patient (default %(default)s)")
-    parser.add_argument("--figure", action="store_true", help="also draw the first six patients, OUTPUT/phantom.png")
+    parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--cases", type=int, default=keys.cases, metavar="N", help="cases (default %(default)s)")
+    layout = "spes (Tmax, TTP, DWI) or isles2022 (DWI and ADC, mixed spacings); default %(default)s"
+    parser.add_argument("--layout", choices=("spes", "isles2022"), default=keys.layout, help=layout)
+    parser.add_argument("--shape", default=shape, metavar="XxYxZ", help="voxels of a volume (default %(default)s)")
+    difficulty = "0: clean images; 1 (default): thresholds make the mistakes they make on patients; above 1: harder"
+    parser.add_argument("--difficulty", type=float, default=keys.difficulty, metavar="D", help=difficulty)
+    seed = "equal seeds give equal patients (default %(default)s)"
+    parser.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help=seed)
+    parser.add_argument("--figure", action="store_true", help="also draw the first six patients, as DIR/phantom.png")
     options = parser.parse_args(arguments)
     try:
         sides = tuple(int(side) for side in options.shape.strip("()").replace("x", ",").split(","))
     except ValueError:
         raise InputError(f"--shape={options.shape}: expected three numbers, as in {shape}") from None
-    # SciPy and nibabel: --help should not wait for them.
+    if options.figure and options.layout != "spes":
+        raise InputError(f"--figure: found --layout={options.layout}, expected spes")
+    # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.data import phantom
 
     phantom.write_phantom(
-        options.output, cases=options.cases, shape=sides, difficulty=options.difficulty, seed=options.seed
-    )
+        options.output, cases=options.cases, shape=sides, difficulty=options.difficulty, seed=options.seed,
+        layout=options.layout,
+    )  # fmt: skip
     if options.figure:
         phantom.write_figure(options.output, options.output / "phantom.png")
     print(f"{options.output}: {options.cases} phantom patients")

@@ -16,15 +16,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, metavar="RUN", help=run)
     cases = "a case folder, a folder of cases, or an nnU-Net imagesTs folder"
     parser.add_argument("--input", required=True, metavar="DIR", help=cases)
-    parser.add_argument("--output", required=True, metavar="DIR", help="where CASE.nii.gz are written")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder or bucket for the files CASE.nii.gz")
     add_folds_flag(parser)
-    flips = "average with the left-right mirror images, in twice the time; default: as the run's predict.flips"
+    flips = "average with the mirrored slices' predictions; takes twice the time; default: the run's predict.flips"
     parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help=flips)
-    small = "remove lesions smaller than this; default: the run's predict.min_volume_ml"
+    small = "remove lesions smaller than ML; default: the run's predict.min_volume_ml"
     parser.add_argument("--min-volume-ml", type=float, metavar="ML", help=small)
-    maps = "also write DIR/probabilities/CASE.nii.gz: float32, fourth axis background and the classes in their order"
+    maps = "also write DIR/probabilities/CASE.nii.gz: float32, whose fourth axis is background and then the classes"
     parser.add_argument("--probabilities", action="store_true", help=maps)
-    parser.add_argument("--overwrite", action="store_true", help="replace files of that name; without it they are kept")
+    overwrite = "replace files that exist; by default, they are an error"
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
     options = parser.parse_args(arguments)
     if options.min_volume_ml is not None and not options.min_volume_ml >= 0:
         raise InputError(f"--min-volume-ml: found {options.min_volume_ml:g}, expected 0 or more")
@@ -32,12 +33,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Segments new cases with the networks of a run, its folds averaged; NIfTI in, NIfTI out on the same grid."""
+    """Segments new cases with the networks of a run, averaged over its folds, and writes label volumes."""
     options = _parse(arguments)
     output, images = files.location(options.output), files.fetch(options.input)
     files.check_folder(images)
+    files.refuse_inside(options.output, options.input)
     files.check_run(options.workdir)
-    # JAX: --help and mistakes in the flags should not wait for it.
+    # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax import inference
 
     inference.predict_folder(

@@ -5,19 +5,21 @@ python -m isles_jax.report RUN [RUN ...] --output=report.html
 
 from collections.abc import Sequence
 
+from isles_jax.runtime import files
 from isles_jax.runtime.command import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table of one or more finished runs on the same data and writes their page."""
+    """Prints the table of one or more finished runs on the same data, and writes their page."""
     parser = Parser(prog="isles-jax report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="default: report.html")
-    parser.add_argument("--reference", metavar="ROW", help="the row that the others are compared with, for example bl1")
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="the page; default: report.html")
+    parser.add_argument("--reference", metavar="ROW", help="the row to compare the others with, such as bl1")
     options = parser.parse_args(arguments)
-    # SciPy and nibabel: --help should not wait for them.
+    # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.reporting import page, results, table
 
+    options.output = files.location(options.output)
     runs = [results.read_run(workdir) for workdir in options.runs]
     print(table.table(runs, options.reference))
     page.write_report(options.output, runs, options.reference)

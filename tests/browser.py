@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 FLAGS = (
@@ -14,8 +15,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def found():
-    """True if both programs are on this machine."""
+def installed():
+    """True if Chromium and its driver are on this machine."""
     return all(map(shutil.which, ("chromium", "chromedriver")))
 
 
@@ -32,9 +33,13 @@ class Browser:
     def _call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
-        # No proxy of the surroundings comes between.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        # A proxy named in the environment must not be asked for an address on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(json.load(error)["value"]["message"]) from error
 
     def open(self, address):
         self._call("POST", "/url", {"url": address})
@@ -45,6 +50,43 @@ class Browser:
     def click(self, selector):
         element = self._call("POST", "/element", {"using": "css selector", "value": selector})
         self._call("POST", f"/element/{next(iter(element.values()))}/click", {})
+
+    def press(self, *keys):
+        """Presses keys one after the other on the element that has the focus; "Shift" is held down for the next key."""
+        names = {"Shift": "\ue008", "Enter": "\ue007", "ArrowLeft": "\ue012", "ArrowUp": "\ue013",
+                 "ArrowRight": "\ue014", "ArrowDown": "\ue015"}  # fmt: skip
+        actions, held = [], []
+        for key in keys:
+            actions.append({"type": "keyDown", "value": names.get(key, key)})
+            held.insert(0, key)
+            if key != "Shift":
+                actions += [{"type": "keyUp", "value": names.get(one, one)} for one in held]
+                held = []
+        self._perform({"type": "key", "id": "keyboard", "actions": actions})
+
+    def point(self, x, y):
+        """Moves the mouse to a place in the window."""
+        move = {"type": "pointerMove", "x": round(x), "y": round(y), "duration": 0}
+        self._perform({"type": "pointer", "id": "mouse", "actions": [move]})
+
+    def drag(self, x, y, right, down):
+        """Moves the mouse with its button pressed."""
+        start = {"type": "pointerMove", "x": round(x), "y": round(y), "duration": 0}
+        end = start | {"x": round(x + right), "y": round(y + down)}
+        actions = [start, {"type": "pointerDown", "button": 0}, end, {"type": "pointerUp", "button": 0}]
+        self._perform({"type": "pointer", "id": "mouse", "actions": actions})
+
+    def wheel(self, x, y, down):
+        """Turns the wheel at a place in the window."""
+        turn = {"type": "scroll", "x": round(x), "y": round(y), "deltaX": 0, "deltaY": down, "duration": 0}
+        self._perform({"type": "wheel", "id": "wheel", "actions": [turn]})
+
+    def _perform(self, source):
+        self._call("POST", "/actions", {"actions": [source]})
+
+    def print(self):
+        """Prints the page, and drops the paper."""
+        self._call("POST", "/goog/cdp/execute", {"cmd": "Page.printToPDF", "params": {}})
 
     def log(self, kind):
         return self._call("POST", "/se/log", {"type": kind})

@@ -1,21 +1,25 @@
+"""Settings of JAX for all tests and their processes, and the data, networks and runs that several test files use."""
+
 import os
 import shutil
 import tempfile
 
 import pytest
 
+# Its fixtures are finished runs, for the tests of reports.
+pytest_plugins = ["report_runs"]
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests measure no speed, and compile for most of their time: little is optimised, and the workers of this session and
-# the commands they start share what was compiled.
+# Tests measure no speed, and most of their time is compilation: XLA optimises little. The workers of this session and
+# the commands that they start share one compilation cache.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FIRST = "PYTEST_XDIST_WORKER" not in os.environ
-if FIRST:
+MAIN_PROCESS = "PYTEST_XDIST_WORKER" not in os.environ
+if MAIN_PROCESS:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="isles_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
 def pytest_unconfigure(config):
-    if FIRST:
+    if MAIN_PROCESS:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
@@ -31,7 +35,7 @@ def phantom_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_config():
-    """A function that makes a configuration for a tiny network and a few steps."""
+    """A function that makes a complete configuration for a tiny network and a few steps."""
     from isles_jax import config
 
     def make(residual=True, adversarial=True, overlap=True, **keys):
@@ -47,7 +51,7 @@ def small_config():
 def untrained_run(tmp_path_factory, small_config):
     """(workdir, config, variables of each fold): three folds of untrained networks, saved as a run saves them.
 
-    The last fold is as if it were not finished.
+    Folds 0 and 1 are marked as finished, fold 2 is not.
     """
     from isles_jax import config
     from isles_jax.training import checkpoint, parallel
@@ -83,3 +87,58 @@ def take_form(monkeypatch):
 
     yield take
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def forward(untrained_run):
+    """The compiled forward pass of `untrained_run`'s networks."""
+    from isles_jax import networks
+
+    return networks.make_forward(networks.make_segmenter(untrained_run[1], 3))
+
+
+@pytest.fixture(scope="session")
+def weights_file(untrained_run, tmp_path_factory):
+    """The finished folds of `untrained_run` in one safetensors file."""
+    from isles_jax import export
+
+    path = tmp_path_factory.mktemp("export") / "folds.safetensors"
+    export.main([f"--workdir={untrained_run[0]}", f"--output={path}"])
+    return path
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The folder behind gs://bucket. Orbax alone uses the folder itself: it reaches buckets through TensorStore."""
+    import importlib.util
+
+    import fsspec
+    from etils import epath
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    from isles_jax.training import checkpoint
+
+    class Bucket(DirFileSystem):
+        protocol = ("gs", "gcs")
+        cachable = False
+
+        def __init__(self, **options):
+            assert options.pop("use_listings_cache") is False, "listings would not show what other processes write"
+            super().__init__(path=str(tmp_path), fs=LocalFileSystem(auto_mkdir=True))
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return os.fspath(path).removeprefix("gs://")
+
+        def _join(self, path):
+            return super()._join(self._strip_protocol(path) if isinstance(path, str) else path)
+
+    find, manager = importlib.util.find_spec, checkpoint._manager
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "gcsfs" or find(name, *more))
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()
+    monkeypatch.setattr(checkpoint, "_manager", lambda path: manager(str(path).replace("gs://", f"{tmp_path}/")))
+    (tmp_path / "bucket").mkdir()
+    yield tmp_path / "bucket"
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()

@@ -61,6 +61,7 @@ def test_operations_are_read_with_their_parts_bytes_and_loops():
         (["--target=v5e:2x4", "--size=30x32"], "--size"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the load_module")  # by ml_collections, for a config file
 def test_mistakes_are_refused_in_one_line(words, message):
     with pytest.raises(InputError, match=message) as caught:
         ahead.main(words)
@@ -74,6 +75,8 @@ def test_what_is_not_installed_is_named_with_how_to_install_it(monkeypatch, targ
         chips.find_devices(target)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the load_module")
 def test_a_tiny_step_and_inference_compile_for_tpus(tmp_path, capsys):
     pytest.importorskip("libtpu")
     output = tmp_path / "ahead.json"

@@ -12,14 +12,21 @@ FUNCTIONS = [pytest.param(getattr(m, name), id=f"{m.__name__}.{name}") for m in 
 
 # The promised signatures of the losses, word for word: others rely on them.
 LOSSES = {
+    "boundary_distance": "(logits, distances, *, where=None, reduction='mean')",
     "boundary_mask": "(labels, num_classes, *, size=3, spatial_ndim=2)",
-    "boundary_weighted_nll": "(logits, labels, *, weight=10.0, size=3, spatial_ndim=2, where=None)",
-    "cross_entropy": "(logits, labels, *, where=None, class_weights=None)",
-    "lovasz_hinge": "(logits, labels, *, per_image=True, where=None)",
+    "boundary_weighted_nll": "(logits, labels, *, weight=10.0, size=3, spatial_ndim=2, where=None, reduction='mean')",
+    "cross_entropy": "(logits, labels, *, where=None, class_weights=None, reduction='mean')",
+    "focal": "(logits, labels, *, gamma=2.0, where=None, class_weights=None, reduction='mean')",
+    "lovasz_hinge": "(logits, labels, *, per_image=True, where=None, reduction='mean')",
     "lovasz_softmax": "(logits, labels, *, classes='present', per_image=False, where=None, class_weights=None, "
-    "bins=None)",
+    "bins=None, reduction='mean')",
     "relativistic_discriminator_loss": "(real, fake, *, average=False)",
     "relativistic_generator_loss": "(real, fake, *, average=False)",
+    "signed_distances": "(labels, num_classes, spacing)",
+    "soft_dice": "(logits, labels, *, classes='present', per_image=False, squared=False, smooth=0.0, where=None, "
+    "class_weights=None, reduction='mean')",
+    "tversky": "(logits, labels, *, alpha=0.5, beta=0.5, gamma=1.0, classes='present', per_image=False, smooth=0.0, "
+    "where=None, class_weights=None, reduction='mean')",
 }
 
 

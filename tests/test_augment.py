@@ -48,7 +48,7 @@ def test_a_slice_depends_on_its_own_key_only():
     assert not np.allclose(together[0][0], augment(keys[1:2], images[:1], labels[:1])[0][0])
 
 
-def test_what_comes_from_outside_is_no_pixel():
+def test_pixels_from_outside_the_image_are_masked():
     keys, images, labels = example()
     images, labels = np.ones_like(images), np.ones_like(labels)
     new_images, new_labels = augment(keys, images, labels, rotation_degrees=10.0, scale=0.5, intensity=0.0)

@@ -1,60 +1,23 @@
 """A whole run in a bucket: a folder of this machine that is reached as gs://, as no bucket is at hand."""
 
 import importlib.util
-import os
 import shutil
 
-import fsspec
 import pytest
-from etils import epath
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
-from test_end_to_end import files as files_in
-from test_end_to_end import make
+from helpers import files_in, tiny_config
 
-from experiments import table1
+from experiments import rows, study
 from isles_jax import predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results
 from isles_jax.reporting.table import table as table_text
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
-from isles_jax.training import checkpoint
-
-FIND = importlib.util.find_spec
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """The folder behind gs://bucket. Orbax alone sees the folder: it goes to buckets through TensorStore."""
-
-    class Bucket(DirFileSystem):
-        protocol = ("gs", "gcs")
-        cachable = False
-
-        def __init__(self, **options):
-            assert options.pop("use_listings_cache") is False, "listings would not show what other processes write"
-            super().__init__(path=str(tmp_path), fs=LocalFileSystem(auto_mkdir=True))
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return os.fspath(path).removeprefix("gs://")
-
-        def _join(self, path):
-            return super()._join(self._strip_protocol(path) if isinstance(path, str) else path)
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "gcsfs" or FIND(name, *more))
-    fsspec.register_implementation("gcs", Bucket, clobber=True)
-    epath.backend.fsspec_backend._get_filesystem.cache_clear()
-    manager = checkpoint._manager
-    monkeypatch.setattr(checkpoint, "_manager", lambda path: manager(str(path).replace("gs://", f"{tmp_path}/")))
-    (tmp_path / "bucket").mkdir()
-    yield tmp_path / "bucket"
-    epath.backend.fsspec_backend._get_filesystem.cache_clear()
-
-
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
-    settings = make("bl1", **{"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)})
+    settings = tiny_config("bl1", **{"data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)})
     text = cross_validate(settings, "gs://bucket/runs/one")
     assert cross_validate(settings, tmp_path / "local") == text
     ours, theirs = (
@@ -79,17 +42,17 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     assert cross_validate(settings, "gs://bucket/runs/one") == text
     assert cut.read_bytes() == before
     with pytest.raises(InputError, match="holds another run: seed is 0 there and 1 here"):
-        cross_validate(make("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
+        cross_validate(tiny_config("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
                        "gs://bucket/runs/one")  # fmt: skip
     assert table_text([results.read_run("gs://bucket/runs/one")]) == text
 
     # Table 1 there: what other machines have finished is collected.
     folder = files.location("gs://bucket/table")
     with pytest.raises(InputError, match=r"^gs://bucket/table: a bucket, found no --config.data.root, expected one$"):
-        table1.run_rows({"bl1": settings}, folder)
+        rows.run_rows({"bl1": settings}, folder)
     shutil.copytree(bucket / "runs" / "one", bucket / "table" / "seed_0" / "bl1")
     settings.data.root = str(tmp_path / "local" / "phantom")
-    table1.finish(table1.run_rows({"bl1": settings}, folder), folder, 1, "table1", "bl1")
+    study.finish(rows.run_rows({"bl1": settings}, folder), folder, 1, "table1", "bl1")
     assert (bucket / "table" / "table1.csv").read_text().count("\nbl1,") == 3
 
     # New patients from a bucket to a bucket.
@@ -101,15 +64,4 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^gs://bucket/run: found no package gcsfs, expected the extra gcs.*$"):
-        cross_validate(make("bl1"), "gs://bucket/run")
-
-
-def test_what_is_fetched_is_itself_or_a_copy(bucket):
-    (bucket / "folder" / "inner").mkdir(parents=True)
-    (bucket / "folder" / "inner" / "file").write_bytes(b"content")
-    assert files.fetch(bucket) == bucket
-    copied = files.fetch("gs://bucket/folder")
-    assert copied.parts[-2:] == ("bucket", "folder")
-    assert (copied / "inner" / "file").read_bytes() == b"content"
-    assert files.fetch("gs://bucket/folder/inner/file").read_bytes() == b"content"
-    assert not files.fetch("gs://bucket/nothing").exists()
+        cross_validate(tiny_config("bl1"), "gs://bucket/run")

@@ -1,7 +1,12 @@
+import contextlib
+import gc
+import io
+import logging
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -9,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from helpers import leaves
 
 from isles_jax.config import to_dict
 from isles_jax.networks import make_segmenter
@@ -19,8 +25,13 @@ from isles_jax.training.state import init_state
 CLASSES = ("penumbra", "core")
 
 
-def leaves(tree):
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+@contextlib.contextmanager
+def note_of(words):
+    """Inside, a line with these words is printed."""
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        yield
+    assert printed.getvalue().startswith("note: ")
+    assert words in printed.getvalue()
 
 
 def equal(a, b):
@@ -71,7 +82,8 @@ def test_a_checkpoint_alone_rebuilds_its_network(saved):
     assert isinstance(config, ml_collections.ConfigDict)
     segmenter = make_segmenter(config, 3)
     assert (segmenter.width, segmenter.residual) == (4, True)
-    assert segmenter.apply(variables, jnp.zeros((1, 32, 32, 3))).shape == (1, 32, 32, 3)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    assert jax.eval_shape(segmenter.apply, variables, images).shape == (1, 32, 32, 3)
 
 
 def test_nothing_saved_is_nothing_restored(made, tmp_path):
@@ -103,7 +115,7 @@ def test_any_damaged_file_of_the_newest_step_means_the_step_before(saved, kind):
         if kind != "removed" and not content:
             continue  # an empty file cannot be emptied
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is passed over"):
+        with note_of("6 is skipped"):
             assert checkpoint.newest(directory) == 4, path
         path.write_bytes(content)
     assert checkpoint.newest(directory) == 6
@@ -114,7 +126,7 @@ def test_a_damaged_step_is_removed_when_the_step_before_is_restored(saved):
     damage(
         max((directory / "6" / "params").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size), "flipped"
     )
-    with pytest.warns(UserWarning, match="not as it was written"):
+    with note_of("not as it was written"):
         restored = checkpoint.restore(directory, state)
     assert equal(restored, at(state, 4))
     assert checkpoint.steps(directory) == [4]
@@ -126,7 +138,7 @@ def test_nothing_readable_left_is_an_error(saved):
     directory, state = saved
     for step in (4, 6):
         damage(directory / str(step) / "_CHECKPOINT_METADATA", "removed")
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(InputError, match="no readable checkpoint"):
+    with note_of("skipped"), pytest.raises(InputError, match="no readable checkpoint"):
         checkpoint.restore(directory, state)
     assert checkpoint.steps(directory) == [4, 6], "nothing is deleted"
 
@@ -134,10 +146,12 @@ def test_nothing_readable_left_is_an_error(saved):
 @pytest.mark.parametrize("kind", ["removed", "emptied", "truncated", "flipped"])
 def test_the_only_step_damaged_is_an_error_whatever_file_it_is(original, tmp_path, kind):
     only = shutil.copytree(original[0] / "6", tmp_path / "checkpoints" / "6")
-    for path in sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size):
+    paths = sorted(path for path in only.rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(paths) > 10
+    for path in paths:
         content = path.read_bytes()
         damage(path, kind)
-        with pytest.warns(UserWarning, match="6 is passed over"), pytest.raises(InputError, match="no readable"):
+        with note_of("6 is skipped"), pytest.raises(InputError, match="no readable"):
             checkpoint.newest(only.parent)
         path.write_bytes(content)
     assert checkpoint.newest(only.parent) == 6
@@ -193,6 +207,7 @@ command.run_command(main)
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
     directory, state = saved
     command = [sys.executable, "-c", FILLED, str(directory)]
@@ -206,11 +221,37 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
     assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
 
 
+def global_settings():
+    levels = {name: logging.getLogger(name).level for name in (None, "asyncio", "absl")}
+    return sys.stderr, sys.unraisablehook, list(warnings.filters), logging.root.manager.disable, levels
+
+
+def test_a_refused_save_leaves_the_process_as_it_was(saved, no_room, monkeypatch, capfd):
+    directory, state = saved
+    monkeypatch.setattr(checkpoint, "_reserve", lambda *_: no_room())
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    before = global_settings()
+    with pytest.raises(InputError, match=r"checkpoints/8: cannot be written \(File too large\)"):
+        checkpoint.save(directory, at(state, 8), {"config": {}})
+    assert global_settings() == before
+    gc.collect()
+    assert complaints == []
+    assert capfd.readouterr().err == ""
+
+
 def test_a_first_save_that_was_cut_off_is_no_damage(saved):
     directory, state = saved
     shutil.rmtree(directory / "4")
     damage(directory / "6" / checkpoint.MANIFEST, "removed")
     (directory / checkpoint.SAVING).write_text("6")
-    with pytest.warns(UserWarning, match="did not finish"):
+    with note_of("did not finish"):
         assert checkpoint.restore(directory, state) is None
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"_CHECKPOINT_METADATA": 1}', "[" * 5000])
+def test_a_manifest_that_does_not_list_every_file_is_damage(saved, content):
+    (saved[0] / "6" / checkpoint.MANIFEST).write_text(content)
+    with note_of("6 is skipped"):
+        assert checkpoint.newest(saved[0]) == 4

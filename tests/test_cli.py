@@ -1,12 +1,25 @@
-"""The main command as a user types it: real processes, one line for each mistake."""
+"""The commands as a user types them: real processes, one line for each mistake."""
 
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from isles_jax import cli
+from isles_jax.runtime.command import InputError
+
 ROOT = Path(__file__).parents[1]
+# What the installed script `isles-jax` does; the last line lists the libraries that take long to load and were loaded.
+SCRIPT = """import sys
+from isles_jax.cli import run
+sys.argv[0] = "isles-jax"
+try:
+    run()
+finally:
+    print([name for name in ("jax", "numpy", "scipy", "nibabel") if name in sys.modules])"""
 
 
 def call(*arguments, cwd=ROOT):
@@ -17,8 +30,8 @@ def call(*arguments, cwd=ROOT):
 def test_help_explains_every_flag():
     done = call("--help")
     assert done.returncode == 0
-    for word in ("--config", "--workdir", "--config.data.root=", "configs/proposed.py", "resumes"):
-        assert word in done.stdout
+    for text in ("--config", "--workdir", "--config.data.root=", "configs/proposed.py", "to resume"):
+        assert text in done.stdout
     assert done.stderr == ""
 
 
@@ -33,6 +46,9 @@ def test_help_explains_every_flag():
         (["--config.fold=3"], ["--config.fold", "0 to 2"]),
         (["--config=configs/bl9.py"], ["configs/bl9.py", "no such file"]),
         (["--confg=configs/bl1.py"], ["confg"]),
+        (["--config.seed=-1"], ["--config.seed", "-1", "0 or more"]),
+        (["--workdir="], ["''", "expected a folder"]),
+        (["--workdir=s3://bucket/run"], ["s3://bucket/run", "expected a folder"]),
         (["configs/bl1.py"], ["configs/bl1.py", "--help"]),
         (["--config.data.root=/nowhere/SPES"], ["/nowhere/SPES", "does not exist"]),
         (["--config.data.root=README.md"], ["README.md", "is a file"]),
@@ -42,7 +58,7 @@ def test_help_explains_every_flag():
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
-    done = call(*arguments, f"--workdir={tmp_path / 'run'}")
+    done = call(f"--workdir={tmp_path / 'run'}", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -59,8 +75,6 @@ def test_the_configs_are_found_from_any_folder(flags, tmp_path):
 
 
 def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_root):
-    import shutil
-
     shutil.copytree(phantom_root, tmp_path / "data")
     [removed] = sorted((tmp_path / "data").rglob("*MR_TTP*.nii"))[:1]
     removed.unlink()
@@ -72,6 +86,103 @@ def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_r
     assert not (tmp_path / "run").exists()
 
 
+def isles_jax(*arguments):
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_script_is_declared_in_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"isles-jax": "isles_jax.cli:run"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_script_lists_its_commands(arguments):
+    done = isles_jax(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    assert done.stdout.endswith("\n[]\n"), "no library is loaded"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_explains_its_flags_without_loading_a_library(name):
+    done = isles_jax(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    flag = {"train": "--config", "evaluate": "--labels"}.get(name, "--output")
+    assert flag in done.stdout
+    assert done.stdout.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_mistake_in_the_flags_of_each_command_is_one_line(name):
+    # argparse complains of a missing flag before it complains of an unknown one.
+    values = {"predict": ["--workdir=w", "--input=i"], "evaluate": ["--predictions=p", "--labels=l"],
+              "report": ["run"], "export": ["--workdir=w"], "convert": ["--input=i"]}.get(name, [])  # fmt: skip
+    output = [] if name == "train" else ["--output=o.safetensors"]
+    done = isles_jax(name, *values, *output, "--nonsense=1")
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "nonsense" in done.stderr
+    assert "--help lists the flags" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train"}))
+def test_a_missing_flag_of_a_command_is_named(name):
+    with pytest.raises(InputError, match=r"required: .*; --help lists the flags$"):
+        cli.main([name])
+
+
+def test_an_unknown_command_is_one_line():
+    done = isles_jax("segment", "--output=o")
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    expected = "train, predict, evaluate, report, export, phantom, convert"
+    assert done.stderr == f"error: isles-jax segment: found no such command, expected one of {expected}\n"
+
+
+def test_the_flags_reach_the_command(tmp_path, capsys):
+    cli.main(["phantom", f"--output={tmp_path / 'data'}", "--cases=1", "--shape=16x16x4"])
+    assert capsys.readouterr().out == f"{tmp_path / 'data'}: 1 phantom patients\n"
+    assert (tmp_path / "data" / "phantom.json").exists()
+
+
 def test_the_package_imports_nothing_until_asked():
     code = "import sys, isles_jax, isles_jax.config; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "--input=.", "--output=s3://a"], "argument --output: found 's3://a', expected a path on this"),
+        (["phantom", "--output="], "argument --output: found '', expected a path on this machine"),
+        (["phantom", "--output=x", "--seed=-1"], "a seed of 0 or more"),
+        (["evaluate", "--predictions=http://a", "--labels=b"], "argument --predictions: found 'http://a'"),
+        (["evaluate", "--predictions=a", "--labels=b", "--output=http://a"], "'http://a': found no path of a kind"),
+        (["report", "s3://a", "--output=x.html"], "'s3://a': found no path of a kind"),
+        (["export", "--workdir=http://a/x.safetensors", "--output=x.safetensors"], "found no path of a kind"),
+        (["export", "--workdir=", "--output=x.safetensors"], "does not exist; expected a run"),
+        (["predict", "--workdir=w", "--input=s3://a", "--output=o"], "'s3://a': found no path of a kind"),
+    ],
+)
+def test_paths_of_another_kind_are_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        cli.main(arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_inside_the_input_is_refused(phantom_root, tmp_path):
+    from isles_jax import predict
+
+    (tmp_path / "run").mkdir()
+    for output in (phantom_root, phantom_root / "out"):
+        with pytest.raises(InputError, match="lies inside"):
+            predict.main([f"--workdir={tmp_path / 'run'}", f"--input={phantom_root}", f"--output={output}"])
+    done = call(f"--config.data.root={phantom_root}", f"--workdir={phantom_root / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "lies inside" in done.stderr
+    assert not (phantom_root / "run").exists()

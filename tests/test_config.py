@@ -1,26 +1,14 @@
+import ast
 import importlib.util
-import re
-from pathlib import Path
 
 import ml_collections
 import pytest
+from config_page import PAGE, comments, page
+from helpers import ROOT, SYSTEMS
 
-from experiments.config_page import PAGE, comments, page
 from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.runtime.command import InputError
-
-ROOT = Path(__file__).parents[1]
-# The paper's list of systems, section 2: (residual, adversarial, Lovasz-softmax and boundary loss).
-SYSTEMS = {
-    "bl1": (False, False, False),
-    "bl2": (False, False, True),
-    "bl3": (False, True, False),
-    "bl4": (False, True, True),
-    "bl5": (True, False, False),
-    "bl6": (True, False, True),
-    "bl7": (True, True, False),
-    "proposed": (True, True, True),
-}
+from isles_jax.training import plan
 
 
 def load(name):
@@ -51,24 +39,60 @@ def test_the_systems_differ_in_nothing_else():
     assert {key for key in flat[0] if len({str(config[key]) for config in flat}) > 1} == varied
 
 
-def test_every_key_is_read_somewhere_and_has_a_comment():
-    source = "".join(
-        path.read_text() for path in (ROOT / "isles_jax").rglob("*.py") if path.name != "config.py"
-    )  # fmt: skip
-    text = (ROOT / "isles_jax" / "config.py").read_text()
-    body = text[text.index("def baseline") : text.index("return config.lock()")]
-    for key in flatten(baseline(residual=True, adversarial=True, overlap=True)):
-        leaf = key.split(".")[-1]
-        assert re.search(rf"\.{leaf}\b", source), f"{key} is read nowhere"
-        assert re.search(rf"    # [^\n]+\n    (config|[\w.]+)\.{leaf} = ", body), f"{key} has no comment"
+KEYS = flatten(baseline(residual=True, adversarial=True, overlap=True)).keys()
+
+
+def key_of(node, names):
+    """The key that an expression reads from a configuration ("" is the whole of it), or None.
+
+    `names` maps a function's variables to keys, as {"model": "model"} after `model = config.model`.
+    """
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        if node.attr == "config":
+            return ""  # as in plan.config
+        above = key_of(node.value, names)
+        return None if above is None else f"{above}.{node.attr}".lstrip(".")
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return key_of(node.func.value, names)  # a method, as in config.predict.copy_and_resolve_references()
+    return None
+
+
+def keys_read(tree):
+    """Every key that the functions of a module read from a configuration."""
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        names = {"config": ""}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and len(node.targets) == 1:
+                pairs = [(node.targets[0], node.value)]
+                if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = zip(node.targets[0].elts, node.value.elts, strict=True)
+                for target, value in pairs:
+                    if isinstance(target, ast.Name) and (key := key_of(value, names)):
+                        names[target.id] = key
+        yield from filter(None, (key_of(node, names) for node in ast.walk(function) if isinstance(node, ast.Attribute)))
+        # Every key below, as in write_phantom(**config.data.phantom): the callee has a parameter for each.
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            for keyword in call.keywords:
+                if keyword.arg is None and (key := key_of(keyword.value, names)):
+                    yield from (other for other in KEYS if other.startswith(f"{key}."))
+
+
+def test_every_key_is_read():
+    read = set()
+    for path in (ROOT / "isles_jax").rglob("*.py"):
+        if path.name != "config.py":
+            read.update(keys_read(ast.parse(path.read_text())))
+    assert read >= KEYS, sorted(KEYS - read)
 
 
 def test_the_page_of_all_settings_is_made_of_the_comments():
     assert comments().keys() == flatten(baseline(residual=True, adversarial=True, overlap=True)).keys()
-    assert PAGE.read_text() == page(), "run python -m experiments.config_page"
+    assert PAGE.read_text() == page(), "run python docs/scripts/config_page.py"
 
 
-def test_keys_chosen_by_the_data():
+def test_keys_that_are_not_set_are_chosen_by_the_data():
     phantom = resolve(baseline(residual=True, adversarial=True, overlap=True))
     config = baseline(residual=True, adversarial=True, overlap=True)
     config.data.root = "/data/SPES"
@@ -96,8 +120,11 @@ def test_unknown_keys_and_other_types_are_refused():
         ("data.phantom.shape", (32, 32)), ("data.phantom.cases", 0), ("data.phantom.difficulty", -0.5),
         ("loss.boundary_size", 4), ("loss.adversarial", -1.0), ("optimizer.learning_rate", 0.0),
         ("optimizer.warmup", 1.0), ("train.batch_size", 1), ("train.epochs", -1), ("train.parallel", "jit"),
-        ("train.steps_per_call", 3), ("augment.scale", -0.1), ("discriminator.width", -2),
-        ("predict.min_volume_ml", -1.0),
+        ("data.spacing_mm", "fine"), ("data.spacing_mm", "2,2"), ("data.spacing_mm", "-1"),
+        ("data.spacing_mm", "1,0,2"),
+        ("data.spacing_mm", "inf"), ("data.dtype", "int8"), ("data.phantom.layout", "bids"), ("folds_by", "scanner"),
+        ("data.channels", ("DWI", "DWI")), ("data.channels", ("DWI", 3)), ("train.init_sha256", "ab"),
+        ("augment.scale", -0.1), ("discriminator.width", -2), ("predict.min_volume_ml", -1.0),
     ],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_named(key, value):
@@ -106,8 +133,17 @@ def test_values_that_make_no_sense_are_named(key, value):
     with pytest.raises(InputError) as caught:
         resolve(config)
     assert "\n" not in str(caught.value)
-    assert f"--config.{key}: found {value!r}" in str(caught.value) or key == "train.steps_per_call"
-    assert "expected" in str(caught.value)
+    assert str(caught.value).startswith(f"--config.{key}: found {value!r}, expected ")
+
+
+@pytest.mark.parametrize("key", ["train.log_every_steps", "train.checkpoint_every_steps"])
+def test_intervals_are_multiples_of_the_steps_in_a_call(key):
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.update_from_flattened_dict({
+        "train.steps_per_call": 4, "train.log_every_steps": 8, "train.checkpoint_every_steps": 8, key: 10,
+    })  # fmt: skip
+    with pytest.raises(InputError, match=f"--config.{key}: found 10, expected a multiple of train.steps_per_call=4"):
+        resolve(config)
 
 
 def test_a_run_without_a_supervised_loss_is_refused():
@@ -115,8 +151,20 @@ def test_a_run_without_a_supervised_loss_is_refused():
     config.loss.cross_entropy = 0.0
     with pytest.raises(InputError, match="a weight above 0"):
         resolve(config)
+    config.loss.dice = 1.0
+    assert resolve(config).loss.dice == 1.0
 
 
 def test_config_json_holds_every_key():
     config = resolve(baseline(residual=True, adversarial=True, overlap=True))
     assert flatten(ml_collections.ConfigDict(to_dict(config))).keys() == flatten(config).keys()
+
+
+def test_a_batch_that_cannot_be_trained_is_refused():
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.model.width = 64
+    for batch, words in ((11, "found 11, expected at most the 10"), (10, "which needs")):
+        config.train.batch_size = batch
+        with pytest.raises(InputError, match=words):
+            plan._check_batch(config, 10, 10**10, batch)
+    plan._check_batch(config, 10, 96 * 128, 10)

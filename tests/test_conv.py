@@ -23,7 +23,7 @@ CASES = [(6, 8, 16, 24, 3), (64, 64, 16, 17, 3), (5, 6, 16, 16, 3), (6, 6, 2, 20
 
 
 @pytest.mark.parametrize(("h", "w", "c", "k", "size"), CASES)
-def test_it_is_the_convolution_and_so_are_its_gradients(h, w, c, k, size):
+def test_values_and_gradients_are_those_of_the_convolution(h, w, c, k, size):
     with jax.enable_x64(True):
         x, kernel, weights = draw(2, h, w, c), draw(size, size, c, k), draw(2, h, w, k)
 
@@ -60,7 +60,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_flax_takes_it_for_every_convolution(options):
+def test_flax_convolutions_agree_for_every_option(options):
     words = {"features": 16, "kernel_size": (3, 3)} | options
     x = draw(2, 8, 8, 16, dtype=np.float32)
     variables = jax.jit(nn.Conv(**words).init)(jax.random.key(0), x)

@@ -1,4 +1,4 @@
-"""Table 1 and the ablation: which configurations they run, that their parts add up, and what a row is over seeds."""
+"""Table 1 and the ablation: their configurations, runs in parts, averages over seeds, and the page of results."""
 
 import csv
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import ablation, results_page, table1
+from experiments import ablation, results_page, rows, study, table1
 from isles_jax.config import flatten
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
@@ -23,9 +23,9 @@ OVERRIDES = [f"--config.{key}={value}" for key, value in SMALL.items()]
 
 
 def test_the_rows_are_the_files_in_configs():
-    rows = table1.table_rows([])
-    assert list(rows) == list(results.PAPER)
-    for name, config in rows.items():
+    systems = table1.table_rows([])
+    assert list(systems) == list(results.PAPER)
+    for name, config in systems.items():
         spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -33,49 +33,50 @@ def test_the_rows_are_the_files_in_configs():
 
 
 def test_overrides_reach_every_row():
-    for rows in (table1.table_rows(OVERRIDES), ablation.ablation_rows(OVERRIDES)):
-        for config in rows.values():
+    for configs in (table1.table_rows(OVERRIDES), ablation.ablation_rows(OVERRIDES)):
+        for config in configs.values():
             assert SMALL.items() <= flatten(config).items()
 
 
 def test_each_choice_of_the_ablation_changes_one_key():
-    rows = {name: flatten(config) for name, config in ablation.ablation_rows([]).items()}
-    default = rows.pop("proposed")
-    changed = [tuple(sorted(key for key in default if row[key] != default[key])) for row in rows.values()]
+    choices = {name: flatten(config) for name, config in ablation.ablation_rows([]).items()}
+    default = choices.pop("proposed")
+    changed = [{key for key in default if choice[key] != default[key]} for choice in choices.values()]
     assert all(len(keys) == 2 and "name" in keys for keys in changed)
-    assert len({tuple(str(value) for value in row.values()) for row in rows.values()}) == len(rows)
+    assert len({tuple(str(value) for value in choice.values()) for choice in choices.values()}) == len(choices)
 
 
-@pytest.mark.parametrize("words", [["--config.modl.width=3"], ["--config.model.width=wide"], ["nonsense"]])
-def test_a_wrong_override_is_refused(words):
+@pytest.mark.parametrize("overrides", [["--config.modl.width=3"], ["--config.model.width=wide"], ["nonsense"]])
+def test_a_wrong_override_is_refused(overrides):
     with pytest.raises(InputError, match=r"modl|wide|nonsense"):
-        table1.table_rows(words)
+        table1.table_rows(overrides)
 
 
 def test_a_wrong_row_or_fold_is_refused_before_anything_is_written(tmp_path):
-    rows = table1.table_rows(OVERRIDES)
+    systems = table1.table_rows(OVERRIDES)
     with pytest.raises(InputError, match=r"--rows=bl9: expected some of bl1,.*proposed"):
-        table1.run_rows(rows, tmp_path / "table", only=["bl9"])
+        rows.run_rows(systems, tmp_path / "table", only=["bl9"])
     with pytest.raises(InputError, match=r"--config.fold: found 2, expected 0 to 1"):
-        table1.run_rows(rows, tmp_path / "table", folds=[2])
+        rows.run_rows(systems, tmp_path / "table", folds=[2])
     assert not (tmp_path / "table").exists()
 
 
-def test_parts_run_apart_are_collected_and_are_what_the_main_command_gives(tmp_path, capsys):
+@pytest.mark.slow
+def test_rows_run_in_parts_equal_the_main_command(tmp_path, capsys):
     table = tmp_path / "table"
-    rows = {name: config for name, config in table1.table_rows(OVERRIDES).items() if name in ("bl1", "bl5")}
-    assert table1.run_rows(rows, table, only=["bl1"], folds=[1]) is None
+    systems = {name: config for name, config in table1.table_rows(OVERRIDES).items() if name in ("bl1", "bl5")}
+    assert rows.run_rows(systems, table, only=["bl1"], folds=[1]) is None
     assert sorted(path.name for path in (table / "seed_0").iterdir()) == ["bl1"]
     assert not (table / "seed_0" / "bl1" / "fold_0" / "checkpoints").exists()
-    assert table1.run_rows(rows, table, only=["bl1"]) is None
-    assert "still to be finished: bl5 of seed 0" in capsys.readouterr().out
-    runs = table1.run_rows(rows, table)
+    assert rows.run_rows(systems, table, only=["bl1"]) is None
+    assert "not finished yet: bl5 of seed 0" in capsys.readouterr().out
+    runs = rows.run_rows(systems, table)
     assert [run.name for run in runs] == ["bl1", "bl5"]
     capsys.readouterr()
-    assert table1.run_rows(rows, table)[0].rows == runs[0].rows
+    assert rows.run_rows(systems, table)[0].rows == runs[0].rows
     assert capsys.readouterr().out == "", "nothing is trained again"
 
-    table1.finish(runs, table, 1, "table1", "bl5")
+    study.finish(runs, table, 1, "table1", "bl5")
     written = list(csv.DictReader((table / "table1.csv").read_text().splitlines()))
     assert [(row["row"], row["class"]) for row in written][:3] == [
         ("clinical rule", "penumbra"), ("bl1", "penumbra"), ("bl5", "penumbra")
@@ -85,14 +86,13 @@ def test_parts_run_apart_are_collected_and_are_what_the_main_command_gives(tmp_p
     assert float(line["dice"]) == pytest.approx(np.mean(dice), abs=1e-6)
     assert "<html" in (table / "table1.html").read_text()
 
-    config = rows["bl1"]
-    cross_validate(config, tmp_path / "alone")
+    cross_validate(systems["bl1"], tmp_path / "alone")
     alone = scores.read_cases_csv(tmp_path / "alone" / "cases.csv")
     assert alone == scores.read_cases_csv(table / "seed_0" / "bl1" / "cases.csv")
 
     one, other = (results.read_run(table / "seed_0" / name) for name in ("bl1", "bl5"))
-    both = table1.average([one, other])
-    for row, first, second in zip(both.rows, one.rows, other.rows, strict=True):
+    mean = rows.average([one, other])
+    for row, first, second in zip(mean.rows, one.rows, other.rows, strict=True):
         assert (row["case"], row["class"]) == (first["case"], first["class"])
         assert row["dice"] == pytest.approx((first["dice"] + second["dice"]) / 2)
 

@@ -1,82 +1,43 @@
-import json
-import sys
-
 import jax
 import nibabel as nib
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_predict import make_case, write_case
+from helpers import random_case, save_case
 
 from isles_jax import export, networks, predict
 from isles_jax.config import to_dict
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
-from isles_jax.training.state import init_state
 
 
-@pytest.fixture(scope="module")
-def file(untrained_run, tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "folds.safetensors"
-    export.main([f"--workdir={untrained_run[0]}", f"--output={path}"])
-    return path
-
-
-def header_of(path):
-    with safetensors.safe_open(path, "numpy") as opened:
-        return json.loads(opened.metadata()["isles_jax"])
-
-
-def test_the_file_holds_every_number_and_what_it_takes_to_use_it(untrained_run, file, tmp_path):
-    workdir, config, variables = untrained_run
-    tensors, header = safetensors.numpy.load_file(file), header_of(file)
-    assert (header["classes"], header["channels"], header["label_values"]) == (
-        ["penumbra", "core"], ["Tmax", "TTP", "DWI"], [5, 9],
-    )  # fmt: skip
-    assert header["config"] == to_dict(config)
-    assert header["steps"] == {"0": 0, "1": 0}, "the finished folds"
-    assert header["versions"]["jax"] == jax.__version__
-    expected = {
-        "/".join([f"fold_{fold}", *(key.key for key in path)]): leaf
-        for fold in (0, 1) for path, leaf in jax.tree.leaves_with_path(variables[fold])
-    }  # fmt: skip
-    assert tensors.keys() == expected.keys()
-    for name, leaf in expected.items():
-        np.testing.assert_array_equal(tensors[name], leaf, err_msg=name)
-    # The same networks are the same file, also when they come from one.
-    export.main([f"--workdir={file}", f"--output={tmp_path / 'again.safetensors'}"])
-    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
-    export.main([f"--workdir={workdir}", f"--output={tmp_path / 'one.safetensors'}", "--folds=2"])
-    assert {name.split("/")[0] for name in safetensors.numpy.load_file(tmp_path / "one.safetensors")} == {"fold_2"}
-
-
-def test_predictions_from_the_file_are_those_of_the_run(untrained_run, file, tmp_path):
-    write_case(tmp_path / "x", make_case((30, 41, 5)))
-    for source in (untrained_run[0], file):
+def test_predictions_from_the_file_are_those_of_the_run(untrained_run, weights_file, tmp_path):
+    save_case(tmp_path / "x", random_case((30, 41, 5)))
+    for source in (untrained_run[0], weights_file):
         out = tmp_path / source.suffix
         predict.main([f"--workdir={source}", f"--input={tmp_path / 'x'}", f"--output={out / 'out'}", "--probabilities"])
     for name in ("x.nii.gz", "probabilities/x.nii.gz"):
-        here, there = (tmp_path / source.suffix / "out" / name for source in (untrained_run[0], file))
+        here, there = (tmp_path / source.suffix / "out" / name for source in (untrained_run[0], weights_file))
         assert here.read_bytes() == there.read_bytes()
     assert len(np.unique(nib.load(there).get_fdata())) > 1000
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, file, tmp_path, flips):
+def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, weights_file, tmp_path, flips):
     """Any batch, any sides divisible by 32, the folds averaged, for all platforms."""
     if flips:
         content = to_dict(untrained_run[1])
         content["predict"]["flips"] = True
-        trained = weights.load(file)
+        trained = weights.load(weights_file)
         trained.config.predict.flips = True
         weights.save(tmp_path / "flips.safetensors", trained)
-        assert header_of(tmp_path / "flips.safetensors")["config"] == content
+        assert to_dict(weights.load(tmp_path / "flips.safetensors").config) == content
     source = tmp_path / "flips.safetensors" if flips else untrained_run[0]
     export.main([f"--workdir={source}", f"--output={tmp_path / 'inference.stablehlo'}"])
     read = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())
     assert read.platforms == ("cpu", "cuda", "tpu")
-    tensors = safetensors.numpy.load_file(file)
+    tensors = safetensors.numpy.load_file(weights_file)
     forward = networks.make_forward(make_segmenter(untrained_run[1], 3))
     for shape in ((8, 32, 64, 3), (3, 64, 32, 3))[: 1 if flips else 2]:
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -86,35 +47,8 @@ def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, fil
         np.testing.assert_allclose(read.call(tensors, images), np.mean(found, axis=0), atol=1e-5)
 
 
-def test_files_that_are_not_ours_are_refused_by_name(file, tmp_path, monkeypatch):
-    def refused(content, words, *more):
-        (tmp_path / "x.safetensors").write_bytes(content)
-        with pytest.raises(InputError, match=words) as caught:
-            weights.load(tmp_path / "x.safetensors", *more)
-        assert "\n" not in str(caught.value)
-        assert str(tmp_path / "x.safetensors") in str(caught.value)
-
-    tensors, metadata = safetensors.numpy.load_file(file), {"isles_jax": json.dumps(header_of(file))}
-    refused(file.read_bytes()[:-10], "not a readable safetensors file")
-    refused(b"", "not a readable safetensors file")
-    refused(safetensors.numpy.save(tensors), "found no 'isles_jax' in its header")
-    refused(file.read_bytes(), "found no fold 2, expected one of 0, 1", [2])
-    name = "fold_1/params/conv1/kernel"
-    other = tensors | {name: tensors[name][..., :1]}
-    refused(safetensors.numpy.save(other, metadata), rf"found {name} of shape .* expected \(3, 3, 3, 4\)")
-    del other[name]
-    refused(safetensors.numpy.save(other, metadata), f"found {name} of shape None")
-    with pytest.raises(InputError, match="found no such file"):
-        weights.load(tmp_path / "none.safetensors")
-    with pytest.raises(InputError, match=r"x\.txt: expected a name that ends in \.safetensors or \.stablehlo"):
-        export.main([f"--workdir={file}", f"--output={tmp_path / 'x.txt'}"])
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(InputError, match=r"safetensors is not installed.* --extra export"):
-        weights.load(file)
-
-
-def test_without_flatbuffers_the_extra_is_named(file, tmp_path, monkeypatch):
-    trained = weights.load(file, [0])
+def test_without_flatbuffers_the_extra_is_named(weights_file, tmp_path, monkeypatch):
+    trained = weights.load(weights_file, [0])
 
     class Exported:
         def serialize(self):
@@ -123,18 +57,5 @@ def test_without_flatbuffers_the_extra_is_named(file, tmp_path, monkeypatch):
     monkeypatch.setattr(jax.export, "export", lambda *_, **__: lambda *_: Exported())
     monkeypatch.setattr(weights, "load", lambda *_: trained)
     with pytest.raises(InputError, match=r"flatbuffers is not installed.* --extra export"):
-        export.main([f"--workdir={file}", f"--output={tmp_path / 'x.stablehlo'}"])
+        export.main([f"--workdir={weights_file}", f"--output={tmp_path / 'x.stablehlo'}"])
     assert not (tmp_path / "x.stablehlo").exists()
-
-
-def test_networks_without_batch_norm_come_back(small_config, tmp_path):
-    config = small_config(adversarial=False, **{"model.batch_norm": "none"})
-    network, variables = make_segmenter(config, 3), init_state(config, ("a", "b"), 3, 1, 0).segmenter.variables
-    trained = weights.Trained(config, ("a", "b"), ("x", "y", "z"), (1, 2), {}, {4: 7}, {4: variables})
-    weights.save(tmp_path / "x.safetensors", trained)
-    found = weights.load(tmp_path / "x.safetensors")
-    assert found.steps == {4: 7}
-    assert found.folds[4].keys() == {"params"}
-    jax.tree.map(np.testing.assert_array_equal, found.folds[4]["params"], variables["params"])
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    assert jax.eval_shape(network.apply, found.folds[4], images).shape == (1, 32, 32, 3)

@@ -196,6 +196,7 @@ FORMS = [(*system, "cpu") for system in SYSTEMS]
 FORMS += [(*system, "tpu") for system in (SYSTEMS if SYSTEMS == ALL else ALL[-1:])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("residual", "adversarial", "overlap", "platform"), FORMS)
 def test_gradients_are_those_of_the_plain_step(
     small_config, plain, take_form, residual, adversarial, overlap, platform

@@ -9,14 +9,18 @@ ORDER = (
     "losses", "metrics", "conv", "models",
     "runtime.interrupt", "runtime.command", "runtime.progress", "runtime.files", "runtime.lock", "runtime.processes",
     "config",
-    "data.case", "data.nifti", "data.check", "data.folds", "data.slices", "data.spes", "data.nnunet", "data.layouts",
-    "data.perfusion", "data.patient", "data.phantom",
+    "data.case", "data.nifti", "data.check", "data.folds", "data.grid", "data.slices",
+    "data.adc", "data.patients", "data.isles", "data.isles2022", "data.nnunet", "data.layouts",
+    "data.perfusion", "data.patient", "data.isles2022_phantom", "data.phantom",
     "networks",
     "training.augment", "training.state", "training.step", "training.parallel", "training.checkpoint",
-    "training.weights", "training.metric_writer", "training.event_images", "training.fold",
-    "inference", "clinical",
-    "reporting.scores", "reporting.statistics", "reporting.results", "reporting.table", "reporting.charts",
-    "reporting.pictures", "reporting.case_sections", "reporting.page",
+    "training.weights", "training.initial",
+    "training.metric_writer", "training.event_images", "training.plan", "training.fold",
+    "inference", "exporting", "clinical",
+    "reporting.scores", "reporting.statistics", "reporting.results", "reporting.notes", "reporting.table",
+    "reporting.charts",
+    "reporting.tmax", "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
+    "reporting.case_table", "reporting.run_sections", "reporting.page",
     "cross_validation",
     "main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli",
 )  # fmt: skip
@@ -82,15 +86,7 @@ def test_only_commands_import_inside_a_function_and_each_once():
     assert hidden == dict.fromkeys(HIDDEN, 1)
 
 
-def test_losses_imports_jax_alone():
-    tree = ast.parse((ROOT / "losses.py").read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    standard = {"collections", "functools", "math", "operator", "typing"}
-    assert {name.split(".")[0] for name in imported} <= {"jax", *standard}
-
-
-# Longer, with the reason in a comment at its head.
+# Longer, because one file can be copied into another project.
 LONG = {"losses.py"}
 
 
@@ -111,3 +107,12 @@ def test_modules_and_functions_stay_short():
         functions = [n for n in ast.walk(ast.parse("\n".join(source))) if isinstance(n, ast.FunctionDef)]
         long |= {node.name for node in functions if code_lines(node, source) > 60}
     assert long == LONG
+
+
+def test_test_files_do_not_import_each_other():
+    """What they share is in helpers.py and conftest.py."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [module for module in modules if module.startswith("test_")], path.name

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from isles_jax.runtime import lock
 from isles_jax.runtime.command import InputError
 
-ROOT = Path(__file__).parents[1]
 HOLDER = """
 import sys
 from isles_jax.runtime import lock

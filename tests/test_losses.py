@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import segmentation_case as case
+from helpers import softmax
 from jax.sharding import Mesh, PartitionSpec
 
 from isles_jax import losses
@@ -25,11 +27,6 @@ BLOCKS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 # Oracles: numpy, float64, by the definitions.
-
-
-def softmax(logits):
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def jaccard_loss(foreground, wrong):
@@ -63,12 +60,6 @@ def brute_force(logits, labels, classes="present", per_image=False, where=None, 
                 weights.append(1.0 if class_weights is None else class_weights[c])
         means.append(np.average(terms, weights=weights))
     return np.mean(means) if means else 0.0
-
-
-def case(shape, num_classes, seed=0, scale=1.0):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, num_classes, shape)
-    return (scale * rng.standard_normal((*shape, num_classes))).astype(np.float32), labels, rng.random(shape) < 0.7
 
 
 # Lovasz-softmax.
@@ -250,19 +241,12 @@ STEP = jax.jit(step_losses)
 # Precision and extremes.
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_keeps_the_gradient(dtype):
-    logits, labels, _ = case((100_000,), 3, seed=7)
-    exact = np.asarray(jax.grad(losses.lovasz_softmax)(logits, labels), np.float64).ravel()
-    half = jax.grad(losses.lovasz_softmax)(jnp.asarray(logits, dtype), labels)
-    assert half.dtype == dtype
-    half = np.asarray(half, np.float64).ravel()
-    assert np.isfinite(half).all()
-    assert half @ exact / np.linalg.norm(half) / np.linalg.norm(exact) > 0.99
-
-
 PIXEL_LOSSES = {
     "cross_entropy": losses.cross_entropy,
+    "focal": losses.focal,
+    "soft_dice": losses.soft_dice,
+    "soft_dice squared per image": lambda *a, **k: losses.soft_dice(*a, squared=True, per_image=True, **k),
+    "tversky": lambda *a, **k: losses.tversky(*a, alpha=0.3, beta=0.7, gamma=0.75, **k),
     "boundary_weighted_nll": losses.boundary_weighted_nll,
     "lovasz_softmax": losses.lovasz_softmax,
     "lovasz_softmax per image": lambda *a, **k: losses.lovasz_softmax(*a, per_image=True, **k),
@@ -270,6 +254,19 @@ PIXEL_LOSSES = {
     "lovasz_hinge": lambda x, y, **k: losses.lovasz_hinge(x[..., 0], (y == 1).astype(y.dtype) + 99 * (y > 2), **k),
 }
 each_pixel_loss = pytest.mark.parametrize("loss", PIXEL_LOSSES.values(), ids=PIXEL_LOSSES)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["lovasz_softmax", "soft_dice", "tversky", "focal", "cross_entropy"])
+def test_half_precision_keeps_the_gradient(name, dtype):
+    logits, labels, _ = case((100_000,), 3, seed=7)
+    function = jax.jit(jax.grad(PIXEL_LOSSES[name]))
+    exact = np.asarray(function(logits, labels), np.float64).ravel()
+    half = function(jnp.asarray(logits, dtype), labels)
+    assert half.dtype == dtype
+    half = np.asarray(half, np.float64).ravel()
+    assert np.isfinite(half).all()
+    assert half @ exact / np.linalg.norm(half) / np.linalg.norm(exact) > 0.99
 
 
 @each_pixel_loss
@@ -517,6 +514,15 @@ GOOD = np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.int32)
         (ValueError, "1", lambda x, y: losses.lovasz_softmax(x, y, bins=1)),
         (ValueError, "(3,)", lambda x, y: losses.lovasz_softmax(x, y, class_weights=np.ones(3))),
         (ValueError, "(3,)", lambda x, y: losses.cross_entropy(x, y, class_weights=np.ones(3))),
+        (ValueError, "(3,)", lambda x, y: losses.tversky(x, y, class_weights=np.ones(3))),
+        (ValueError, "'sum'", lambda x, y: losses.focal(x, y, reduction="sum")),
+        (ValueError, "per_image=True", lambda x, y: losses.soft_dice(x, y, reduction="none")),
+        (ValueError, "soft_dice: classes", lambda x, y: losses.soft_dice(x, y, classes="some")),
+        (ValueError, r"\(\)", lambda x, y: losses.focal(x[0, 0], y[0, 0], reduction="none")),
+        (ValueError, "(2, 3, 3)", lambda x, y: losses.boundary_distance(x, x[..., 1:])),
+        (TypeError, "int32", lambda x, y: losses.boundary_distance(x, y)),
+        (ValueError, "(1.0, 1.0, 1.0)", lambda x, y: losses.signed_distances(y, 2, (1.0, 1.0, 1.0))),
+        (ValueError, "0", lambda x, y: losses.signed_distances(y, 0, (1.0,))),
         (ValueError, r"\(\)", lambda x, y: losses.lovasz_softmax(x[0, 0], y[0, 0], per_image=True)),
         (ValueError, "(2, 3, 4)", lambda x, y: losses.lovasz_hinge(x, y)),
         (ValueError, "4", lambda x, y: losses.boundary_mask(y, 2, size=4)),

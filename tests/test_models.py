@@ -17,6 +17,18 @@ def shapes(module, *image_shape):
     return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(image_shape)))
 
 
+def draw(module, *image_shape):
+    """Variables of a network with kernels of He's deviation: its own initialisation takes seconds to compile."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, x):
+        if path[-1].key == "kernel":
+            return jnp.asarray(rng.normal(size=x.shape) * (2 / np.prod(x.shape[:-1])) ** 0.5, x.dtype)
+        return jnp.full(x.shape, path[-1].key in ("scale", "var"), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes(module, *image_shape))
+
+
 def brute_pool(x):
     """Max pooling by loops: the maximum of each window and the first place where it stands."""
     b, h, w, c = x.shape
@@ -179,7 +191,7 @@ def train(module):
 def test_low_precision_keeps_parameters_and_outputs_in_float32(module):
     low = module.clone(dtype=jnp.bfloat16)
     images = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
-    variables = jax.jit(low.init)(jax.random.key(1), images)
+    variables = draw(low, *images.shape)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     output, updates = train(low)(variables, images)
     assert output.dtype == jnp.float32
@@ -192,7 +204,7 @@ def test_low_precision_keeps_parameters_and_outputs_in_float32(module):
 def test_discriminator_gives_one_logit_a_slice(shape):
     module = Discriminator(width=4)
     maps = jax.random.uniform(jax.random.key(0), shape)
-    variables = jax.jit(module.init)(jax.random.key(1), maps)
+    variables = draw(module, *shape)
     logits = jax.jit(module.apply)(variables, maps)
     assert logits.shape == shape[:1]
     assert logits.dtype == jnp.float32

@@ -1,27 +1,21 @@
 """docs/tpu.md as it is written, on CPUs: two real processes of four devices against one of eight and one of one."""
 
-import contextlib
 import re
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_checkpoint import leaves
-from test_parallel import environment
+from helpers import ROOT, environment, free_port, leaves
 
 from isles_jax import config, main
 from isles_jax.cross_validation import cross_validate
-from isles_jax.runtime import processes
 from isles_jax.training import checkpoint
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 DOCS = (ROOT / "docs" / "tpu.md").read_text()
 COMMANDS = [
     line
@@ -34,42 +28,6 @@ SMALL = {
     "folds": 2, "model.width": 4, "model.residual": False, "discriminator.enabled": False, "loss.lovasz": 0.0,
     "loss.boundary": 0.0, "train.epochs": 4, "train.checkpoint_every_steps": 6, "train.log_every_steps": 1,
 }  # fmt: skip
-
-
-TOGETHER = """
-import os, signal, sys, time
-from isles_jax.runtime import interrupt, processes
-from isles_jax.runtime.command import InputError, run_command
-
-def fail():
-    if number:
-        raise InputError("process 1 alone found this")
-
-def main():
-    processes.start() if "SLURM_PROCID" in os.environ else processes.start(sys.argv[1], 2, number)
-    assert (processes.count(), processes.index(), processes.first()) == (2, number, number == 0)
-    assert processes.share("abcde") == list("bd" if number else "ace")
-    for long in (1, 1000):
-        assert processes.on_first(lambda: [f"of {number}"] * long) == ["of 0"] * long
-    try:
-        processes.on_all(fail)
-    except processes.SharedError as error:
-        assert str(error) == "process 1 alone found this"
-    else:
-        raise AssertionError
-    turns = 0
-    with interrupt.postponed():
-        print("ready", file=sys.stderr, flush=True)
-        while not processes.leaving():
-            turns += 1
-            time.sleep(0.01)
-        interrupt.leave_if_requested(f"turn {turns}")
-
-number = int(sys.argv[2])
-# Tests may run in a background job, whose children do not hear SIGINT.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-run_command(main)
-"""
 
 
 def settings(root, **keys):
@@ -89,23 +47,6 @@ def start(command, workdir, devices, root, *flags, port=None):
     )
 
 
-def free_port():
-    # In the range where JAX expects Slurm's coordinator.
-    for port in np.random.default_rng().permutation(np.arange(61440, 65536)).tolist():
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
-
-
-def slurm(port, number):
-    """What Slurm tells the tasks of a step."""
-    return {
-        "SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
-        "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
-    }  # fmt: skip
-
-
 def start_two(workdir, root, *flags, second=()):
     port = free_port()
     commands = [command for command in COMMANDS if "--coordinator" in command]
@@ -115,10 +56,10 @@ def start_two(workdir, root, *flags, second=()):
 
 
 def finish(started):
-    said = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
-    # Of JAX's own lines on several processes, Gloo's are on stdout.
-    return ["\n".join(line for line in out.splitlines() if "[Gloo]" not in line) for out, _ in said]
+    """What processes that must succeed print on stdout, without the lines of JAX's Gloo."""
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    return ["\n".join(line for line in out.splitlines() if "[Gloo]" not in line) for out, _ in outputs]
 
 
 def parameters(workdir, fold):
@@ -149,8 +90,8 @@ def on_eight(tmp_path_factory, phantom_root):
     """A finished run of one process with eight devices: the command for one host."""
     [command] = [line for line in COMMANDS if "--coordinator" not in line and "isles_jax.main" in line]
     workdir = tmp_path_factory.mktemp("eight") / "run"
-    [said] = finish([start(command, workdir, 8, phantom_root, "--config.train.profile=20")])
-    assert "8 x cpu" in said
+    [printed] = finish([start(command, workdir, 8, phantom_root, "--config.train.profile=20")])
+    assert "8 x cpu" in printed
     return workdir
 
 
@@ -212,52 +153,13 @@ def test_every_command_of_the_documentation_is_run(on_eight):
     assert set(re.findall(r"--(coordinator|processes|process|workdir)=", DOCS)) <= set(main.FLAGS)
 
 
-@pytest.mark.parametrize(("name", "cluster"), [("SIGTERM", False), ("SIGINT", True)])
-def test_a_signal_to_one_process_makes_all_leave_at_the_same_place(name, cluster):
-    """Found by flags, or by what Slurm says."""
-    port = free_port()
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, f"127.0.0.1:{port}", str(number)], cwd=ROOT, text=True,
-            env=environment(1) | (slurm(port, number) if cluster else {}),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )
-        for number in (0, 1)
-    ]  # fmt: skip
-    for process in both:
-        while (line := process.stderr.readline()) != "ready\n":
-            assert line, "it ended"
-    both[1].send_signal(signal.Signals[name])
-    said = [process.communicate(timeout=100)[1] for process in both]
-    assert [process.returncode for process in both] == [143, 143]
-    last = [
-        re.search(r"stopped by SIGTERM: turn (\d+); to go on, run the same command again\n$", err)[1] for err in said
-    ]
-    assert last[0] == last[1]
-
-
 def test_a_mistake_that_one_process_finds_ends_both_with_one_line(phantom_root, tmp_path):
     first, second = start_two(tmp_path / "run", phantom_root, second=["--config.data.root=/nowhere"])
-    (_, said), (_, also) = first.communicate(timeout=100), second.communicate(timeout=100)
+    (_, first_error), (_, second_error) = first.communicate(timeout=100), second.communicate(timeout=100)
     assert (first.returncode, second.returncode) == (2, 2)
-    assert said == "error: /nowhere: does not exist; expected a folder of cases\n"
-    assert also == ""
+    assert first_error == "error: /nowhere: does not exist; expected a folder of cases\n"
+    assert second_error == ""
     assert not (tmp_path / "run").exists()
-
-
-def test_one_task_of_a_cluster_is_one_process(monkeypatch):
-    for name, value in (slurm(61440, 0) | {"SLURM_NTASKS": "1"}).items():
-        monkeypatch.setenv(name, value)
-    processes.start()
-    processes.start("127.0.0.1:1", 1, 0)
-    assert (processes.count(), processes.index(), processes.first(), processes.share("abc")) == (
-        1,
-        0,
-        True,
-        list("abc"),
-    )
-    assert processes.on_first(lambda: (1, "as it is")) == (1, "as it is")
-    assert not processes.leaving()
 
 
 def test_a_profile_is_left_of_the_steps_after_the_first_ten(on_eight):

@@ -5,31 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from spes_folder import OBLIQUE, SHAPE, make, save, tree, volumes
+from helpers import NNUNET_CHANNELS as CHANNELS
+from helpers import NNUNET_LABELS as LABELS
+from helpers import OBLIQUE, SHAPE, checksums, nnunet_folder, save_volume, volumes
 
-from isles_jax import convert
 from isles_jax.data import layouts, nnunet
 from isles_jax.runtime.command import InputError
-
-CHANNELS = {"0": "dwi", "1": "TTP", "2": "TMAX"}
-LABELS = {"background": 0, "core": 3, "penumbra": 1}
-
-
-def write_folder(root, ending=".nii.gz", channels=CHANNELS, labels=LABELS, **content):
-    """Two training cases and one without labels, channels in the order of `channels`."""
-    words = {name.lower(): name for name in ("Tmax", "TTP", "DWI")}
-    root.mkdir(exist_ok=True)
-    for number, (case, folder) in enumerate((("p1", "imagesTr"), ("p2", "imagesTr"), ("p3", "imagesTs"))):
-        there = volumes(seed=number)
-        for index, name in channels.items():
-            volume = there[words[name.lower()]] if name.lower() in words else there["DWI"] + int(index)
-            save(root / folder / f"{case}_{int(index):04d}{ending}", volume)
-        if folder == "imagesTr":
-            table = np.array([0, labels.get("penumbra", 1), labels.get("core", 1)], np.uint8)
-            save(root / "labelsTr" / f"{case}{ending}", table[there["OT"]])
-    content = {"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending} | content
-    (root / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-    return root
 
 
 def load(root):
@@ -37,7 +18,7 @@ def load(root):
 
 
 def test_channels_and_classes_come_from_dataset_json(tmp_path):
-    dataset = load(write_folder(tmp_path))
+    dataset = load(nnunet_folder(tmp_path))
     assert dataset.channels == ("DWI", "TTP", "Tmax")
     assert dataset.classes == ("penumbra", "core")
     assert dataset.label_values == (1, 3)
@@ -51,7 +32,7 @@ def test_channels_and_classes_come_from_dataset_json(tmp_path):
 
 def test_the_older_dataset_json_and_uncompressed_files(tmp_path):
     labels = {"0": "background", "1": "penumbra", "2": "core"}
-    write_folder(tmp_path, ".nii", labels=LABELS | {"core": 2})
+    nnunet_folder(tmp_path, ".nii", labels=LABELS | {"core": 2})
     content = {"modality": CHANNELS, "labels": labels, "file_ending": ".nii", "numTraining": 2, "reference": "x"}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     dataset = load(tmp_path)
@@ -66,9 +47,9 @@ def test_the_older_dataset_json_and_uncompressed_files(tmp_path):
     ],
 )
 def test_other_channels_and_class_counts(channels, labels, tmp_path):
-    write_folder(tmp_path, channels=channels, labels=labels)
+    nnunet_folder(tmp_path, channels=channels, labels=labels)
     values = np.random.default_rng(0).choice(list(labels.values()), SHAPE).astype(np.uint8)
-    save(tmp_path / "labelsTr" / "p1.nii.gz", values)
+    save_volume(tmp_path / "labelsTr" / "p1.nii.gz", values)
     dataset = load(tmp_path)
     assert dataset.channels == tuple(channels.values())
     assert len(dataset.classes) == len(labels) - 1
@@ -77,29 +58,7 @@ def test_other_channels_and_class_counts(channels, labels, tmp_path):
     np.testing.assert_array_equal(np.array([0, *dataset.label_values])[dataset.cases[0].labels], values)
 
 
-def test_there_and_back(tmp_path, capsys):
-    make(tmp_path / "spes", cases=("a", "b", "c"), OT=None)
-    arguments = [f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'raw' / 'Dataset015_SPES'}"]
-    convert.main(arguments)
-    assert "3 cases, labels 1 penumbra, 2 core" in capsys.readouterr().out
-    before, after = load(tmp_path / "spes"), load(tmp_path / "raw" / "Dataset015_SPES")
-    assert (before.channels, before.classes, before.label_values) == (after.channels, after.classes, after.label_values)
-    for old, new in zip(before.cases, after.cases, strict=True):
-        assert old.name == new.name
-        np.testing.assert_array_equal(old.images, new.images)
-        np.testing.assert_array_equal(old.affine, new.affine)
-        assert old.header["qform_code"] == new.header["qform_code"]
-        assert (old.labels is None) == (new.labels is None)
-        assert old.labels is None or np.array_equal(old.labels, new.labels)
-    there = tree(tmp_path)
-    with pytest.raises(InputError, match="Dataset015_SPES: exists"):
-        convert.main(arguments)
-    with pytest.raises(InputError, match=r"nowhere: .*"):
-        convert.main([f"--input={tmp_path / 'nowhere'}", f"--output={tmp_path / 'x'}"])
-    assert tree(tmp_path) == there
-
-
-def test_the_phantoms_mark_is_kept(phantom_root, tmp_path):
+def test_the_phantom_marker_is_kept(phantom_root, tmp_path):
     nnunet.write(layouts.load(phantom_root, penumbra=1, core=2), tmp_path / "new")
     dataset = load(tmp_path / "new")
     assert dataset.phantom
@@ -107,7 +66,7 @@ def test_the_phantoms_mark_is_kept(phantom_root, tmp_path):
 
 
 def test_images_for_prediction(tmp_path):
-    root = write_folder(tmp_path / "set")
+    root = nnunet_folder(tmp_path / "set")
     wanted = ("Tmax", "TTP", "DWI")
     for folder, names in ((root, ["p3"]), (root / "imagesTs", ["p3"]), (root / "imagesTr", ["p1", "p2"])):
         dataset = layouts.load_images(folder, wanted)
@@ -136,17 +95,36 @@ def rewrite(text):
 
 
 def again(**content):
-    return lambda root: write_folder(root, **content)
+    return lambda root: nnunet_folder(root, **content)
+
+
+def again_json(**content):
+    return lambda root: edit(root, **content)
 
 
 def swapped(root):
-    write_folder(root, labels={"background": 0, "core": 1, "penumbra": 2})
+    nnunet_folder(root, labels={"background": 0, "core": 1, "penumbra": 2})
     for number, case in enumerate(("p1", "p2")):
-        save(root / "labelsTr" / f"{case}.nii.gz", volumes(seed=number)["OT"])
+        save_volume(root / "labelsTr" / f"{case}.nii.gz", volumes(seed=number)["OT"])
 
 
 BAD = {
     "no JSON": (rewrite("{"), "dataset.json: not readable as JSON"),
+    "nested deeply": (rewrite("[" * 99999), "dataset.json: not readable as JSON"),
+    "a list as a channel's name": (
+        again_json(channel_names=CHANNELS | {"0": ["x"]}),
+        "expected texts as names",
+    ),
+    "a digit that is no number": (again_json(labels={"²": "a", "0": "background"}), "the label '²' is 'a'"),
+    "a list as a class's name": (again_json(labels={"0": "background", "1": ["a"]}), "the label '0' is 'background'"),
+    "a name that no file can have": (
+        again_json(labels=LABELS | {"a\n": 5}),
+        r"found a class with the name 'a\\n'",
+    ),
+    "a class called as the foreground": (
+        again_json(labels=LABELS | {"whole lesion": 5}),
+        "the name is reserved",
+    ),
     "no object": (rewrite("[1]"), "dataset.json: holds a list"),
     "no channels": (again(channel_names=None), "channel_names is None"),
     "channels that do not count up": (
@@ -154,8 +132,11 @@ BAD = {
         "channel_names is .*expected names for 0",
     ),
     "a channel twice": (again(channel_names={"0": "Tmax", "1": "tmax"}), "holds a name twice"),
-    "no labels": (lambda r: write_folder(r) and rewrite('{"channel_names": {"0": "a"}}')(r), "labels is None"),
-    "regions": (lambda r: again(labels=LABELS)(r) and edit(r, labels=LABELS | {"whole": [1, 2]}), "no regions"),
+    "no labels": (lambda r: nnunet_folder(r) and rewrite('{"channel_names": {"0": "a"}}')(r), "labels is None"),
+    "regions": (
+        lambda r: again(labels=LABELS)(r) and edit(r, labels=LABELS | {"whole": [1, 2]}),
+        "no regions",
+    ),
     "an ignore label": (lambda r: edit(r, labels=LABELS | {"ignore": 4}), "no ignore label"),
     "no background": (lambda r: edit(r, labels={"a": 1, "b": 2}), "expected background 0"),
     "a label twice": (lambda r: edit(r, labels=LABELS | {"other": 3}), "all different"),
@@ -168,19 +149,19 @@ BAD = {
     ),
     "missing labels": (remove("labelsTr", "p2.nii.gz"), "p2.nii.gz: missing"),
     "labels without images": (
-        lambda r: save(r / "labelsTr" / "p9.nii.gz", volumes()["OT"]),
+        lambda r: save_volume(r / "labelsTr" / "p9.nii.gz", volumes()["OT"]),
         "p9.nii.gz: a label volume whose images are not",
     ),
     "a case in both folders": (
-        lambda r: save(r / "imagesTs" / "p1_0000.nii.gz", volumes()["DWI"]),
+        lambda r: save_volume(r / "imagesTs" / "p1_0000.nii.gz", volumes()["DWI"]),
         "the case p1 is in imagesTr and in imagesTs",
     ),
     "an unknown label": (
-        lambda r: save(r / "labelsTr" / "p1.nii.gz", np.full(SHAPE, 2, np.uint8)),
+        lambda r: save_volume(r / "labelsTr" / "p1.nii.gz", np.full(SHAPE, 2, np.uint8)),
         r"p1.nii.gz: holds the label 2; expected only 0, 1, 3",
     ),
     "another grid": (
-        lambda r: save(r / "labelsTr" / "p1.nii.gz", volumes()["OT"], OBLIQUE + np.eye(4)),
+        lambda r: save_volume(r / "labelsTr" / "p1.nii.gz", volumes()["OT"], OBLIQUE + np.eye(4)),
         "p1.nii.gz: its affine",
     ),
     "names the wrong way round": (swapped, "exchanging the names penumbra and core in dataset.json would agree"),
@@ -195,12 +176,38 @@ def edit(root, **content):
 @pytest.mark.parametrize("kind", BAD)
 def test_broken_folders_end_in_one_line(kind, tmp_path):
     prepare, words = BAD[kind]
-    root = write_folder(tmp_path / "set")
+    root = nnunet_folder(tmp_path / "set")
     prepare(root)
-    before = tree(tmp_path)
+    before = checksums(tmp_path)
     with pytest.raises(InputError) as caught:
         load(root)
     message = str(caught.value)
     assert re.search(words, message), message
     assert "\n" not in message
-    assert tree(tmp_path) == before
+    assert checksums(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "imagesTs"])
+def test_one_channel_in_two_files_is_refused(tmp_path, folder):
+    root, name = nnunet_folder(tmp_path / "set"), "p1" if folder == "imagesTr" else "p3"
+    save_volume(root / folder / f"{name}_0002.nii", volumes()["DWI"])
+    for read in (load, lambda path: layouts.load_images(path / folder, ("Tmax", "TTP", "DWI"))):
+        with pytest.raises(InputError, match=rf"{name}_0002\.nii.*: found beside {name}_0002\.nii"):
+            read(root)
+
+
+def test_a_data_set_without_test_cases_is_read_for_prediction(phantom_root, tmp_path):
+    nnunet.write(layouts.load(phantom_root, penumbra=1, core=2), tmp_path / "new")
+    assert not (tmp_path / "new" / "imagesTs").exists()
+    (tmp_path / "new" / "imagesTs").mkdir()
+    assert len(layouts.load_images(tmp_path / "new", ("Tmax", "TTP", "DWI")).cases) == 6
+
+
+def test_an_output_that_cannot_be_written_or_lies_inside_the_input_is_one_line(phantom_root, tmp_path):
+    dataset = layouts.load(phantom_root, penumbra=1, core=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/new: cannot be written"):
+        nnunet.write(dataset, tmp_path / "file" / "new")
+    with pytest.raises(InputError, match="lies inside"):
+        nnunet.write(dataset, phantom_root / "new")
+    assert not (phantom_root / "new").exists()

@@ -1,14 +1,16 @@
 """One device against eight virtual ones, in processes of their own."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+from importlib.metadata import version
 
+import jax
 import numpy as np
 import pytest
+from helpers import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
+from isles_jax.training import parallel
+
 STEPS = 20
 PROGRAM = """
 import sys
@@ -42,12 +44,6 @@ print(jax.device_count(), float(metrics["loss"][0]))
 """
 
 
-def environment(devices):
-    """The environment of a process that sees `devices` virtual CPU devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags}
-
-
 def train(output, devices, kind="pmap", steps=STEPS):
     command = [sys.executable, "-c", PROGRAM, str(output), kind, str(steps)]
     done = subprocess.run(command, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=600)
@@ -62,6 +58,7 @@ def on_eight(tmp_path_factory):
     return train(tmp_path_factory.mktemp("eight") / "pmap.npz", 8)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does(on_eight, tmp_path):
     on_one = train(tmp_path / "one.npz", 1)
     assert len(on_one) == len(on_eight)
@@ -69,6 +66,27 @@ def test_eight_devices_learn_what_one_does(on_eight, tmp_path):
         np.testing.assert_allclose(eight, one, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_pmap_and_shard_map_are_identical(on_eight, tmp_path):
     for mapped, other in zip(train(tmp_path / "mapped.npz", 8, "shard_map"), on_eight, strict=True):
         np.testing.assert_array_equal(mapped, other)
+
+
+def test_unknown_parallel_kind_is_refused():
+    with pytest.raises(ValueError, match="pmap"):
+        parallel.parallelize(lambda *_: None, "vmap")
+
+
+@pytest.mark.parametrize(("platform", "given"), [("cpu", None), ("gpu", None), ("gpu", "/elsewhere")])
+def test_the_compilation_cache_is_kept_on_accelerators_only(monkeypatch, tmp_path, platform, given):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", given)
+        parallel.keep_compiled()
+        found = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    expected = given if given or platform == "cpu" else f"{tmp_path}/isles_jax/gpu-jaxlib-{version('jaxlib')}"
+    assert found == expected

@@ -1,5 +1,6 @@
-"""Every command of the README as it stands there, in an empty directory and in its order, on a data set made small."""
+"""Every command of the README, in an empty directory and in its order, on a tiny data set; and the notebook."""
 
+import json
 import os
 import re
 import shlex
@@ -9,49 +10,58 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_end_to_end import TINY
+from helpers import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 INLINE = re.findall(r"`((?:uv|python|pip) [^`]*)`", README)
-# These install, or run this test: a clean checkout's checks do them (.ci/run), word for word.
+# These commands install, or run this test. The checks of a clean checkout (.ci/run) run them.
 ELSEWHERE = {
     "pip install uv", "uv run pytest", "python -m venv .venv && . .venv/bin/activate",
     "pip install -e . -c constraints.txt",
 }  # fmt: skip
 COMMANDS = [command for command in dict.fromkeys([*BLOCKS, *INLINE]) if command not in ELSEWHERE]
-# Those that take --config, and are made small by it.
-TRAINS = ("isles_jax.main", "experiments.table1", "experiments.tour")
+# These commands train, and --config makes their runs small.
+TRAINS = ("isles_jax.main", "experiments.table1", "train")
+TOUR = json.loads((ROOT / "docs" / "tour.ipynb").read_text())
+# What replaces the notebook's settings.
+SMALL_TOUR = {
+    "data.phantom.cases": 6, "data.phantom.shape": (32, 32, 8), "model.width": 4, "train.epochs": 1, "fold": 0,
+}  # fmt: skip
 
 
 def arguments(command, root):
-    """What to run for a command of the README: this environment's Python, the tiny data, a tiny network."""
+    """The command with this environment's Python, the tiny data and a tiny network."""
     words = shlex.split(command)
-    assert words[:2] == ["uv", "run"] or words[0] == "python", command
-    words = words[words.index("-m") :]
+    if words[0] == "isles-jax":
+        program, words = [str(Path(sys.executable).with_name("isles-jax"))], words[1:]
+    else:
+        assert words[:2] == ["uv", "run"] or words[0] == "python", command
+        program, words = [sys.executable, "-m"], words[words.index("-m") + 1 :]
     places = {"CASE_OR_FOLDER": root, "/data/SPES2015_Training": root, "DIR": "predictions", "LABELS": root}
-    words = [re.sub(r"(?<==)(" + "|".join(places) + ")$", lambda found: str(places[found[0]]), word) for word in words]
-    if words[1] in TRAINS:
+    words = [re.sub(r"(?<==)(" + "|".join(places) + ")$", lambda match: str(places[match[0]]), word) for word in words]
+    if words[0] in TRAINS:
         words += [f"--config.{key}={value}" for key, value in TINY.items()] + [f"--config.data.root={root}"]
-    return [sys.executable, *words]
+    return [*program, *words]
 
 
-def test_what_is_not_run_here_is_run_by_the_checks_of_a_clean_checkout():
+def test_the_checks_of_a_clean_checkout_run_the_other_commands():
     checks = "".join(path.read_text() for path in (ROOT / ".ci").iterdir())
     for command in ELSEWHERE:
         assert command in BLOCKS, command
         assert all(part in checks for part in command.split(" && ")), command
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
     assert len(COMMANDS) >= 11
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    # The commands in their order; what the report compares is trained before it.
-    trained = "uv run -m isles_jax.main --config=configs/bl1.py"
-    for command in [trained, *COMMANDS]:
+    # The report compares proposed with bl1, so bl1 is trained first.
+    bl1 = "uv run -m isles_jax.main --config=configs/bl1.py"
+    for command in [bl1, *COMMANDS]:
         if "experiments.table1" in command:
-            # Two of its eight are there already.
+            # Two of its eight runs are finished already.
             for name in ("bl1", "proposed"):
                 shutil.copytree(tmp_path / "runs" / name, tmp_path / "runs" / "table1" / "seed_0" / name)
         done = subprocess.run(
@@ -61,7 +71,7 @@ def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
         assert done.stderr == "", command
     for name in (
         "runs/proposed/report.html", "runs/spes/cases.csv", "runs/table1/table1.html", "report.html",
-        "proposed.safetensors", "proposed.stablehlo", "runs/tour/tour.png",
+        "proposed.safetensors", "proposed.stablehlo",
     ):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 1000, name
     assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 6
@@ -69,7 +79,30 @@ def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert "://" in target or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_code_cells_of_the_notebook_run_in_order(tmp_path):
+    assert "(docs/tour.ipynb)" in README
+    cells = [cell for cell in TOUR["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells), "the notebook is committed without outputs"
+    code = []
+    for cell in cells:
+        code.append("".join(cell["source"]))
+        if "parameters" in cell["metadata"].get("tags", ()):
+            code.append(f"settings = {SMALL_TOUR}")
+    code.append('print("images:", sum(len(axis.images) for axis in figure.axes))')
+    script = tmp_path / "tour.py"
+    script.write_text("\n\n".join(code))
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert f"settings = {SMALL_TOUR}" in script.read_text()
+    for text in ("core of case", "Dice", "images: 5", "Lovász-softmax", "pixels lie on a boundary"):
+        assert text in done.stdout

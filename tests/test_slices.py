@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from isles_jax.data.case import Case
+from isles_jax.data.grid import Target
 from isles_jax.data.slices import draw_batch, make_slices, normalise, pad, padded_size, unpad
 
 
@@ -30,7 +33,7 @@ def test_normalise_is_a_z_score_of_the_clipped_brain():
         np.testing.assert_allclose(result[brain, channel], (clipped - clipped.mean()) / clipped.std(), atol=1e-5)
 
 
-def test_normalise_does_not_see_units():
+def test_normalise_ignores_units():
     case = make_case("a", (20, 18, 6))
     brain = (case.images != 0).any(axis=-1)
     changed = case.images * np.float32([10, 0.1, 1000]) + np.float32([5, 0, -100])
@@ -70,11 +73,11 @@ def test_slices_of_cases_of_different_shapes():
     np.testing.assert_array_equal(slices.case, [0] * 4 + [1] * 3 + [2] * 2)
     np.testing.assert_array_equal(slices.lesion, [False, True, True, False, False, True, True, False, False])
     for number, case in enumerate(cases):
-        mine = slices.case == number
-        assert np.all((slices.labels[mine] >= 0).sum(axis=(1, 2)) == np.prod(case.labels.shape[:2]))
-        assert np.all(slices.images[mine][slices.labels[mine] < 0] == 0)
+        own = slices.case == number
+        assert np.all((slices.labels[own] >= 0).sum(axis=(1, 2)) == np.prod(case.labels.shape[:2]))
+        assert np.all(slices.images[own][slices.labels[own] < 0] == 0)
         for value in (1, 2):
-            assert (slices.labels[mine] == value).sum() == (case.labels == value).sum()
+            assert (slices.labels[own] == value).sum() == (case.labels == value).sum()
 
 
 def test_a_case_without_labels_is_refused():
@@ -108,3 +111,26 @@ def test_small_pools_repeat_slices():
     batch = draw_batch(np.array([3, 7]), np.arange(10) == 7, 8, (0,))
     assert sorted(set(batch)) == [3, 7]
     assert (batch == 7).sum() >= 4
+
+
+def test_slices_on_a_grid_of_another_spacing():
+    cases = (make_case("a", (40, 36, 6)), make_case("b", (20, 18, 6), seed=1))
+    fine = replace(cases[0], affine=np.diag([0.5, 0.5, 1, 1]))
+    target = Target((1.0, 1.0, 1.0), True)
+    slices = make_slices((fine, cases[1]), 32, target)
+    assert slices.images.shape == (8, 32, 32, 3)
+    # The case that has the spacing already is cut to its brain and changed in nothing else.
+    box = normalise(cases[1].images, cases[1].brain)[2:-2, 3:-1, 1:-1]
+    np.testing.assert_array_equal(slices.images[4:, 8:24, 9:23], np.moveaxis(box, 2, 0))
+    half = [(slices.labels[:4] == value).sum() for value in (1, 2)]
+    assert sum(half) == pytest.approx((fine.labels > 0).sum() / 4, abs=4)
+    whole = make_slices(cases, 32)
+    np.testing.assert_array_equal(make_slices(cases, 32, Target((1.0, 1.0, 1.0))).images, whole.images)
+
+
+def test_slices_in_half_of_the_memory():
+    cases = (make_case("a", (20, 40, 6)),)
+    whole, half = make_slices(cases, 32), make_slices(cases, 32, dtype="float16")
+    assert half.images.dtype == np.float16
+    np.testing.assert_allclose(half.images, whole.images, atol=2e-3)
+    assert np.array_equal(half.images == 0, whole.images == 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isles_jax.reporting import results, statistics
+from isles_jax.reporting import notes, results, statistics
 
 
 def draw(seed, size, mean=0.02, spread=0.05):
@@ -26,7 +26,7 @@ def test_interval_contains_the_mean_moves_and_scales_with_the_sample():
     assert statistics.interval(values) == (low, high)
 
 
-def test_interval_of_few_values_says_that_they_show_nothing():
+def test_interval_of_few_values_is_as_wide_as_its_bounds():
     assert statistics.interval([0.8], (0, 1)) == (0, 1)
     assert statistics.interval([0.8, 0.9], (0, 1)) == (0, 1)
     assert statistics.interval([0.5] * 6, (0, 1)) == (0.5, 0.5)
@@ -53,8 +53,7 @@ def test_rare_total_misses_narrow_the_intervals_as_the_notes_say(monkeypatch):
         covered += low <= mean <= high
     # Three standard errors of the simulation about 88 to 90%.
     assert 0.88 - 0.032 < covered / trials < 0.90 + 0.032
-    run = type("Stub", (), {"rows": [{"case": str(n), "class": "core", "dice": 0.5} for n in range(24)]})()
-    assert "88 to 90%" in " ".join(results.caveats([run], 1))
+    assert "88 to 90%" in limitations(24, 1)
 
 
 def test_bootstrap_p_is_close_to_students_and_uniform_without_a_difference(monkeypatch):
@@ -62,9 +61,9 @@ def test_bootstrap_p_is_close_to_students_and_uniform_without_a_difference(monke
     assert statistics.bootstrap_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.015)
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
     rng = np.random.default_rng(3)
-    found = [statistics.bootstrap_p(rng.normal(0, 0.1, 24)) for _ in range(500)]
-    assert abs(np.mean(np.array(found) < 0.05) - 0.05) < 0.03
-    assert abs(np.mean(found) - 0.5) < 0.05
+    p_values = [statistics.bootstrap_p(rng.normal(0, 0.1, 24)) for _ in range(500)]
+    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 0.03
+    assert abs(np.mean(p_values) - 0.5) < 0.05
 
 
 def test_bootstrap_p_without_evidence():
@@ -110,12 +109,12 @@ def test_holm_is_the_closed_testing_procedure():
 def test_compare_is_paired():
     base = np.random.default_rng(8).uniform(0.3, 0.95, 20)
     better, other = base + 0.01 + draw(9, 20, 0, 0.001), np.random.default_rng(10).permutation(base) + 0.01
-    found = statistics.compare({"better": better, "other": other}, base)
-    assert found["better"].difference == pytest.approx(np.mean(better - base))
-    assert 0 < found["better"].low < 0.01 < found["better"].high
-    assert found["better"].wilcoxon < 0.001 > found["better"].bootstrap
-    assert found["other"].low < 0 < found["other"].high
-    assert found["other"].wilcoxon > 0.5 < found["other"].bootstrap
+    compared = statistics.compare({"better": better, "other": other}, base)
+    assert compared["better"].difference == pytest.approx(np.mean(better - base))
+    assert 0 < compared["better"].low < 0.01 < compared["better"].high
+    assert compared["better"].wilcoxon < 0.001 > compared["better"].bootstrap
+    assert compared["other"].low < 0 < compared["other"].high
+    assert compared["other"].wilcoxon > 0.5 < compared["other"].bootstrap
 
 
 def test_main_effects_recover_an_additive_design():
@@ -125,10 +124,10 @@ def test_main_effects_recover_an_additive_design():
         (r, a, o): case + 0.1 * r - 0.03 * a + 0.05 * o + 0.02 * r * o
         for r, a, o in itertools.product((False, True), repeat=3)
     }
-    found = statistics.main_effects(cells)
+    effects = statistics.main_effects(cells)
     expected = {"residual": 0.11, "adversarial": -0.03, "overlap": 0.06}
     for factor, value in expected.items():
-        assert found[factor] == pytest.approx((value,) * 3)
+        assert effects[factor] == pytest.approx((value,) * 3)
 
 
 def test_main_effects_of_the_papers_table():
@@ -136,21 +135,25 @@ def test_main_effects_of_the_papers_table():
     for number, name in enumerate(results.PAPER):
         cells[bool(number & 4), bool(number & 2), bool(number & 1)] = name
     expected = {"penumbra": (0.026, 0.004, 0.017), "core": (0.087, -0.013, 0.028)}
-    for word, effects in expected.items():
-        found = statistics.main_effects({cell: [results.PAPER[name][word]] * 2 for cell, name in cells.items()})
-        assert [found[factor][0] for factor in statistics.FACTORS] == pytest.approx(effects, abs=0.0006)
+    for class_name, means in expected.items():
+        effects = statistics.main_effects({cell: [results.PAPER[name][class_name]] * 2 for cell, name in cells.items()})
+        assert [effects[factor][0] for factor in statistics.FACTORS] == pytest.approx(means, abs=0.0006)
+
+
+def limitations(cases, comparisons):
+    """The sentences on what a number of cases and of comparisons cannot show."""
+    study = type("Study", (), {"case_names": list(map(str, range(cases))), "comparisons": comparisons})()
+    return " ".join(notes.limitations(study))
 
 
 def test_report_says_what_few_cases_cannot_show():
-    rows = [{"case": str(n), "class": "core", "dice": 0.5} for n in range(6)]
-    run = type("Stub", (), {"rows": rows})()
-    said = " ".join(results.caveats([run], 7))
-    assert f"{7 * 2 / 2**6:.2g}" in said
-    assert "6 cases are too few" in said
-    many = type("Stub", (), {"rows": [{"case": str(n), "class": "core", "dice": 0.5} for n in range(30)]})()
-    assert "cannot" not in " ".join(results.caveats([many], 7))
-    assert "may still be there" in " ".join(results.caveats([many], 7))
-    assert "may still be there" not in " ".join(results.caveats([many], 0))
+    few = limitations(6, 7)
+    assert f"{7 * 2 / 2**6:.2g}" in few
+    assert "6 cases are too few" in few
+    many = limitations(30, 7)
+    assert "cannot" not in many
+    assert "may still be real" in many
+    assert "may still be real" not in limitations(30, 0)
 
 
 def test_a_difference_of_1_4_half_widths_is_found_in_four_studies_of_five(monkeypatch):
@@ -158,5 +161,5 @@ def test_a_difference_of_1_4_half_widths_is_found_in_four_studies_of_five(monkey
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
     rng = np.random.default_rng(12)
     width = np.mean([np.ptp(statistics.interval(rng.normal(0, 0.1, 24))) for _ in range(200)]) / 2
-    found = [statistics.interval(rng.normal(1.4 * width, 0.1, 24))[0] > 0 for _ in range(600)]
-    assert abs(np.mean(found) - 0.8) < 0.05
+    significant = [statistics.interval(rng.normal(1.4 * width, 0.1, 24))[0] > 0 for _ in range(600)]
+    assert abs(np.mean(significant) - 0.8) < 0.05

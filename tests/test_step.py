@@ -3,12 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import segmentation_case
 
+from isles_jax import losses
 from isles_jax.models import Discriminator, SUMNet
-from isles_jax.networks import make_segmenter
 from isles_jax.training import parallel
 from isles_jax.training.state import init_state
-from isles_jax.training.step import make_step
+from isles_jax.training.step import _supervised, make_step
 
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.
@@ -52,6 +53,7 @@ def test_one_forward_pass_serves_both_updates(small_config):
     assert (segmenter, critics) == (1, 4)
 
 
+@pytest.mark.slow
 def test_what_has_no_weight_is_absent(small_config):
     full, _, _ = trace(small_config())
     plain, _, critics = trace(small_config(adversarial=False, overlap=False, **{"augment.enabled": False}))
@@ -65,11 +67,30 @@ def test_what_has_no_weight_is_absent(small_config):
         assert (critics == 0) == (key == "adversarial")
 
 
+def test_dice_and_focal_have_weights_of_their_own(small_config):
+    config = small_config(**{"loss.cross_entropy": 0.0, "loss.dice": 0.5, "loss.focal": 2.0}, overlap=False)
+    logits, labels, _ = segmentation_case((4, 8, 8), 3)
+    labels[:, :2] = -1
+
+    def supervised(logits, labels):
+        terms = _supervised(config, logits, labels, labels >= 0, "data")
+        assert {name: weight for name, (weight, _) in terms.items()} == {"dice": 0.5, "focal": 2.0}
+        return {name: value for name, (_, value) in terms.items()}
+
+    # Two devices with two slices each.
+    halves = [x.reshape(2, 2, *x.shape[1:]) for x in (logits, labels)]
+    values = jax.vmap(supervised, axis_name="data")(*halves)
+    dice = [losses.soft_dice(x, y, where=y >= 0) for x, y in zip(*halves, strict=True)]
+    np.testing.assert_allclose(values["dice"], dice, rtol=1e-6)
+    np.testing.assert_allclose(values["focal"].mean(), losses.focal(logits, labels, where=labels >= 0), rtol=1e-6)
+
+
 def close(got, expected, tolerance):
     got, expected = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (got, expected))
     assert jnp.linalg.norm(got - expected) <= tolerance * jnp.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_scanned_steps_are_the_same_steps(small_config):
     config = small_config(residual=False, adversarial=False, overlap=False)
     rows = np.arange(12).reshape(3, 4) % 6
@@ -84,6 +105,7 @@ def test_scanned_steps_are_the_same_steps(small_config):
     close(scanned.segmenter.params, state.segmenter.params, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_form_for_accelerators_is_the_same_step(small_config, take_form):
     config = small_config(**{"augment.enabled": False, "loss.adversarial": 1.0})
     expected, values = run(config, [[0, 1, 2, 3]])
@@ -101,6 +123,7 @@ def test_the_form_for_accelerators_is_the_same_step(small_config, take_form):
         close(one.opt_state, other.opt_state, 1e-3)
 
 
+@pytest.mark.slow
 def test_training_fits_one_batch(small_config):
     config = small_config(adversarial=False, **{"augment.enabled": False, "optimizer.learning_rate": 1e-2})
     step = parallel.parallelize(make_step(config, CLASSES, 100, parallel.AXIS))
@@ -113,49 +136,9 @@ def test_training_fits_one_batch(small_config):
     assert np.all(np.isfinite(values))
 
 
+@pytest.mark.slow
 def test_low_precision_keeps_the_state_in_float32(small_config):
     state, metrics = run(small_config(dtype="bfloat16"), [[0, 1, 2, 3]], ONE)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state.segmenter, state.critics)) if leaf.dtype.kind == "f"}
     assert kinds == {jnp.dtype(jnp.float32)}
     assert all(np.isfinite(value[0]) for value in metrics.values())
-
-
-def test_initial_state_is_a_function_of_seed_and_fold(small_config):
-    def kernel(seed, fold):
-        return init_state(small_config(seed=seed), CLASSES, 3, STEPS, fold).segmenter.params["conv3a"]["kernel"]
-
-    np.testing.assert_array_equal(kernel(0, 0), kernel(0, 0))
-    assert not np.array_equal(kernel(0, 0), kernel(0, 1))
-    assert not np.array_equal(kernel(0, 0), kernel(1, 0))
-    # He's deviation, sqrt(2 / (9 * 8)) = 0.167, over 1152 numbers.
-    assert abs(float(kernel(0, 0).std()) - (2 / 72) ** 0.5) < 0.015
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-def test_the_preconvolution_begins_by_passing_every_channel_on(small_config, channels):
-    config = small_config(adversarial=False)
-    ours = init_state(config, CLASSES, channels, STEPS, 0).segmenter.params["preconv"]
-    flax = make_segmenter(config, 3).init(jax.random.key(0), jnp.zeros((1, 32, 32, channels)))["params"]["preconv"]
-    for leaves in (ours, flax):
-        kernel = np.asarray(leaves["kernel"])[0, 0]
-        assert set(kernel.flat) <= {0, 1}
-        assert kernel.sum(0).min() == max(1, channels // 3), "no output begins dead"
-        assert kernel.sum(1).min() == max(1, 3 // channels), "no input is left out"
-        assert not np.any(leaves["bias"])
-    if channels == 3:
-        np.testing.assert_array_equal(kernel, np.eye(3))
-
-
-@pytest.mark.parametrize(("classes", "names"), [(("core",), ["core"]), (CLASSES, ["penumbra", "core", "all classes"])])
-def test_one_critic_a_class_and_one_for_all(small_config, classes, names):
-    state = init_state(small_config(), classes, 2, STEPS, 0)
-    assert list(state.critics) == names
-    widths = [network.params["conv1"]["kernel"].shape[2] for network in state.critics.values()]
-    assert widths == [1] * len(classes) + [2] * (len(classes) > 1)
-    assert state.segmenter.params["output"]["kernel"].shape[-1] == len(classes) + 1
-    assert init_state(small_config(adversarial=False), classes, 2, STEPS, 0).critics == {}
-
-
-def test_unknown_parallel_kind_is_refused():
-    with pytest.raises(ValueError, match="pmap"):
-        parallel.parallelize(lambda *_: None, "vmap")

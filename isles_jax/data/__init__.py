@@ -1,1 +1,1 @@
-"""Reading: cases from NIfTI folders of several layouts, folds, and slices; also the phantom."""
+"""Data sets: cases read from folders of NIfTI files, their folds and slices, and the phantom."""

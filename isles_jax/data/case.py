@@ -1,14 +1,26 @@
-"""A case: one patient's co-registered volumes on one grid; and a data set: the cases of a folder.
+"""A case holds one patient's co-registered volumes on one grid; a data set holds the cases of a folder.
 
-Volumes are worked on as stored (no reorientation, no resampling) and written back as stored.
+Arrays keep the axes and the grid of the files: nothing is reoriented or resampled.
 """
 
 import functools
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+from isles_jax.runtime.command import InputError
+
+# The file that marks a folder as a phantom.
+PHANTOM_MARKER = "phantom.json"
+# Names that stand beside those of the classes: in the tables of scores, and among the discriminators.
+WHOLE_LESION, ALL_CLASSES = "whole lesion", "all classes"
+# A file system's limit is 255 bytes, and a case's files have longer names than the case.
+_LONGEST_NAME = 240
 
 
 @dataclass(frozen=True)
@@ -18,11 +30,13 @@ class Case:
     Attributes:
       name: unique within the data set.
       images: [X, Y, Z, M] float32, finite; 0 outside the brain.
-      labels: [X, Y, Z] uint8, 0 background and 1.. the data set's classes; None where there is no reference.
+      labels: [X, Y, Z] uint8, 0 background and 1.. the data set's classes; None if the case has no reference.
       affine: [4, 4] float64, voxel to world in mm.
-      header: the geometry fields of the input's header and nothing else; its shape is the volume's.
-      files: the files read, images first.
-      notes: what the user should be told about this case, one sentence each.
+      header: only the fields of the input's header that place the volume in space.
+      files: the files that were read, images first.
+      notes: what the user should know about this case, one sentence each.
+      patient: whose scan it is; "" if each case is a patient of its own.
+      site: the centre that scanned it; "" if that is not known.
     """
 
     name: str
@@ -32,17 +46,25 @@ class Case:
     header: nib.Nifti1Header
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    patient: str = ""
+    site: str = ""
 
     @functools.cached_property
     def brain(self) -> np.ndarray:
-        """Bool [X, Y, Z]: where any channel is finite and not 0."""
+        """Bool [X, Y, Z], True where any channel is finite and not 0."""
         return np.any(np.isfinite(self.images) & (self.images != 0), axis=-1)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """The voxel's sides in mm, along the stored axes."""
+        """The sides of a voxel in mm, along the stored axes."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel in ml: the determinant of the affine, because its axes may be sheared."""
+        first, second, third = self.affine[:3, :3].T
+        return float(abs(np.cross(first, second) @ third)) / 1000
 
 
 @dataclass(frozen=True)
@@ -52,11 +74,12 @@ class Dataset:
     Attributes:
       root: the folder.
       cases: sorted by name.
-      channels: the names of the images' last axis, ("Tmax", "TTP", "DWI") for SPES.
-      classes: names of the foreground classes, in the order of the integers 1.. inside `Case.labels`.
-      label_values: the integers that the files hold for `classes`; predictions are written with them.
-      phantom: True if the folder was made by `isles_jax.data.phantom`.
-      notes: what the user should be told about the data, one sentence each.
+      channels: names of the images' channels, ("Tmax", "TTP", "DWI") for SPES.
+      classes: names of the foreground classes 1.. of `Case.labels`, in that order.
+      label_values: the integer of each class in the label files; predictions use it too.
+      phantom: True if the folder holds a phantom.
+      notes: what the user should know about the data, one sentence each.
+      layout: what the folder was recognised as.
     """
 
     root: Path
@@ -66,14 +89,71 @@ class Dataset:
     label_values: tuple[int, ...]
     phantom: bool
     notes: tuple[str, ...] = ()
+    layout: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The data set in one line."""
+        labelled = sum(case.labels is not None for case in self.cases)
+        patients = len({case.patient or case.name for case in self.cases})
+        of_patients = f" of {patients} patients" * (patients < len(self.cases))
+        return (
+            f"{self.root}: {self.layout}, {len(self.cases)} cases{of_patients}, {labelled} with labels; channels "
+            f"{', '.join(self.channels)}; classes {', '.join(self.classes)}"
+        )
+
+
+def check_names(where: Path | str, cases: Sequence[str], classes: Sequence[str] = ()) -> None:
+    """Refuses names of which the files and tables of a run could not be written, or would lose a case or a class.
+
+    Raises:
+      InputError: a name is empty, too long or not printable, or is there twice; a class has a reserved name.
+    """
+    for kind, names in (("case", cases), ("class", classes)):
+        for name in names:
+            if not name or not name.isprintable() or len(os.fsencode(name)) > _LONGEST_NAME:
+                expected = f"1 to {_LONGEST_NAME} bytes of printable characters"
+                raise InputError(f"{where}: found a {kind} with the name {name!r}, expected {expected}")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"{where}: found the {kind} {twice[0]!r} twice, expected each name once")
+    reserved = sorted({WHOLE_LESION, ALL_CLASSES} & set(classes))
+    if reserved and len(classes) > 1:
+        raise InputError(
+            f"{where}: found a class with the name {reserved[0]!r}, expected another: the name is reserved"
+        )
+
+
+def make_dataset(
+    root: Path,
+    cases: tuple[Case, ...],
+    channels: tuple[str, ...],
+    classes: tuple[str, ...] = (),
+    label_values: tuple[int, ...] = (),
+    notes: tuple[str, ...] = (),
+    layout: str = "",
+) -> Dataset:
+    """The data set of a folder; its notes are those of its cases and then `notes`.
+
+    A note that several cases share appears once, with their number.
+
+    Raises:
+      InputError: see `check_names`.
+    """
+    check_names(root, [case.name for case in cases], classes)
+    counts = Counter(note for case in cases for note in case.notes)
+    shared = tuple(note if count == 1 else f"{count} cases: {note}" for note, count in counts.items())
+    phantom = (root / PHANTOM_MARKER).is_file()
+    return Dataset(root, cases, channels, classes, label_values, phantom, shared + notes, layout)
 
 
 def radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:
-    """How a slice [X, Y] is shown as radiologists do: the patient's right on the left, the front at the top.
+    """How to show a slice [X, Y] in radiological convention: the patient's right on the left, the front at the top.
 
     Returns:
-      Steps (+1 or -1) along x, a row of the picture, and along y, its columns; and what then lies at the left, right,
-      top and bottom. No flip and "" where the axes are not right-left and front-back.
+      The steps (+1 or -1) with which to take x for a picture's columns, left to right, and y for its rows, top to
+      bottom; and the letters of the picture's left, right, top and bottom. (1, 1) and "" if the slice's axes are not
+      right-left and front-back.
     """
     codes = nib.aff2axcodes(affine)[:2]
     if codes[0] not in "RL" or codes[1] not in "AP":

@@ -1,4 +1,4 @@
-"""Facts about a data set: do the labels fit the images, and what exactly was read."""
+"""Checks that the labels agree with the images, and describes exactly what was read."""
 
 import hashlib
 from typing import Any
@@ -12,12 +12,12 @@ PERCENTILES = (0.5, 50.0, 99.5)
 
 
 def verify_labels(dataset: Dataset) -> None:
-    """Checks, over all labelled cases, that core is the smaller and DWI-brighter class and penumbra's Tmax is raised.
+    """Checks, over all labelled cases, that core is smaller and brighter in DWI than penumbra, whose Tmax is raised.
 
-    Data sets whose classes are not called penumbra and core, or that lack a DWI and a Tmax channel, are not checked.
+    Does nothing if the classes are not called penumbra and core, or if there is no DWI or no Tmax.
 
     Raises:
-      InputError: the data contradict the labels; says which setting would agree.
+      InputError: the images contradict the labels; the message names the settings that would agree.
     """
     labelled = [case for case in dataset.cases if case.labels is not None]
     if set(dataset.classes) != {"penumbra", "core"} or not {"Tmax", "DWI"} <= set(dataset.channels) or not labelled:
@@ -26,11 +26,11 @@ def verify_labels(dataset: Dataset) -> None:
     penumbra, core = facts["penumbra"], facts["core"]
     if _agree(penumbra, core):
         return
-    found = "; ".join(
+    measured = "; ".join(
         f"{name} {fact['ml']:.0f} ml, DWI {fact['DWI']:+.2f}, Tmax {fact['Tmax']:+.2f}" for name, fact in facts.items()
     )
     head = (
-        f"{dataset.root}: the images contradict the labels: {found} (standard deviations above the healthy brain); "
+        f"{dataset.root}: the images contradict the labels: {measured} (standard deviations above the healthy brain); "
         "expected core smaller and brighter in DWI, and Tmax raised in penumbra"
     )
     if any(len(case.files) == len(dataset.channels) + 2 for case in labelled) and not penumbra["ml"] > core["ml"]:
@@ -40,7 +40,10 @@ def verify_labels(dataset: Dataset) -> None:
     if (dataset.root / "dataset.json").is_file():
         raise InputError(f"{head}; exchanging the names penumbra and core in dataset.json would agree")
     first, second = dataset.label_values
-    raise InputError(f"{head}; --config.data.labels.penumbra={second} --config.data.labels.core={first} would agree")
+    raise InputError(
+        f"{head}; --config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"
+        f" (evaluate: --values={second},{first}; convert: --penumbra={second} --core={first})"
+    )
 
 
 def _agree(penumbra: dict[str, float], core: dict[str, float]) -> bool:
@@ -48,41 +51,43 @@ def _agree(penumbra: dict[str, float], core: dict[str, float]) -> bool:
 
 
 def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> dict[str, float]:
-    """Volume over all cases in ml, and the mean over cases of how far a class lies above the healthy brain.
+    """The total volume of a class in ml, and its mean elevation over the healthy brain in DWI and in Tmax.
 
-    A class that no case holds has volume 0 and NaN for the rest, which agrees with nothing.
+    The elevation is in standard deviations of the healthy brain and averaged over cases. A class that no case has gets
+    volume 0 and NaN for the elevations, so that every comparison with it fails.
     """
     facts = {"ml": sum(volume_ml(case, value) for case in cases)}
     for name in ("DWI", "Tmax"):
-        raised = []
+        elevations = []
         for case in cases:
             assert case.labels is not None
             inside, channel = case.labels == value, case.images[..., channels.index(name)]
             healthy = channel[case.brain & (case.labels == 0)]
             if inside.any() and healthy.size:
-                raised.append((channel[inside].mean() - np.median(healthy)) / (healthy.std() + 1e-12))
-        facts[name] = float(np.mean(raised)) if raised else float("nan")
+                elevations.append((channel[inside].mean() - np.median(healthy)) / (healthy.std() + 1e-12))
+        facts[name] = float(np.mean(elevations)) if elevations else float("nan")
     return facts
 
 
 def volume_ml(case: Case, value: int) -> float:
     """The volume of a class in ml."""
     assert case.labels is not None
-    return float((case.labels == value).sum() * abs(np.linalg.det(case.affine[:3, :3])) / 1000)
+    return float((case.labels == value).sum() * case.voxel_ml)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What was read, for data.json: equal if and only if the data and their reading are equal.
+    """Describes what was read, for data.json. Two descriptions are equal only if files and settings are equal.
 
     Returns:
-      channels, classes, label values, and for each case its shape, spacing in mm, class volumes in ml (None without
-      labels), in-brain intensity percentiles of each channel, and the SHA-256 of its files by name.
+      channels, classes and label values; for each case its shape, its spacing in mm, its class volumes in ml (None
+      without labels), the percentiles of each channel in the brain, and the SHA-256 of each file.
     """
     return {
         "channels": list(dataset.channels),
         "classes": list(dataset.classes),
         "label_values": list(dataset.label_values),
         "phantom": dataset.phantom,
+        "layout": dataset.layout,
         "cases": {case.name: _describe_case(case, dataset) for case in dataset.cases},
     }
 
@@ -101,5 +106,6 @@ def _describe_case(case: Case, dataset: Dataset) -> dict[str, Any]:
             name: [float(f"{value:.5g}") for value in row]
             for name, row in zip(dataset.channels, quantiles, strict=True)
         },
+        **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in case.files},
     }

@@ -1,61 +1,113 @@
-"""Cross-validation folds, by patient."""
+"""Cross-validation folds, by patient or by site, or given by the user."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import read_json, write_json
 
 
-def make_folds(names: Sequence[str], folds: int, seed: int) -> list[list[str]]:
-    """Deals the cases out to folds whose sizes differ by at most one.
+def group(cases: Sequence[Case], by: str) -> dict[str, str]:
+    """The group of each case, by its name: the patient, or the site if `by` is "site". A group is never divided.
+
+    Raises:
+      InputError: the site of a case is not known; a patient was scanned at two sites.
+    """
+    patients = {case.name: case.patient or case.name for case in cases}
+    if by != "site":
+        return patients
+    sites: dict[str, str] = {}
+    for case in cases:
+        patient = patients[case.name]
+        if not case.site:
+            raise InputError(f"--config.folds_by=site: found no site of the case {case.name}, expected it in cases.csv")
+        if sites.setdefault(patient, case.site) != case.site:
+            both = f"{sites[patient]} and {case.site}"
+            raise InputError(f"--config.folds_by=site: the patient {patient} has scans at {both}; expected one site")
+    return {case.name: case.site for case in cases}
+
+
+def make_folds(names: Sequence[str], folds: int, seed: int, groups: Mapping[str, str] | None = None) -> list[list[str]]:
+    """Divides the cases at random into folds whose numbers of groups differ by at most one.
 
     Args:
-      names: one for each patient; their order does not matter.
+      names: of the cases; their order does not matter.
       folds: at least 2.
-      seed: decides the order of the deal.
+      seed: decides which group is in which fold.
+      groups: from `group`; None: each case is a group of its own.
 
     Returns:
-      The validation names of each fold, sorted.
+      The held-out names of each fold, sorted.
 
     Raises:
-      InputError: fewer than two folds or more folds than cases.
+      InputError: fewer than two folds or more folds than groups.
     """
-    if not 2 <= folds <= len(names):
-        raise InputError(f"--config.folds={folds}: expected 2 to {len(names)}, the number of labelled cases")
-    order = np.random.default_rng(seed).permutation(sorted(names))
-    return [sorted(part.tolist()) for part in np.array_split(order, folds)]
+    of_case = {name: groups[name] if groups else name for name in names}
+    every = sorted(set(of_case.values()))
+    if not 2 <= folds <= len(every):
+        kind = "labelled cases" if len(every) == len(names) else "patients or sites with labelled cases"
+        raise InputError(f"--config.folds={folds}: expected 2 to {len(every)}, the number of {kind}")
+    order = np.random.default_rng(seed).permutation(every)
+    parts = [set(part.tolist()) for part in np.array_split(order, folds)]
+    return [sorted(name for name in names if of_case[name] in part) for part in parts]
 
 
-def read_or_write(path: Path, names: Sequence[str], folds: int, seed: int) -> list[list[str]]:
-    """The folds in `path` if it exists, else new ones, written there.
+def read_or_write(
+    path: Path,
+    names: Sequence[str],
+    folds: int,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    given: Path | None = None,
+) -> list[list[str]]:
+    """Reads the folds from `path`. If the file does not exist, writes those of `given`, or else new ones.
+
+    Args:
+      path: of the run's folds.json.
+      names: see `make_folds`.
+      folds: see `make_folds`.
+      seed: see `make_folds`.
+      groups: see `make_folds`.
+      given: the user's own folds: lists of the held-out cases, or nnU-Net's splits_final.json.
 
     Raises:
-      InputError: the file is damaged, or its folds are not `folds` parts of exactly these cases.
+      InputError: a file is damaged; it does not hold `folds` folds of exactly these cases; a group is in two folds.
     """
-    if not path.exists():
-        made = make_folds(names, folds, seed)
-        write_json(path, made)
-        return made
+    if path.exists():
+        return _read(path, names, folds, groups)
+    new = _read(given, names, folds, groups) if given else make_folds(names, folds, seed, groups)
+    write_json(path, new)
+    return new
+
+
+def _read(path: Path, names: Sequence[str], folds: int, groups: Mapping[str, str] | None) -> list[list[str]]:
     try:
         read = read_json(path)
-        dealt = [name for part in read for name in part]
-        whole = all(isinstance(name, str) for name in dealt) and all(isinstance(part, list) for part in read)
+        if isinstance(read, list):
+            read = [part["val"] if isinstance(part, dict) and "val" in part else part for part in read]
+        assigned = [name for part in read for name in part]
+        well_formed = all(isinstance(name, str) for name in assigned) and all(isinstance(part, list) for part in read)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path}: not a readable list of folds ({error}); expected the file as it was written"
+            f"{path}: not a readable list of folds ({' '.join(str(error).split())}); expected lists of case names"
         ) from error
-    if not whole or len(read) != folds:
+    if not well_formed or len(read) != folds:
         raise InputError(f"{path}: holds {len(read)} folds; expected {folds} lists of case names")
-    for words, wrong in (
-        ("does not hold the case", set(names) - set(dealt)),
-        ("holds a case that the data lack,", set(dealt) - set(names)),
-        ("holds twice the case", {name for name in dealt if dealt.count(name) > 1}),
+    for problem, cases in (
+        ("does not hold the case", set(names) - set(assigned)),
+        ("holds a case that the data lack,", set(assigned) - set(names)),
+        ("holds twice the case", {name for name in assigned if assigned.count(name) > 1}),
     ):
-        if wrong:
-            raise InputError(f"{path}: {words} {min(wrong)}; expected the folds of these data")
+        if cases:
+            raise InputError(f"{path}: {problem} {min(cases)}; expected the folds of these data")
     if not all(read):
         raise InputError(f"{path}: one of its folds is empty; expected a case in each")
+    fold_of: dict[str, int] = {}
+    for number, part in enumerate(read):
+        for name in part:
+            if groups and fold_of.setdefault(groups[name], number) != number:
+                raise InputError(f"{path}: {groups[name]} has cases in two folds; expected all of them in one")
     return read

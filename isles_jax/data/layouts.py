@@ -1,49 +1,56 @@
-"""A folder of cases, whatever its layout: recognised, read and checked."""
+"""Recognises the layout of a folder of cases, reads the folder, and checks the labels."""
 
 from pathlib import Path
 
-from isles_jax.data import nnunet, spes
-from isles_jax.data.case import Dataset
+from isles_jax.data import isles, isles2022, nnunet, patients
+from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.check import verify_labels
 from isles_jax.runtime.files import check_folder
 
 
-def load(root: Path, *, penumbra: int, core: int) -> Dataset:
+def load(root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core: int = 2) -> Dataset:
     """Reads and checks a whole data set.
 
     Args:
-      root: a folder in the nnU-Net raw layout if it holds dataset.json, else in the SPES layout.
+      root: a folder in the nnU-Net raw layout if it holds dataset.json, of ISLES-2022 if it holds folders sub-..., and
+        of one of the challenges from 2015 to 2018 otherwise.
+      channels: to be read, in this order; none for all those of the layout.
       penumbra: the integer that marks penumbra in a SPES label volume.
       core: the integer that marks core in a SPES label volume.
 
     Returns:
-      Every case; those without a reference have labels None.
+      All cases; the labels of a case without a reference are None.
 
     Raises:
-      InputError: the folder, or cases (all bad ones, one line each), or labels that the images contradict.
+      InputError: the folder cannot be read; some cases are bad (one line for each); the images contradict the labels.
     """
     check_folder(root)
-    described = (root / "dataset.json").is_file()
-    dataset = nnunet.read(root) if described else spes.read(root, penumbra=penumbra, core=core)
+    if (root / "dataset.json").is_file():
+        dataset = nnunet.read(root, channels)
+    elif isles2022.fits(root):
+        dataset = isles2022.read(root, channels or isles2022.CHANNELS)
+    else:
+        dataset = isles.read(root, channels, penumbra=penumbra, core=core)
     verify_labels(dataset)
-    return dataset
+    return patients.apply(dataset)
 
 
 def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
     """Reads cases without labels, for prediction.
 
     Args:
-      path: one case folder, a folder of case folders, or a folder of nnU-Net images (CASE_0000.nii.gz and so on, or
-        a data set whose imagesTs holds them).
-      channels: the names that the images' last axis shall have, in this order.
+      path: one case folder, a folder of case folders, ISLES-2022 or one of its subjects, or a folder of nnU-Net
+        images (CASE_0000.nii.gz and so on, or a data set whose imagesTs holds them).
+      channels: names of the channels to read, in the order of the network's input.
 
     Raises:
-      InputError: the folder, or cases (all bad ones, one line each).
+      InputError: the folder cannot be read; some cases are bad (one line for each).
     """
     check_folder(path)
     if nnunet.is_image_folder(path):
         cases = nnunet.read_image_folder(path, channels)
+    elif isles2022.fits(path):
+        cases = isles2022.read_image_folder(path, channels)
     else:
-        cases = spes.read_image_folders(path, channels)
-    notes = tuple(note for case in cases for note in case.notes)
-    return Dataset(path, cases, channels, (), (), (path / "phantom.json").is_file(), notes)
+        cases = isles.read_image_folders(path, channels)
+    return make_dataset(path, cases, channels)

@@ -1,13 +1,16 @@
-"""NIfTI files: read without losing the geometry, written back on the same grid.
+"""Reads cases and label volumes from NIfTI files, and writes volumes on the grid of a case.
 
-Every mistake in a file ends in an `InputError` of one line that names the file, what was found and what was expected.
+A bad file raises an `InputError`: one line that names the file, what was found and what was expected.
 """
 
 import gzip
+import io
 import math
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,26 +20,24 @@ import numpy as np
 from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
+from isles_jax.runtime.progress import track
 
 SUFFIXES = (".nii", ".nii.gz")
-# What nibabel, gzip and the operating system raise for a file that is damaged or not what its name says.
-_READ_ERRORS = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    ValueError,
-    zlib.error,
-)
-# The fields that place a volume in space. No other field of a header is ever copied: texts can name a patient.
-_GEOMETRY = (
+# The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
+_GEOMETRY_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-# Deflate cannot shrink anything further than this (RFC 1951: 258 bytes for 2 bits).
+# The highest compression ratio of deflate (RFC 1951: 258 bytes in 2 bits).
 _MAX_DEFLATE_RATIO = 1032
+# The images of a data set take at most this share of the memory; those of further cases lie in a temporary file.
+KEPT_SHARE = 0.25
+# The images of one case may take this share of the memory.
+_CASE_SHARE = 0.5
+# Bytes that may follow the voxels in a compressed file.
+_PADDING = 1 << 20
+# The longest side that NIfTI-1, the format of what is written, can hold.
+_LONGEST_SIDE = 32767
 
 Item = TypeVar("Item")
 
@@ -45,7 +46,7 @@ Item = TypeVar("Item")
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """The visible entries of a folder, sorted by name; InputError if it cannot be read."""
+    """The entries of a folder that are not hidden, sorted by name; an InputError if it cannot be read."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
     except OSError as error:
@@ -53,7 +54,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def is_nifti(path: Path) -> bool:
-    """True for a file (or a link to one) that is called .nii or .nii.gz."""
+    """True for a file, or a link to one, whose name ends in .nii or .nii.gz."""
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
@@ -63,41 +64,63 @@ def stem(path: Path) -> str:
     return name[:-4]
 
 
-def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def volumes_by_name(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by their names without suffix; an InputError if two have the same one."""
+    paths: dict[str, Path] = {}
+    for path in filter(is_nifti, list_folder(folder)):
+        other = paths.setdefault(stem(path), path)
+        if other != path:
+            raise InputError(f"{path}: found beside {other.name}, expected one file for a case")
+    return paths
+
+
+def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     """Reads one 3-D NIfTI-1 or NIfTI-2 volume.
 
+    A compressed file is read to its end, where its checksum is.
+
+    Args:
+      path: ends in .nii or .nii.gz.
+      channels: the number of such volumes that will be in memory together.
+
     Returns:
-      float32 [X, Y, Z] with the header's scaling applied, the [4, 4] float64 affine, and a header that holds the
-      geometry only.
+      float32 [X, Y, Z] with the header's scaling applied, the float64 affine [4, 4], and a header that holds only the
+      geometry.
 
     Raises:
-      InputError: the file is missing, damaged, not a 3-D volume of real numbers in mm, or too large for the memory.
+      InputError: the file is missing, damaged, too large for the memory, or not a 3-D volume of real numbers in mm.
     """
     try:
         image = cast(nib.Nifti1Image, nib.load(path))
         shape = _volume_shape(path, image)
-        _check_size(path, image)
+        claimed = _check_size(path, image, channels)
+        voxels = _decompress(path, image, claimed) if path.name.lower().endswith(".gz") else image.dataobj
         with np.errstate(over="ignore", invalid="ignore"):
-            data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+            data = np.asarray(voxels, dtype=np.float32).reshape(shape)
+            geometry = _geometry(image.header, shape)
         affine = np.asarray(image.affine, dtype=np.float64)
     except InputError:
         raise
-    except _READ_ERRORS as error:
+    except Exception as error:  # what nibabel and gzip raise for damaged files has no common class
         raise InputError(f"{path}: not a readable NIfTI volume ({_reason(error)})") from error
     with np.errstate(over="ignore", invalid="ignore"):
-        regular = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+        # NIfTI-1 holds the affine in float32.
+        regular = np.isfinite(affine.astype(np.float32)).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+        regular &= all(
+            np.all(np.isfinite(geometry[field]) >= np.isfinite(image.header[field])) for field in _GEOMETRY_FIELDS
+        )
     if not regular:
         raise InputError(
             f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
         )
-    return data, affine, geometry(image.header, shape)
+    return data, affine, geometry
 
 
-def geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
-    """A new NIfTI-1 header for `shape` that carries only where the voxels lie: codes, forms, zooms, spatial unit."""
+def _geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
+    """A new NIfTI-1 header for `shape` with the geometry only: qform, sform, their codes, voxel sides and unit."""
     clean = nib.Nifti1Header()
     clean.set_data_shape(shape)
-    for field in _GEOMETRY:
+    for field in _GEOMETRY_FIELDS:
         clean[field] = header[field]
     clean["pixdim"][:4] = header["pixdim"][:4]
     clean["xyzt_units"] = int(header["xyzt_units"]) & 7
@@ -108,23 +131,23 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     """Reads a label volume on the grid of a case.
 
     Args:
-      path: of the file, which may store any type.
-      case: gives the grid.
-      values: the integers from 1 to 255 that the file holds for the classes 1, 2 and so on; 0 is background.
+      path: a file of any data type.
+      case: the labels must lie on its grid.
+      values: the integers, from 1 to 255, that mark the classes 1, 2, ... in the file; 0 marks background.
 
     Returns:
       uint8 [X, Y, Z]: 0 background, 1.. the classes.
 
     Raises:
-      InputError: as `read_volume`; another grid; a value that is neither 0 nor one of `values`.
+      InputError: as for `read_volume`; another grid; a value that is neither 0 nor one of `values`.
     """
     data, affine, _ = read_volume(path)
     other = case.files[0] if case.files else Path(case.name)
     check_grid(path, data.shape, affine, other, case.images.shape[:3], case.affine)
     with np.errstate(invalid="ignore"):
-        whole = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
-    if not whole.all():
-        bad = data[~whole].ravel()[0]
+        valid = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
+    if not valid.all():
+        bad = data[~valid].ravel()[0]
         raise InputError(f"{path}: holds the label {bad:g}; expected whole numbers from 0 to 255")
     labels = data.astype(np.uint8)
     unknown = sorted(set(np.unique(labels).tolist()) - {0, *values})
@@ -143,7 +166,7 @@ def check_grid(
     other_shape: tuple[int, ...],
     other_affine: np.ndarray,
 ) -> None:
-    """InputError unless two volumes have one shape and their corners coincide to 5% of the smallest voxel side."""
+    """Raises an InputError unless two volumes have the same shape and corners that lie within 5% of a voxel's side."""
     if shape != other_shape:
         raise InputError(f"{path}: shape {_times(shape)}; expected {_times(other_shape)} as in {other.name}")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
@@ -155,14 +178,14 @@ def check_grid(
 def read_images(name: str, files: Sequence[Path]) -> Case:
     """Reads one case without labels, one file for each channel.
 
-    Voxels that are not finite become 0 (background), and a note says how many.
+    Voxels that are not finite become 0 (background), and a note counts them.
 
     Raises:
-      InputError: as `read_volume`; shapes or affines differ between the files; no voxel differs from 0.
+      InputError: as for `read_volume`; the files are not on one grid; every voxel is 0.
     """
     notes = []
     for index, path in enumerate(files):
-        data, this_affine, this_header = read_volume(path)
+        data, this_affine, this_header = read_volume(path, len(files))
         if index == 0:
             images = np.empty((*data.shape, len(files)), np.float32)
             affine, header = this_affine, this_header
@@ -176,12 +199,19 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     return Case(name, images, None, affine, header, tuple(files), tuple(notes))
 
 
-def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
-    """Reads every case, then reports all bad ones together, one line each."""
+def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
+    """Reads all cases.
+
+    Raises:
+      InputError: some cases are bad; one line for each.
+    """
     cases, problems = [], []
-    for item in items:
+    kept = 0
+    for item in track(items, "reading", "case"):
         try:
-            cases.append(read(item))
+            case = read(item)
+            kept += case.images.nbytes
+            cases.append(case if kept < KEPT_SHARE * machine_memory() else replace(case, images=_on_disk(case.images)))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -189,13 +219,24 @@ def read_all(items: Iterable[Item], read: Callable[[Item], Case]) -> tuple[Case,
     return tuple(cases)
 
 
+def _on_disk(images: np.ndarray) -> np.ndarray:
+    """The images in a temporary file without a name, which the system reads where they are used."""
+    with tempfile.TemporaryFile() as file:
+        file.write(images.data)
+        return np.memmap(file, images.dtype, "r", shape=images.shape)
+
+
 def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
-    """The shape without trailing axes of length 1; InputError unless it is a volume of real numbers in mm."""
+    """The shape without trailing axes of length 1; an InputError unless it is a volume of real numbers in mm."""
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path}: holds a {type(image).__name__}; expected a volume in the format NIfTI")
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(f"{path}: shape {_times(shape)}; expected three axes, none of them empty")
+    if max(shape) > _LONGEST_SIDE:
+        raise InputError(f"{path}: shape {_times(shape)}; expected sides of at most {_LONGEST_SIDE}")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: holds {image.get_data_dtype()}; expected integers or real numbers")
     unit = int(image.header["xyzt_units"]) & 7
@@ -204,19 +245,64 @@ def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
     return shape
 
 
-def _check_size(path: Path, image: nib.Nifti1Image) -> None:
-    """InputError if the header claims more voxels than the file or the memory can hold; reads no voxel."""
+def _check_size(path: Path, image: nib.Nifti1Image, channels: int) -> int:
+    """The bytes of the file that the header claims, without compression.
+
+    Raises:
+      InputError: the file cannot hold them, or the memory cannot hold `channels` such volumes.
+    """
     voxels = math.prod(int(n) for n in image.shape)
     assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy)
-    claimed = image.dataobj.offset + voxels * image.get_data_dtype().itemsize
+    claimed = int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
     held = path.stat().st_size
     if path.name.lower().endswith(".gz"):
         held *= _MAX_DEFLATE_RATIO
     if claimed > held:
         raise InputError(f"{path}: the header claims {claimed} bytes; the file holds at most {held}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if 4 * voxels > memory:
-        raise InputError(f"{path}: {voxels} voxels need {4 * voxels} bytes; this machine has {memory}")
+    memory = machine_memory()
+    needed = claimed + 4 * voxels * channels
+    if needed > _CASE_SHARE * memory:
+        raise InputError(
+            f"{path}: {voxels} voxels need {needed} bytes; expected at most half of the {memory} of this machine"
+        )
+    return claimed
+
+
+def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arrayproxy.ArrayProxy:
+    """The voxels of a compressed volume, read to the end of the file, where gzip compares its checksum and length."""
+    content = _gunzip(path.read_bytes(), claimed + _PADDING + 1)
+    if len(content) < claimed:
+        raise InputError(f"{path}: the header claims {claimed} bytes; the file holds {len(content)}")
+    if len(content) > claimed + _PADDING:
+        raise InputError(f"{path}: goes on after the {claimed} bytes that the header claims; expected its end")
+    stored = image.dataobj
+    assert isinstance(stored, nib.arrayproxy.ArrayProxy)
+    layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+    return nib.arrayproxy.ArrayProxy(io.BytesIO(content), layout, mmap=False)
+
+
+def _gunzip(compressed: bytes, most: int) -> bytes:
+    """The content of a gzip file, or its first `most` bytes. This takes less time than reading it with `gzip.open`.
+
+    Raises:
+      EOFError: the file ends too early.
+      zlib.error: it is damaged.
+    """
+    parts = []
+    while compressed and most:
+        member = zlib.decompressobj(wbits=31)  # a gzip header, and the checksum and length at the end
+        parts.append(member.decompress(compressed, most))
+        most -= len(parts[-1])
+        if most and not member.eof:
+            raise EOFError("the compressed data end too early")
+        # Another member or zeros may follow.
+        compressed = member.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def machine_memory() -> float:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def _times(shape: Sequence[int]) -> str:
@@ -224,7 +310,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """An exception in one line, without the path that the caller names already."""
+    """The text of an exception as one line, without the path, which the caller adds."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -236,10 +322,10 @@ def write_labels(path: Path, labels: np.ndarray, case: Case, label_values: Seque
     """Writes a label volume on the case's grid, atomically.
 
     Args:
-      path: .nii or .nii.gz; its folder exists.
-      labels: [X, Y, Z] integers, 0 background and 1..len(label_values) the classes.
-      case: gives shape, affine, qform and sform with their codes.
-      label_values: the integers to write for the classes 1.., each from 1 to 255.
+      path: ends in .nii or .nii.gz.
+      labels: [X, Y, Z] integers, 0 background and 1.. the classes.
+      case: the file gets its affine, qform and sform with their codes; its shape must be that of `labels`.
+      label_values: the integers, from 1 to 255, that the file holds for the classes 1, 2, ...
     """
     table = np.array([0, *label_values], np.uint8)
     _write(path, table[labels], case)
@@ -255,9 +341,9 @@ def _write(path: Path, data: np.ndarray, case: Case) -> None:
         raise ValueError(f"{case.name}: a volume of shape {data.shape} for a grid of shape {case.images.shape[:3]}")
     header = case.header.copy()
     header.set_data_dtype(data.dtype)
-    # No affine of ours: the header's own qform, sform and codes are kept to the last bit.
+    # Without an affine argument, nibabel keeps the header's qform, sform and codes bit by bit.
     content = nib.Nifti1Image(data, None, header).to_bytes()
     if path.name.endswith(".gz"):
-        # Without a time stamp the same prediction is the same file.
+        # Without a time stamp, equal predictions give equal files.
         content = gzip.compress(content, compresslevel=4, mtime=0)
     write_atomic(path, content)

@@ -1,6 +1,6 @@
-"""A patient of the phantom: anatomy, an occlusion with its collaterals, the scans of them, and the reader's labels.
+"""A patient of the phantom: the anatomy, an occlusion with its collaterals, the scans, and the reader's labels.
 
-The equations, the numbers and their sources are in docs/data.md; those of the perfusion are in `perfusion.py`.
+docs/data.md gives the equations, the numbers and their sources; `perfusion.py` holds the physics of the scans.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,21 @@ CBV = (0.4, 4.0, 2.1)
 T2 = (1200.0, 92.0, 80.0)
 ADC = (3.0, 0.85, 0.75)
 DENSITY = (1.0, 0.83, 0.72)
-# Tissue dies where flow is below this share of what it was (DEFUSE 3: 30%).
+# Tissue dies if its flow is below this fraction of the healthy flow (DEFUSE 3: 30%).
 CORE_FLOW = 0.30
-# Blood that comes 4 s late has a measured Tmax of 6 s: the deconvolution adds 2 s to the delay.
+# Seconds. A delay of 4 s gives a measured Tmax of 6 s, because the deconvolution adds 2 s.
 PENUMBRA_DELAY = 4.0
 
 
 class Patient(NamedTuple):
-    """The scans and the reader's labels, all [X, Y, Z]: Tmax and TTP in s, DWI in the scanner's units, 0 to 2."""
+    """The scans and the reader's labels.
+
+    Attributes:
+      tmax: [X, Y, Z] in s.
+      ttp: [X, Y, Z] in s.
+      dwi: [X, Y, Z] in the scanner's arbitrary units.
+      labels: uint8 [X, Y, Z]: 0 background, 1 penumbra, 2 core.
+    """
 
     tmax: np.ndarray
     ttp: np.ndarray
@@ -35,16 +42,17 @@ class Patient(NamedTuple):
 
 
 class Tissue(NamedTuple):
-    """The patient behind the scans, all [X, Y, Z] unless said.
+    """The true state of the patient. Arrays are [X, Y, Z] unless a shape is given.
 
     Attributes:
       brain: bool; what is left after skull-stripping.
-      fractions: [X, Y, Z, 3] of CSF, grey and white matter; sum 1.
-      flow: CBF as a share of the healthy one.
-      late: s by which the occlusion delays the blood.
-      benign: s by which everything else delays it: a narrowed carotid, border zones, an old lesion.
-      old: share of an old lesion.
-      healthy: the healthy CBF; `volume` the CBV that the occlusion leaves.
+      fractions: [X, Y, Z, 3] of CSF, grey and white matter, with sum 1.
+      flow: CBF as a fraction of the healthy one.
+      late: delay of the blood by the occlusion, in s.
+      benign: delay of the blood by everything else (a narrowed carotid, border zones, an old lesion), in s.
+      old: fraction of an old lesion.
+      healthy: healthy CBF, in ml/100 ml/min.
+      volume: CBV after the occlusion, in ml/100 ml.
     """
 
     brain: np.ndarray
@@ -58,7 +66,13 @@ class Tissue(NamedTuple):
 
 
 def make_patient(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator) -> Patient:
-    """Draws a patient and scans them."""
+    """Draws a random patient and their scans.
+
+    Args:
+      shape: X, Y and Z.
+      difficulty: scales noise, artefacts and look-alikes; 0 has none.
+      rng: the patient is a function of its state.
+    """
     points = grid_mm(shape)
     tissue = make_tissue(points, difficulty, rng)
     tmax, ttp = scan_perfusion(tissue, difficulty, rng)
@@ -73,10 +87,13 @@ def grid_mm(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def random_field(points: np.ndarray, shortest: float, longest: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random function of space with mean 0 and variance 1: plane waves of wavelengths in mm, any direction.
+    """A smooth random function of space with mean 0 and variance 1: a sum of plane waves in random directions.
 
     Args:
-      points: [3, X, Y, Z], an affine function of the voxel's indices.
+      points: [3, X, Y, Z] in mm, an affine function of the voxel's indices.
+      shortest: shortest wavelength in mm.
+      longest: longest wavelength in mm.
+      rng: draws directions, wavelengths and phases.
     """
     waves = 20
     direction = rng.normal(size=(waves, 3))
@@ -84,7 +101,7 @@ def random_field(points: np.ndarray, shortest: float, longest: float, rng: np.ra
     number = 2 * np.pi * direction / rng.uniform(shortest, longest, (waves, 1))
     start = points[:, 0, 0, 0].astype(np.float64)
     phase = number @ start + rng.uniform(0, 2 * np.pi, waves)
-    # A plane wave on a grid is the product of one wave along each axis, which spares a cosine for each voxel and wave.
+    # A plane wave on a grid is a product of waves along the axes, so no cosine of each voxel and wave is needed.
     along = []
     for axis, count in enumerate(points.shape[1:]):
         step = np.moveaxis(points, axis + 1, 1)[:, 1, 0, 0] - start
@@ -94,15 +111,22 @@ def random_field(points: np.ndarray, shortest: float, longest: float, rng: np.ra
     return field.reshape(points.shape[1:]).astype(np.float32)
 
 
-def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator) -> Tissue:
-    """Draws anatomy, occlusion and what else may delay the blood or brighten the DWI."""
+def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator, size: float = 1.0) -> Tissue:
+    """Draws the anatomy, the occlusion, and everything else that delays the blood or brightens the DWI.
+
+    Args:
+      points: from `grid_mm`; equal random numbers give the same patient on any grid.
+      difficulty: see `make_patient`.
+      rng: of the patient.
+      size: of the occluded territory; 1 for that of a large artery, 0 for no occlusion.
+    """
     points = _to_head(points, rng)
     brain, fractions = _anatomy(points, rng)
     side = rng.choice([-1.0, 1.0])
-    severity = _severity(points, side, rng)
-    # The delay rises steeply from the rim and then little: collaterals feed all of the territory late.
+    severity = _severity(points, side, rng, size)
+    # The delay rises steeply at the rim and little further inside: collaterals feed the whole territory late.
     late = rng.uniform(9, 12) * np.minimum(severity / 0.75, 1)
-    # Collaterals keep flow up until the severity nears `reach`, beyond which the tissue dies.
+    # Collaterals maintain the flow up to the severity `reach`; tissue of a higher severity dies.
     reach = rng.uniform(0.62, 0.80)
     severity = np.clip(severity + 0.05 * random_field(points, 40, 80, rng), 0, 1)
     exponent = np.log((1 - CORE_FLOW) / 0.92) / np.log(reach)
@@ -110,7 +134,7 @@ def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator)
     old = _old_lesions(points, side, difficulty, rng)
     benign = difficulty * _benign_delay(points, fractions, rng) + rng.uniform(0, 1.5) * old
     healthy = fractions @ np.array(CBF, np.float32) * (1 + 0.1 * random_field(points, 25, 60, rng))
-    # Vessels widen while they can, and collapse in the core.
+    # Vessels dilate as flow falls, and collapse in the core.
     volume = (
         fractions @ np.array(CBV, np.float32) * (1 + 0.5 * np.minimum(1 - flow, 0.5)) * np.clip(flow / 0.35, 0.3, 1)
     )
@@ -119,7 +143,7 @@ def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator)
 
 
 def _to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scanner coordinates to the patient's: turned, shifted, and scaled to the size of the head."""
+    """Turns scanner coordinates into the patient's: rotated, shifted, and scaled to the size of the head."""
     pitch, roll, yaw = np.deg2rad(rng.normal(0, 4, 3))
     c, s = np.cos([pitch, roll, yaw]), np.sin([pitch, roll, yaw])
     turn = np.array([[1, 0, 0], [0, c[0], -s[0]], [0, s[0], c[0]]])
@@ -133,14 +157,14 @@ def _to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _ellipsoid(
     points: np.ndarray, centre: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray
 ) -> np.ndarray:
-    """Distance from the centre in radii: 1 on the surface."""
+    """The distance from the centre in radii: 1 on the surface."""
     middle, sides = (np.asarray(vector, np.float32)[:, None, None, None] for vector in (centre, radii))
     offset = (points - middle) / sides
     return np.sqrt((offset**2).sum(axis=0))
 
 
 def _soft(inside_mm: np.ndarray, width_mm: float = 1.5) -> np.ndarray:
-    """A soft step of the distance inside a surface: the share of a voxel that lies within."""
+    """The fraction of a voxel inside a surface, as a smooth function of its depth below the surface."""
     return 1 / (1 + np.exp(-np.clip(inside_mm / width_mm, -30, 30)))
 
 
@@ -161,22 +185,25 @@ def _anatomy(points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     return brain, np.stack([csf, (1 - csf) * grey, (1 - csf) * (1 - grey)], axis=-1).astype(np.float32)
 
 
-def _severity(points: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
-    """How cut off the tissue is, 0 to 1: highest deep in the occluded branch's territory, relieved from its rim."""
+def _severity(points: np.ndarray, side: float, rng: np.random.Generator, size: float) -> np.ndarray:
+    """The severity of the occlusion, from 0 at the rim of the occluded branch's territory to 1 deep inside it."""
+    if size == 0:
+        return np.zeros(points.shape[1:], np.float32)
     middle, radii = {
         0: ((38, 0, 6), (38, 62, 48)),  # the whole artery
         1: ((40, 14, 14), (36, 48, 40)),  # its upper division
         2: ((40, -22, 2), (36, 48, 40)),  # its lower division
     }[int(rng.choice(3, p=[0.5, 0.3, 0.2]))]
-    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3, 3)
-    inside = 1 - _ellipsoid(points, centre, np.array(radii) * rng.uniform(0.9, 1.08))
+    # The territory of a small branch lies anywhere within that of its artery.
+    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3 + 8 * (1 - size), 3)
+    inside = 1 - _ellipsoid(points, centre, size * np.array(radii) * rng.uniform(0.9, 1.08))
     inside = inside + 0.09 * random_field(points, 40, 90, rng)
     # The other hemisphere has its own artery.
     return np.clip(inside / 0.75, 0, 1) * _soft(side * points[0] - 4, 1.5)
 
 
 def _old_lesions(points: np.ndarray, side: float, difficulty: float, rng: np.random.Generator) -> np.ndarray:
-    """Shares of old lesions, outside the occluded territory: none to three of them."""
+    """The fraction of old lesions in each voxel; none to three lie outside the occluded territory."""
     old = np.zeros(points.shape[1:], np.float32)
     for _ in range(rng.binomial(3, min(0.3 * difficulty, 0.9))):
         centre = (-side * rng.uniform(12, 45), rng.uniform(-50, 45), rng.uniform(-25, 30))
@@ -189,7 +216,7 @@ def _old_lesions(points: np.ndarray, side: float, difficulty: float, rng: np.ran
 
 
 def _benign_delay(points: np.ndarray, fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Seconds of delay that threaten no tissue: a narrowed carotid in half of the patients, border zones in all."""
+    """Delay in s that threatens no tissue: a narrowed carotid in half of the patients, border zones in all."""
     x, y, z = points
     carotid = 0.0
     if rng.uniform() < 0.5:
@@ -203,13 +230,13 @@ def _benign_delay(points: np.ndarray, fractions: np.ndarray, rng: np.random.Gene
 
 
 def scan_perfusion(tissue: Tissue, difficulty: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Tmax and TTP in s, [X, Y, Z], 0 outside the brain: a noisy T2*-weighted series, smoothed, deconvolved."""
+    """Tmax and TTP [X, Y, Z] in s, 0 outside the brain, from a noisy T2*-weighted series, smoothed and deconvolved."""
     arrival, width = rng.uniform(8, 14), rng.uniform(1.3, 1.9)
     cbf = np.maximum(tissue.healthy * tissue.flow, 1.0)
     mtt = np.clip(60 * tissue.volume / cbf, 3.0, 25.0)
-    # The reported times count from the artery that was picked, which need not be where the blood is earliest.
+    # Times are relative to the measured artery, which may lie up- or downstream of where the blood arrives first.
     site = 1.0 * difficulty * rng.normal()
-    # Only the brain's box is scanned.
+    # Only the bounding box of the brain is simulated.
     box = ndimage.find_objects(tissue.brain.astype(np.int8))[0]
     inside = tissue.brain[box]
     curves = perfusion.tissue_curves(
@@ -229,7 +256,7 @@ def scan_perfusion(tissue: Tissue, difficulty: float, rng: np.random.Generator) 
 
 
 def _smooth_in_plane(series: np.ndarray) -> np.ndarray:
-    """[X, Y, Z, T] smoothed by (1, 2, 1) / 4 along X and Y."""
+    """Smooths [X, Y, Z, T] with (1, 2, 1) / 4 along X and Y."""
     for axis in (0, 1):
         padded = np.pad(series, [(1, 1) if a == axis else (0, 0) for a in range(4)])
         middle, count = np.moveaxis(padded, axis, 0), series.shape[axis]
@@ -238,44 +265,68 @@ def _smooth_in_plane(series: np.ndarray) -> np.ndarray:
 
 
 def scan_diffusion(points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator) -> np.ndarray:
-    """The DWI in the scanner's units, [X, Y, Z], 0 outside the brain: shaded by the coil, moved against the series."""
-    dying = _soft(CORE_FLOW - tissue.flow, 0.02) * (1 - tissue.old)
-    longer = 1 + rng.uniform(0.0, 0.1) * dying + rng.uniform(0.7, 1.1) * tissue.old
-    slower = 1 - rng.uniform(0.42, 0.52) * dying + 0.3 * tissue.old
-    # Cerebrospinal fluid stays as it is; the signals of a voxel's tissues add.
-    image = tissue.fractions[..., 0] * perfusion.diffusion_signal(T2[0], ADC[0], DENSITY[0])
-    for kind in (1, 2):
-        share = tissue.fractions[..., kind]
-        image = image + share * perfusion.diffusion_signal(T2[kind] * longer, ADC[kind] * slower, DENSITY[kind])
-    tilt = rng.normal(0, 1, 3) / 80
-    shade = np.tensordot(tilt, points, 1) + 0.6 * random_field(points, 120, 250, rng)
-    # Air in the frontal sinus and the ears piles signal up.
-    x, y, z = points
-    air = np.exp(-((x / 14) ** 2) - ((y - 62) / 12) ** 2 - ((z + 34) / 12) ** 2)
-    air = air + np.exp(-(((np.abs(x) - 50) / 9) ** 2) - ((y + 10) / 12) ** 2 - ((z + 38) / 9) ** 2)
-    image = image * np.exp(difficulty * (0.20 * shade + 0.6 * air))
-    image = _move(image, difficulty, rng)
-    noise = 0.006 * difficulty * rng.standard_normal((2, *image.shape), np.float32)
-    image = np.hypot(image + noise[0], noise[1])
+    """The DWI [X, Y, Z] in the scanner's units, 0 outside the brain: shaded, moved and noisy."""
+    [image] = _diffusion_images(points, tissue, difficulty, rng, (1.0,))
+    return _stored(image, tissue, rng)
+
+
+def scan_adc(
+    points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The DWI as `scan_diffusion` gives it, and the ADC in 1e-3 mm2/s from it and an image without weighting."""
+    weighted, plain = _diffusion_images(points, tissue, difficulty, rng, (1.0, 0.0))
+    adc = np.log(np.maximum(plain, 1e-4) / np.maximum(weighted, 1e-4))
+    return _stored(weighted, tissue, rng), np.where(tissue.brain, adc, 0).astype(np.float32)
+
+
+def _stored(image: np.ndarray, tissue: Tissue, rng: np.random.Generator) -> np.ndarray:
+    """The image as a scanner stores it: integers, with an arbitrary gain; 0 outside the brain."""
     gain = rng.uniform(1500, 4000)
     return np.where(tissue.brain, np.maximum(np.rint(gain * image), 1), 0).astype(np.int16)
 
 
-def _move(image: np.ndarray, difficulty: float, rng: np.random.Generator) -> np.ndarray:
-    """The image after a fraction of a voxel of motion: a shift, and a turn about the slices' axis."""
+def _diffusion_images(
+    points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator, b_values: Sequence[float]
+) -> list[np.ndarray]:
+    """One noisy image for each b value (in 1000 s/mm2); all share the shading and the position of the head."""
+    dying = _soft(CORE_FLOW - tissue.flow, 0.02) * (1 - tissue.old)
+    longer = 1 + rng.uniform(0.0, 0.1) * dying + rng.uniform(0.7, 1.1) * tissue.old
+    slower = 1 - rng.uniform(0.42, 0.52) * dying + 0.3 * tissue.old
+    tilt = rng.normal(0, 1, 3) / 80
+    shade = np.tensordot(tilt, points, 1) + 0.6 * random_field(points, 120, 250, rng)
+    # Air in the frontal sinus and the ears increases the signal nearby.
+    x, y, z = points
+    air = np.exp(-((x / 14) ** 2) - ((y - 62) / 12) ** 2 - ((z + 34) / 12) ** 2)
+    air = air + np.exp(-(((np.abs(x) - 50) / 9) ** 2) - ((y + 10) / 12) ** 2 - ((z + 38) / 9) ** 2)
+    shading = np.exp(difficulty * (0.20 * shade + 0.6 * air))
+    turn, offset = _motion(shade.shape, difficulty, rng)
+    images = []
+    for b in b_values:
+        # The signals of a voxel's tissues add up; the occlusion does not change cerebrospinal fluid.
+        image = tissue.fractions[..., 0] * perfusion.diffusion_signal(T2[0], b * ADC[0], DENSITY[0])
+        for kind in (1, 2):
+            signal = perfusion.diffusion_signal(T2[kind] * longer, b * ADC[kind] * slower, DENSITY[kind])
+            image = image + tissue.fractions[..., kind] * signal
+        image = ndimage.affine_transform(image * shading, turn, offset, order=1, mode="nearest")
+        noise = 0.006 * difficulty * rng.standard_normal((2, *image.shape), np.float32)
+        images.append(np.hypot(image + noise[0], noise[1]))
+    return images
+
+
+def _motion(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and offset for `affine_transform`: a fraction of a voxel, and a turn about the slices' axis."""
     angle = np.deg2rad(0.6 * difficulty * rng.normal())
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    middle = (np.array(image.shape) - 1) / 2
-    offset = middle - turn @ middle + 0.25 * difficulty * rng.normal(size=3)
-    return ndimage.affine_transform(image, turn, offset, order=1, mode="nearest")
+    middle = (np.array(shape) - 1) / 2
+    return turn, middle - turn @ middle + 0.25 * difficulty * rng.normal(size=3)
 
 
 def read_labels(points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator) -> np.ndarray:
-    """The reader's labels, uint8 [X, Y, Z], 1 penumbra and 2 core: the truth with contours off by a mm or so."""
+    """The reader's labels, uint8 [X, Y, Z], 1 penumbra and 2 core: the truth with contour errors of about a mm."""
     spacing = (np.array(FIELD_OF_VIEW_MM) / tissue.brain.shape).tolist()
     solid = tissue.brain & (tissue.fractions[..., 0] < 0.5)
     masks = []
-    # How far a quantity lies beyond its threshold, over how steeply it changes, is the distance from the contour.
+    # The distance of a quantity from its threshold, divided by its slope, is the distance from the contour in mm.
     for beyond in (tissue.late - PENUMBRA_DELAY, CORE_FLOW - tissue.flow):
         slope = np.sqrt(sum(part**2 for part in np.gradient(beyond, *spacing)))
         error_mm = 0.8 * difficulty * random_field(points, 20, 50, rng)

@@ -1,13 +1,13 @@
-"""The physics of the phantom: contrast agent through tissue, what a scanner measures of it, and the maps made of that.
+"""The physics of the phantom: contrast agent in tissue, the signal that a scanner measures, and the maps made of it.
 
-Indicator dilution: a tissue with blood flow CBF and an exponential residue function exp(-t / MTT), reached by the blood
-`delay` seconds after the artery in which the input C_a was measured, has the concentration
+Indicator dilution: a tissue has the blood flow CBF and the residue function exp(-t / MTT), and the blood reaches it
+`delay` seconds after the artery in which the input C_a was measured. Its concentration is
 
     C(t) = CBF * integral of C_a(s) exp(-(t - delay - s) / MTT) ds over s <= t - delay,      MTT = CBV / CBF.
 
 With the gamma-variate input C_a(t) = A (t - t0)^3 exp(-(t - t0) / b) (Ostergaard et al., MRM 1996) the integral has a
-closed form. From it follow, without noise: the curve's area is CBV times that of C_a; Tmax, where the residue function
-peaks, is `delay`; the curve peaks (TTP) where it crosses CBV * C_a(t - delay), because there
+closed form. Without noise, the area of C is CBV times the area of C_a; Tmax, the time at which the residue function
+peaks, is `delay`; and C peaks (TTP) where it crosses CBV * C_a(t - delay), because there
 dC/dt = CBF * C_a(t - delay) - C / MTT = 0.
 
 Units: seconds; CBF in ml/100 ml/min; CBV in ml/100 ml; concentrations in mM.
@@ -15,7 +15,7 @@ Units: seconds; CBF in ml/100 ml/min; CBV in ml/100 ml; concentrations in mM.
 
 import numpy as np
 
-# Volumes of the series and the time between two of them.
+# Number of volumes in the series, and the time between two of them in s.
 SAMPLES = 48
 INTERVAL = 1.5
 TIMES = (INTERVAL * np.arange(SAMPLES)).astype(np.float32)
@@ -38,12 +38,12 @@ AREA = 6 * float(np.exp(3)) / 27
 def tissue_curves(
     times: np.ndarray, cbf: np.ndarray, mtt: np.ndarray, delay: np.ndarray, arrival: float, width: float
 ) -> np.ndarray:
-    """Concentrations in tissue, mM.
+    """Concentrations in tissue, in mM.
 
     Args:
       times: [T].
-      cbf, mtt, delay: of one shape [...]; every MTT exceeds `width`.
-      arrival, width: of the arterial input.
+      cbf, mtt, delay: arrays of one shape [...]; every MTT exceeds `width`.
+      arrival, width: those of the arterial input.
 
     Returns:
       float32 [..., T].
@@ -69,16 +69,16 @@ def concentration(relative_signal: np.ndarray) -> np.ndarray:
 
 
 def deconvolution(arterial: np.ndarray, cutoff: float, interval: float = INTERVAL) -> np.ndarray:
-    """The linear operator [2 T, T] that takes a tissue curve to its residue function, CBF * R, in 1/s.
+    """The linear operator [2 T, T] that turns a tissue curve into its residue function CBF * R, in 1/s.
 
     Block-circulant deconvolution by truncated singular values (Wu et al., MRM 2003): the singular values of a
-    circulant matrix are the moduli of the Fourier transform of its first column, so truncating them is a cut in
-    frequency. Times from T on are negative: tissue that the blood reaches before it reaches the measured artery.
+    circulant matrix are the moduli of the Fourier transform of its first column, so truncation removes
+    frequencies. Times from T on stand for negative times, at which tissue is reached before the measured artery.
 
     Args:
       arterial: [T] the arterial input, every `interval` seconds.
-      cutoff: singular values below this share of the largest one are left out.
-      interval: in s.
+      cutoff: singular values below this fraction of the largest one are removed.
+      interval: seconds between two samples.
     """
     count = len(arterial)
     spectrum = np.fft.rfft(arterial.astype(np.float64), 2 * count) * interval
@@ -90,7 +90,7 @@ def deconvolution(arterial: np.ndarray, cutoff: float, interval: float = INTERVA
 
 
 def peak_time(curves: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
-    """Where each curve [..., T] has its maximum, in s, refined by the parabola through the three samples about it."""
+    """The time of each curve's maximum in s, [..., T] -> [...], refined by a parabola through three samples."""
     index = curves[..., 1:-1].argmax(axis=-1) + 1
     before, at, after = (np.take_along_axis(curves, index[..., None] + d, -1)[..., 0] for d in (-1, 0, 1))
     bend = before - 2 * at + after
@@ -99,14 +99,14 @@ def peak_time(curves: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
 
 
 def tmax(residues: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
-    """Time of the residue functions' peaks, in s: [..., 2 T] from `deconvolution` -> [...], negative ones as 0."""
+    """The time of each residue function's peak in s, [..., 2 T] -> [...]; negative times become 0."""
     count = residues.shape[-1] // 2
-    # Negative times of up to 6 s are looked at too, so that early tissue does not take a late bump for its peak.
+    # The search begins at -6 s, so that the peak of early tissue is not missed for a later, smaller one.
     early = round(6 / interval)
     ordered = np.concatenate([residues[..., -early:], residues[..., :count]], axis=-1)
     return np.maximum(peak_time(ordered, interval) - early * interval, 0)
 
 
 def diffusion_signal(t2: np.ndarray | float, adc: np.ndarray | float, density: float) -> np.ndarray:
-    """Signal of the DWI: density * exp(-TE / T2) * exp(-b * ADC), TE 90 ms, b 1000 s/mm2; T2 in ms, ADC in um2/ms."""
+    """The DWI's signal, density * exp(-TE / T2) * exp(-b * ADC); TE 90 ms, b 1000 s/mm2, T2 in ms, ADC in um2/ms."""
     return density * np.exp(-90.0 / t2 - adc)

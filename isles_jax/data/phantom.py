@@ -1,53 +1,91 @@
-"""A digital perfusion phantom of acute ischaemic stroke, written in the SPES layout.
+"""A digital perfusion phantom of acute ischaemic stroke, written in the layout of SPES or of ISLES-2022.
 
-Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, an occlusion in one middle cerebral
-artery's territory with collaterals of a certain grade, and is scanned: a perfusion series from which Tmax and TTP are
-computed as a clinic's software would (`perfusion.py`), and a DWI. The equations, the numbers and their sources are in
-docs/data.md.
+Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one middle
+cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are computed as
+clinical software does (`perfusion.py`). docs/data.md gives the equations, the numbers and their sources.
 """
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from etils import epath
 
-from isles_jax.data import spes
+from isles_jax.data import isles, isles2022_phantom
+from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
+from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import part_of, writing
-
-MARKER = "phantom.json"
+from isles_jax.runtime.files import copy, is_bucket, part_of, writing
 
 
-def write_phantom(root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
-    """Writes a data set in the SPES layout: one folder for each patient, and phantom.json, which marks it as complete.
+def provide(root: epath.Path, *, replace: bool, **settings: Any) -> None:
+    """Writes the phantom of a run to a folder or bucket, unless it is there.
+
+    Args:
+      root: the phantom's place in the workdir.
+      replace: write a new phantom in place of the one that is there.
+      **settings: those of `write_phantom`.
+
+    Raises:
+      InputError: as `write_phantom`.
+    """
+    if replace and (root / PHANTOM_MARKER).exists():
+        # The folder is renamed first, because a kill during the removal must not leave half a phantom.
+        root.replace(part_of(root)).rmtree()
+    if (root / PHANTOM_MARKER).exists():
+        return
+    if not is_bucket(root):
+        write_phantom(Path(root), **settings)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        local = Path(temporary) / "phantom"
+        write_phantom(local, **settings)
+        # The marker is copied last. Without it, what is in the bucket is an incomplete copy.
+        root.rmtree(missing_ok=True)
+        copy(epath.Path(local), root)
+
+
+def write_phantom(
+    root: Path, *, cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes"
+) -> None:
+    """Writes a data set in the layout of SPES or of ISLES-2022, and the marker, phantom.json.
 
     Args:
       root: a new or empty folder.
-      cases: number of patients.
-      shape: voxels of a volume; the field of view is 192 x 192 x 112 mm whatever the shape.
-      difficulty: 0 clean images; 1 thresholds fail where they fail in life; above 1 harder.
-      seed: fixes everything.
+      cases: number of cases.
+      shape: voxels of a volume, which always covers 192 x 192 x 112 mm.
+      difficulty: 0 for clean images; at 1 thresholds make the mistakes they make on patients; above 1 is harder.
+      seed: equal arguments give equal files.
+      layout: "spes" or "isles2022".
 
     Raises:
-      InputError: numbers out of range; `root` holds something already, or cannot be written.
+      InputError: a number is out of range; `root` is not empty or cannot be written.
     """
-    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10:
-        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}"
-        raise InputError(f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10")
+    if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10 or seed < 0:
+        found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}, seed={seed}"
+        raise InputError(
+            f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10, "
+            "a seed of 0 or more"
+        )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     temporary = Path(part_of(root))
     shutil.rmtree(temporary, ignore_errors=True)
+    interrupt.remove_at_exit(temporary)
     try:
         with writing(root), ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda index: _write_case(temporary, index, shape, difficulty, seed), range(cases)))
-            settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
-            (temporary / MARKER).write_text(json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n")
+            write = _write_case if layout == "spes" else isles2022_phantom.write_case
+            list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
+            settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
+            content = json.dumps({"digital perfusion phantom": settings}, indent=1)
+            (temporary / PHANTOM_MARKER).write_text(content + "\n")
             temporary.replace(root)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -60,8 +98,8 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
     volumes = (("MR_Tmax", patient.tmax), ("MR_TTP", patient.ttp), ("MR_DWI", patient.dwi), ("OT", patient.labels))
-    for number, (word, volume) in enumerate(volumes):
-        name = f"VSD.Brain.XX.O.{word}.{10 * (index + 1) + number}"
+    for number, (sequence, volume) in enumerate(volumes):
+        name = f"VSD.Brain.XX.O.{sequence}.{10 * (index + 1) + number}"
         folder = root / f"{index + 1:02d}" / name
         folder.mkdir(parents=True)
         image = nib.Nifti1Image(volume, affine)
@@ -72,7 +110,7 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
 
 
 def write_figure(root: Path, path: Path) -> None:
-    """A page of up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels drawn on the DWI.
+    """Draws up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels as contours on the DWI.
 
     Raises:
       InputError: matplotlib is not installed.
@@ -80,12 +118,12 @@ def write_figure(root: Path, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        wanted = "pip install matplotlib, or uv run --extra report"
-        raise InputError(f"matplotlib is not installed, expected it for --figure: {wanted}") from error
+        install = "pip install matplotlib, or uv run --extra report"
+        raise InputError(f"matplotlib is not installed, expected it for --figure: {install}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    cases = spes.read(root, penumbra=1, core=2).cases[:6]
+    cases = isles.read(root, penumbra=1, core=2).cases[:6]
     figure, axes = plt.subplots(4, len(cases), figsize=(2.3 * len(cases), 9.4), squeeze=False, layout="constrained")
     for column, case in enumerate(cases):
         assert case.labels is not None

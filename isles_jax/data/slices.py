@@ -1,21 +1,24 @@
-"""Cases to arrays: normalised slices of one size, and which of them make a batch."""
+"""Turns cases into arrays of normalised slices of one size, and draws batches of them."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from isles_jax.data import grid
 from isles_jax.data.case import Case
+from isles_jax.data.grid import AS_STORED, Target
+from isles_jax.runtime.progress import track
 
 
 class Slices(NamedTuple):
-    """Every slice with brain of a data set, as arrays that fit a device.
+    """Every slice of a data set that shows brain, as arrays for a device.
 
     Attributes:
-      images: float32 [N, H, W, M], normalised, 0 outside the brain.
+      images: float32 or float16 [N, H, W, M], normalised, 0 outside the brain.
       labels: int8 [N, H, W], -1 where the slice was padded to H x W.
-      case: int32 [N], the index of the case a slice comes from.
-      lesion: bool [N], whether the slice holds any foreground.
+      case: int32 [N], index of the case that a slice comes from.
+      lesion: bool [N], True if the slice has any foreground.
     """
 
     images: np.ndarray
@@ -25,14 +28,14 @@ class Slices(NamedTuple):
 
 
 def normalise(images: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Clips each channel to its in-brain percentiles 0.5 and 99.5, then z-scores it in the brain; 0 outside.
+    """Clips each channel to its percentiles 0.5 and 99.5 in the brain and standardises it there; 0 outside.
 
     Args:
-      images: [X, Y, Z, M], any values; NaN and infinite ones count as 0.
+      images: [X, Y, Z, M]; values that are not finite count as 0.
       brain: bool [X, Y, Z].
 
     Returns:
-      float32 [X, Y, Z, M]. A constant channel, or a case without brain, becomes 0.
+      float32 [X, Y, Z, M]. A constant channel becomes 0, and so does a case without brain.
     """
     result = np.zeros(images.shape, np.float32)
     if not brain.any():
@@ -45,74 +48,84 @@ def normalise(images: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 def padded_size(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """The smallest sides divisible by `multiple` that hold a slice of `shape`."""
+    """The smallest sides that are multiples of `multiple` and at least `shape`."""
     height, width = (math.ceil(side / multiple) * multiple for side in shape)
     return height, width
 
 
 def pad(array: np.ndarray, size: tuple[int, int], fill: float = 0) -> np.ndarray:
-    """Pads the first two axes to `size`, half on either side (the odd one at the end)."""
-    before = [(wanted - have) // 2 for wanted, have in zip(size, array.shape, strict=False)]
-    widths = [(b, wanted - have - b) for b, wanted, have in zip(before, size, array.shape, strict=False)]
+    """Pads the first two axes to `size`, equally on both sides; an odd voxel goes to the end."""
+    before = [(target - side) // 2 for target, side in zip(size, array.shape, strict=False)]
+    widths = [(b, target - side - b) for b, target, side in zip(before, size, array.shape, strict=False)]
     return np.pad(array, widths + [(0, 0)] * (array.ndim - 2), constant_values=fill)
 
 
 def unpad(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Undoes `pad`: the middle `shape` of the first two axes."""
-    starts = [(have - wanted) // 2 for wanted, have in zip(shape, array.shape, strict=False)]
+    """Undoes `pad`: cuts the middle `shape` out of the first two axes."""
+    starts = [(side - target) // 2 for target, side in zip(shape, array.shape, strict=False)]
     return array[starts[0] : starts[0] + shape[0], starts[1] : starts[1] + shape[1]]
 
 
 def network_input(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A case as the network sees it: its slices with brain, normalised and padded.
+    """The network's input for a case: its slices that show brain, normalised and padded.
 
     Args:
-      case: its labels are not looked at.
-      size: H and W, at least the slices' own sides.
+      case: needs no labels.
+      size: H and W, at least X and Y.
 
     Returns:
-      float32 [S, H, W, M], and the places [S] of these slices along the case's third axis.
+      float32 [S, H, W, M], and the indices [S] of these slices along the case's third axis.
     """
-    places = np.flatnonzero(case.brain.any(axis=(0, 1)))
-    return np.moveaxis(pad(normalise(case.images, case.brain)[:, :, places], size), 2, 0), places
+    indices = np.flatnonzero(case.brain.any(axis=(0, 1)))
+    return np.moveaxis(pad(normalise(case.images, case.brain)[:, :, indices], size), 2, 0), indices
 
 
-def make_slices(cases: tuple[Case, ...], multiple: int) -> Slices:
-    """Normalises, pads and stacks the slices with brain of labelled cases, in the cases' order.
+def make_slices(cases: tuple[Case, ...], multiple: int, target: Target = AS_STORED, dtype: str = "float32") -> Slices:
+    """Normalises, pads and stacks the slices of all cases that show brain, in the order of the cases.
 
     Args:
-      cases: with labels; shapes may differ.
-      multiple: sides are padded to a multiple of it, the same for all cases.
+      cases: all have labels; their shapes may differ.
+      multiple: all slices are padded to one size, whose sides are multiples of this.
+      target: what the network works on.
+      dtype: of the images.
 
     Raises:
       ValueError: a case has no labels.
     """
-    size = padded_size(tuple(np.max([case.images.shape[:2] for case in cases], axis=0)), multiple)
-    counts = [int(case.brain.any(axis=(0, 1)).sum()) for case in cases]
-    numbers = np.repeat(np.arange(len(cases), dtype=np.int32), counts)
-    # Filled case by case: the images of all cases are in memory once here, not twice.
-    images = np.zeros((len(numbers), *size, cases[0].images.shape[-1]), np.float32)
-    labels = np.full((len(numbers), *size), -1, np.int8)
-    for number, case in enumerate(cases):
+    grids = [grid.make_grid(case, target) for case in cases]
+    shapes = [made.shape if made else case.images.shape[:3] for case, made in zip(cases, grids, strict=True)]
+    height, width, _ = np.max(shapes, axis=0)
+    size = padded_size((height, width), multiple)
+    # Filling an array case by case keeps one copy of the images in memory; stacking a list would need two. The array is
+    # as long as if every slice showed brain; the system gives no memory to the end that stays untouched.
+    most = sum(shape[2] for shape in shapes)
+    images = np.zeros((most, *size, cases[0].images.shape[-1]), dtype)
+    labels = np.empty((most, *size), np.int8)
+    numbers = np.empty(most, np.int32)
+    end = 0
+    for number in track(range(len(cases)), "preparing", "case"):
+        case = grid.to_network(cases[number], grids[number])
         if case.labels is None:
             raise ValueError(f"{case.name} has no labels")
-        of_case = numbers == number
-        images[of_case], places = network_input(case, size)
-        labels[of_case] = np.moveaxis(pad(case.labels[:, :, places].astype(np.int8), size, -1), 2, 0)
-    return Slices(images, labels, numbers, np.any(labels > 0, axis=(1, 2)))
+        stack, indices = network_input(case, size)
+        start, end = end, end + len(stack)
+        images[start:end], numbers[start:end] = stack, number
+        labels[start:end] = np.moveaxis(pad(case.labels[:, :, indices].astype(np.int8), size, -1), 2, 0)
+    labels = labels[:end]
+    return Slices(images[:end], labels, numbers[:end], np.any(labels > 0, axis=(1, 2)))
 
 
 def draw_batch(pool: np.ndarray, lesion: np.ndarray, batch_size: int, seed: tuple[int, ...]) -> np.ndarray:
-    """The slices of one batch: one half from the slices with lesion, the rest from all; a pure function.
+    """Draws the slices of one batch: one half from those with lesion, the rest from all. A pure function.
 
     Args:
-      pool: [P] indices of the slices to train on.
-      lesion: bool [N], which slices of the data set hold lesion; at least one of the pool's does.
+      pool: [P] indices of the training slices, at least one of them with lesion.
+      lesion: bool [N], which slices of the data set have lesion.
       batch_size: B.
-      seed: e.g. (seed, fold, step).
+      seed: for example (seed, fold, step).
 
     Returns:
-      int32 [B] indices, in random order; no index twice where the pool allows it.
+      int32 [B] indices in random order. No index occurs twice if the pool is large enough.
     """
     generator = np.random.default_rng(seed)
     with_lesion = pool[lesion[pool]]

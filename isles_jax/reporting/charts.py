@@ -7,9 +7,13 @@ import numpy as np
 
 WIDTH = 420
 LEFT, RIGHT = 46, 12
-# Room for the words beside the lines of a Bland-Altman chart.
+# The left edge where a label stands beside the vertical axis.
+AXIS = 62
+# Room for the labels beside the lines of a Bland-Altman chart.
 MARGIN = 120
 ROW = 30
+# Room below a chart for the tick labels and the axis label.
+BOTTOM = 40
 
 Coordinate = Callable[[float], float]
 
@@ -35,23 +39,24 @@ def strip(
       values: (case, value) pairs of each system, values from 0 to 1.
       means: (mean, lower end, upper end) of each system.
       paper: the paper's number for a system, or None.
-      title: what the chart shows, for screen readers too.
+      title: name of the quantity, at the axis and for screen readers.
     """
-    every = [value for pairs in values.values() for _, value in pairs]
-    low = min(0.9, np.floor(10 * min([*every, *(one[1] for one in means.values())])) / 10)
+    smallest = min(min(value for _, value in pairs) for pairs in values.values())
+    low = min(0.9, np.floor(10 * min(smallest, *(lower for _, lower, _ in means.values()))) / 10)
     left, top = 14 + 6.6 * max(map(len, values)), 8
     height = top + ROW * len(values)
 
     def x(value: float) -> float:
         return left + (value - low) / (1 - low) * (WIDTH - RIGHT - left)
 
-    parts = [_grid_x(x, ticks(low, 1.0), top, height)]
+    parts = [_grid_x(x, ticks(low, 1.0), top, height), _x_label(title, (left + WIDTH - RIGHT) / 2, height)]
     for index, (label, pairs) in enumerate(values.items()):
         y = top + ROW * (index + 0.5)
         parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" class="end">{escape(label)}</text>')
         for number, (case, value) in enumerate(pairs):
-            around = y - 4 + 2 * (number * 7 % 5 - 2)
-            parts.append(_dot(x(value), around, f"{label}, {case}: {value:.3f}"))
+            # Shifted up and down, so that equal values do not hide one another.
+            shifted = y - 4 + 2 * (number * 7 % 5 - 2)
+            parts.append(_dot(x(value), shifted, f"{label}, {case}: {value:.3f}"))
         mean, lower, upper = means[label]
         parts.append(
             f'<g class="mean"><title>{escape(label)}: mean {mean:.3f}, 95% interval {lower:.3f} to {upper:.3f}</title>'
@@ -59,12 +64,12 @@ def strip(
             f'<line x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y + 2:.1f}" y2="{y + 12:.1f}"/></g>'
         )
         if paper.get(label) is not None:
-            at = x(max(paper[label], low))
+            position = x(max(paper[label], low))
             parts.append(
-                f'<path class="paper" d="M{at:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper, other data: '
+                f'<path class="paper" d="M{position:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper: '
                 f"{paper[label]:.3f}</title></path>"
             )
-    return _svg("".join(parts), height + 22, title)
+    return _svg("".join(parts), height + BOTTOM, title)
 
 
 def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
@@ -73,62 +78,93 @@ def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     Args:
       title: name of the quantity.
       series: {label: (steps, values)}.
+
+    Returns:
+      The chart; "" if there is no finite value.
     """
-    clean = {}
+    lines = {}
     for label, (steps, values) in series.items():
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and np.isfinite(v)]
-        clean[label] = points[:: max(1, len(points) // 200)] if points else []
-    every = [point for points in clean.values() for point in points]
-    if not every:
+        # About 200 points draw the same line as thousands.
+        lines[label] = points[:: max(1, len(points) // 200)]
+    finite = [point for points in lines.values() for point in points]
+    if not finite:
         return ""
     top, height = 26, 168
-    x, x_ticks = _scale([p[0] for p in every], LEFT, WIDTH - RIGHT)
-    y, y_ticks = _scale([p[1] for p in every], height, top)
-    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks)]
-    for number, (label, points) in enumerate(clean.items()):
+    x, x_ticks = _scale([step for step, _ in finite], LEFT, WIDTH - RIGHT)
+    y, y_ticks = _scale([value for _, value in finite], height, top)
+    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks, LEFT, WIDTH - RIGHT)]
+    for number, (label, points) in enumerate(lines.items()):
         if points:
             path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
             parts.append(f'<path class="curve c{number % 6}" d="M{path}"><title>{escape(label)}</title></path>')
     parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
-    return _svg("".join(parts), height + 22, f"{title} over steps")
+    parts.append(_x_label("training step", (LEFT + WIDTH - RIGHT) / 2, height))
+    return _svg("".join(parts), height + BOTTOM, f"{title} over training steps")
 
 
-def bland_altman(title: str, points: Sequence[tuple[str, float, float]]) -> str:
-    """Difference of two volumes over their mean, with the mean difference and the 95% limits of agreement.
+def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[str]:
+    """For each system the difference of two volumes over their mean, with the mean difference and limits of agreement.
+
+    The charts have the same scales, so that systems can be compared by eye.
 
     Args:
-      title: of the chart.
-      points: (case, mean in ml, difference in ml).
+      class_name: the class whose volumes are compared.
+      points: (case, mean in ml, difference in ml) of each system.
     """
-    means, differences = [mean for _, mean, _ in points], [change for _, _, change in points]
-    lines = {"mean": float(np.mean(differences))}
-    if len(points) > 1:
-        spread = 1.96 * float(np.std(differences, ddof=1))
-        lines |= {"+1.96 sd": lines["mean"] + spread, "-1.96 sd": lines["mean"] - spread}
+    lines = {label: _agreement([change for _, _, change in triples]) for label, triples in points.items()}
+    means = [mean for triples in points.values() for _, mean, _ in triples]
+    changes = [change for triples in points.values() for _, _, change in triples]
     top, height = 26, 198
-    x, x_ticks = _scale([0.0, *means], LEFT, WIDTH - MARGIN)
-    y, y_ticks = _scale([0.0, *differences, *lines.values()], height, top)
-    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks, WIDTH - MARGIN)]
-    parts += [_dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml") for case, mean, change in points]
+    x, x_ticks = _scale([0.0, *means], AXIS, WIDTH - MARGIN)
+    y, y_ticks = _scale([0.0, *changes, *(value for one in lines.values() for value in one.values())], height, top)
+    axes = (
+        _grid_x(x, x_ticks, top, height)
+        + _grid_y(y, y_ticks, AXIS, WIDTH - MARGIN)
+        + _x_label("mean of predicted and reference volume, ml", (AXIS + WIDTH - MARGIN) / 2, height)
+        + f'<text transform="translate(11 {(top + height) / 2}) rotate(-90)" class="middle">'
+        "predicted − reference, ml</text>"
+    )
+    drawn = []
+    for label, triples in points.items():
+        dots = [
+            _dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml") for case, mean, change in triples
+        ]
+        title = f'<text x="{AXIS}" y="14" class="title">{escape(label)}</text>'
+        content = axes + "".join(dots) + _agreement_lines(lines[label], y) + title
+        drawn.append(_svg(content, height + BOTTOM, f"Bland-Altman chart of the volumes of {class_name}, {label}"))
+    return drawn
+
+
+def _agreement(changes: Sequence[float]) -> dict[str, float]:
+    """The mean difference and, if there are several, the 95% limits of agreement."""
+    mean = float(np.mean(changes))
+    if len(changes) < 2:
+        return {"mean": mean}
+    spread = 1.96 * float(np.std(changes, ddof=1))
+    return {"mean": mean, "+1.96 sd": mean + spread, "-1.96 sd": mean - spread}
+
+
+def _agreement_lines(lines: Mapping[str, float], y: Coordinate) -> str:
+    parts = []
     taken: list[float] = []
     for label, value in lines.items():
         # Labels of lines that nearly coincide are pushed apart.
-        text = y(value) + 4
-        while any(abs(text - other) < 12 for other in taken):
-            text += 12 if label.startswith("-") else -12
-        taken.append(text)
+        text_y = y(value) + 4
+        while any(abs(text_y - other) < 12 for other in taken):
+            text_y += 12 if label.startswith("-") else -12
+        taken.append(text_y)
         kind = "limit middle" if label == "mean" else "limit"
-        parts.append(
-            f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        )
         number = f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}"
-        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{text:.1f}">{label} {number}</text>')
-    parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
-    return _svg("".join(parts), height + 22, f"Bland-Altman of volumes, {title}")
+        parts.append(
+            f'<line class="{kind}" x1="{AXIS}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+            f'<text x="{WIDTH - MARGIN + 4}" y="{text_y:.1f}">{label} {number}</text>'
+        )
+    return "".join(parts)
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> tuple[Coordinate, list[float]]:
-    """A function from a value to a coordinate between `start` and `end`, and the ticks."""
+    """A function from a value to a coordinate between `start` and `end`, and round values for ticks."""
     low, high = float(min(values)), float(max(values))
     if high - low <= 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
@@ -145,20 +181,24 @@ def _dot(x: float, y: float, text: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(text)}</title></circle>'
 
 
-def _grid_x(x: Coordinate, at: Sequence[float], top: float, height: float) -> str:
+def _grid_x(x: Coordinate, values: Sequence[float], top: float, height: float) -> str:
     return "".join(
         f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" y2="{height}"/>'
         f'<text x="{x(value):.1f}" y="{height + 15}" class="middle">{value:g}</text>'
-        for value in at
+        for value in values
     )
 
 
-def _grid_y(y: Coordinate, at: Sequence[float], end: float = WIDTH - RIGHT) -> str:
+def _grid_y(y: Coordinate, values: Sequence[float], start: float, end: float) -> str:
     return "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        f'<text x="{LEFT - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
-        for value in at
+        f'<line class="grid" x1="{start}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        f'<text x="{start - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
+        for value in values
     )
+
+
+def _x_label(text: str, centre: float, height: float) -> str:
+    return f'<text x="{centre:.1f}" y="{height + 33:g}" class="middle">{escape(text)}</text>'
 
 
 def _svg(content: str, height: float, title: str) -> str:

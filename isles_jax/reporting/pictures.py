@@ -1,11 +1,12 @@
-"""Slices of cases for a page: gray PNG sprites, label sprites for the viewer, outlines for still panels.
+"""Slices of cases for a page: gray images and label images for the viewer, outlines for the still pictures.
 
-Slices lie along the stored third axis, as the networks saw them. They are shown as radiologists do, where the affine
-allows it: the patient's right on the left, the front at the top.
+Slices lie along the stored third axis, as the networks saw them. Where the affine allows it they are shown in the
+radiological convention: the patient's right on the left, the front at the top.
 """
 
 import base64
 import functools
+import itertools
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,17 @@ import numpy as np
 
 from isles_jax.data.case import Case, Dataset, radiological
 from isles_jax.data.nifti import read_labels
+from isles_jax.reporting import tmax
 from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 
-# Gray levels in a sprite: more than an eye tells apart in a noisy scan, and a third smaller than all 256.
+# Gray levels in an image: more than an eye tells apart in a noisy scan, and a file a third smaller than with all 256.
+# Level 0 is outside the brain; level n is stored as the byte n * STEP.
 LEVELS = 64
-# Voxels of all cases together up to which every slice with brain is shown, not only those around the lesion.
+STEP = 256 // LEVELS
+# Up to this number of voxels in all cases together, every slice with brain is shown; above it, the slices with lesion.
 ALL_SLICES_VOXELS = 8_000_000
-# Characters of sprites in one page; cases that would exceed it are left out, and the page says so.
+# Characters of images in one page; further cases are left out, and the page says so.
 PAGE_SIZE = 16_000_000
 
 
@@ -31,27 +35,33 @@ class Picture:
     """One case, ready to be shown.
 
     Attributes:
-      name: of the case.
-      gray: uint8 [channels, S, H, W].
-      truth: uint8 [S, H, W], the classes as 1...
-      results: as `truth`, by system.
+      name: the case's name.
+      gray: uint8 [channels, S, H, W], levels times `STEP`.
+      ranges: for each channel its values at level 1 and at the last level; beyond them it is clipped.
+      truth: the reference, uint8 [S, H, W]; 0 is background, 1, 2, ... are the classes.
+      results: predictions by the system's label, as `truth`.
       slices: the stored index of each of the S slices.
-      pixel: height and width of a pixel in mm.
-      sides: what lies at the left, right, top and bottom of the picture ("R", "L", "A", "P"), or "".
+      pixel_mm: height and width of a pixel in mm.
+      sides: the patient's sides at the left, right, top and bottom of the picture, "RLAP", or "" where unknown.
     """
 
     name: str
     gray: np.ndarray
+    ranges: list[tuple[float, float]]
     truth: np.ndarray
     results: dict[str, np.ndarray]
     slices: list[int]
-    pixel: tuple[float, float]
+    pixel_mm: tuple[float, float]
     sides: str
 
     @functools.cached_property
     def sheets(self) -> list[str]:
-        """Every channel's slices below each other, as an address that holds its own PNG."""
+        """For each channel its slices below each other, as a data address of a PNG."""
         return [data_uri(_sheet(gray)) for gray in self.gray]
+
+    def values(self, channel: int) -> np.ndarray:
+        """A channel's approximate values, float [S, H, W]; its lowest value outside the brain."""
+        return _value_of_byte(self.ranges[channel])[self.gray[channel]]
 
 
 def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> list[Picture]:
@@ -59,19 +69,19 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
 
     Args:
       dataset: the runs' data.
-      runs: by label.
-      first: names of the cases that come before all others if not all have room.
+      runs: the runs by label.
+      first: names of the cases that are taken first if there is no room for all.
 
     Raises:
       InputError: a prediction is missing or does not fit its case.
     """
     cases = {case.name: case for case in dataset.cases}
     held_out = sorted(name for fold in next(iter(runs.values())).folds for name in fold)
-    whole = sum(int(np.prod(cases[name].images.shape)) for name in held_out) <= ALL_SLICES_VOXELS
+    all_slices = sum(int(np.prod(cases[name].images.shape)) for name in held_out) <= ALL_SLICES_VOXELS
     pictures: list[Picture] = []
     used = 0
     for name in dict.fromkeys([*first, *held_out]):
-        picture = _picture(cases[name], dataset, runs, whole)
+        picture = _picture(cases[name], dataset, runs, all_slices)
         used += sum(map(len, picture.sheets))
         if pictures and used > PAGE_SIZE:
             break
@@ -79,7 +89,7 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
     return sorted(pictures, key=lambda picture: picture.name)
 
 
-def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool) -> Picture:
+def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: bool) -> Picture:
     assert case.labels is not None
     results = {}
     for label, run in runs.items():
@@ -87,45 +97,59 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], whole: bool)
         path = run.workdir / f"fold_{fold}" / "predictions" / f"{case.name}.nii.gz"
         results[label] = read_labels(files.fetch(path), case, dataset.label_values)
     brain = case.brain
-    wanted = brain if whole else np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
-    places = np.flatnonzero((wanted if wanted.any() else brain).any(axis=(0, 1)))
-    margin = 0 if whole else 2
-    slices = range(max(0, places[0] - margin), min(brain.shape[2], places[-1] + 1 + margin))
-    box = []
-    for axis in (0, 1):
-        inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
-        box.append(slice(max(0, inside[0] - 2), inside[-1] + 3))
-    cut = (*box, slice(slices.start, slices.stop))
+    lesion = np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
+    mask, margin = (brain, 0) if all_slices or not lesion.any() else (lesion, 2)
+    crop = (_extent(brain, 0, 2), _extent(brain, 1, 2), _extent(mask, 2, margin))
     flips, sides = radiological(case.affine)
 
     def show(volume: np.ndarray) -> np.ndarray:
-        # [X, Y, Z] -> [Z, rows, columns]: x runs along a row, y down the columns.
-        return np.ascontiguousarray(volume[cut].T[:, :: flips[1], :: flips[0]])
+        # [X, Y, Z] -> [S, H, W]: x runs along a row, y down the columns.
+        return np.ascontiguousarray(volume[crop].T[:, :: flips[1], :: flips[0]])
 
     x_mm, y_mm, _ = case.spacing_mm
+    ranges = [_range(channel[brain]) for channel in np.moveaxis(case.images, -1, 0)]
+    gray = [_gray(channel, brain, *ends) for channel, ends in zip(np.moveaxis(case.images, -1, 0), ranges, strict=True)]
     return Picture(
         name=case.name,
-        gray=np.stack([show(_gray(case.images[..., channel], brain)) for channel in range(case.images.shape[3])]),
+        gray=np.stack([show(channel) for channel in gray]),
+        ranges=ranges,
         truth=show(case.labels),
         results={label: show(result) for label, result in results.items()},
-        slices=list(slices),
-        pixel=(y_mm, x_mm),
+        slices=list(range(*crop[2].indices(brain.shape[2]))),
+        pixel_mm=(y_mm, x_mm),
         sides=sides,
     )
 
 
-def _gray(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """A channel as `LEVELS` gray levels between the brain's 0.5 and 99.5 percentiles, 0 outside the brain."""
-    low, high = np.percentile(image[brain], (0.5, 99.5))
-    level = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
-    return np.where(brain, np.rint(level * (LEVELS - 1)) * (255 // (LEVELS - 1)), 0).astype(np.uint8)
+def _extent(mask: np.ndarray, axis: int, margin: int) -> slice:
+    """The indices along an axis of a volume that a mask [X, Y, Z] covers, and some more on either side."""
+    covered = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+    return slice(max(0, int(covered[0]) - margin), int(covered[-1]) + 1 + margin)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The percentiles 0.5 and 99.5, rounded to five digits."""
+    low, high = (float(f"{value:.5g}") for value in np.percentile(values, (0.5, 99.5)))
+    return low, max(high, low + 1e-6)
+
+
+def _gray(image: np.ndarray, brain: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A channel [X, Y, Z] in levels times `STEP`: 1 to `LEVELS` - 1 from `low` to `high`, 0 outside the brain."""
+    level = 1 + np.rint(np.clip((image - low) / (high - low), 0, 1) * (LEVELS - 2))
+    return np.where(brain, level * STEP, 0).astype(np.uint8)
+
+
+def _value_of_byte(ends: tuple[float, float]) -> np.ndarray:
+    """The value that each byte of a gray image stands for, [256]."""
+    level = np.arange(256) // STEP
+    return ends[0] + np.maximum(level - 1, 0) / (LEVELS - 2) * (ends[1] - ends[0])
 
 
 # --- what the page holds ---------------------------------------------------------------------------------------------
 
 
-def png(gray: np.ndarray) -> bytes:
-    """A uint8 [H, W] image as PNG (8-bit gray)."""
+def png(gray: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """A uint8 [H, W] image as PNG: its gray values, or the colours that they have in a palette, uint8 [256, 3]."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -133,14 +157,22 @@ def png(gray: np.ndarray) -> bytes:
     height, width = gray.shape
     rows = np.zeros((height, width + 1), np.uint8)
     rows[:, 1:] = gray
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes())), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0)
+    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
+    data = chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + data + chunk(b"IEND", b"")
 
 
-def data_uri(gray: np.ndarray) -> str:
-    """A uint8 [H, W] image as an address that holds its own PNG."""
-    return "data:image/png;base64," + base64.b64encode(png(gray)).decode()
+def data_uri(gray: np.ndarray, palette: np.ndarray | None = None) -> str:
+    """What `png` makes, as a data address."""
+    return "data:image/png;base64," + base64.b64encode(png(gray, palette)).decode()
+
+
+def tmax_palette(picture: Picture, channel: int) -> np.ndarray:
+    """The colours of a picture's Tmax, for `png`; black outside the brain."""
+    palette = tmax.colours(_value_of_byte(picture.ranges[channel]))
+    palette[:STEP] = 0
+    return palette
 
 
 def _sheet(stack: np.ndarray) -> np.ndarray:
@@ -149,22 +181,23 @@ def _sheet(stack: np.ndarray) -> np.ndarray:
 
 
 def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
-    """A picture as the page's script reads it: every channel, the truth and every result as one sheet of slices."""
+    """A picture as the page's script reads it; every channel, the reference and every result is one sheet of slices."""
     _, height, width = picture.truth.shape
     return {
         "name": picture.name,
         "slices": picture.slices,
         "size": [height, width],
-        "pixel": picture.pixel,
+        "pixel_mm": picture.pixel_mm,
         "sides": picture.sides,
         "images": dict(zip(channels, picture.sheets, strict=True)),
+        "ranges": picture.ranges,
         "truth": data_uri(_sheet(picture.truth)),
         "results": {label: data_uri(_sheet(result)) for label, result in picture.results.items()},
     }
 
 
-def telling_slice(picture: Picture) -> int:
-    """The position of the slice with the largest share of every class together; the middle one without a lesion."""
+def representative_slice(picture: Picture) -> int:
+    """The position of the slice with the largest share of all classes together; the middle slice without a lesion."""
     labels = (
         picture.truth if picture.truth.any() else max(picture.results.values(), key=lambda result: (result > 0).sum())
     )
@@ -175,46 +208,34 @@ def telling_slice(picture: Picture) -> int:
     return int(share.argmax()) if share.any() else len(labels) // 2
 
 
+# A pixel's four edges, clockwise: the neighbour (row, column) behind the edge, the corner where the edge starts, and
+# the direction of the edge.
+_EDGES = (
+    ((-1, 0), (0, 0), (0, 1)),
+    ((0, 1), (0, 1), (1, 0)),
+    ((1, 0), (1, 1), (0, -1)),
+    ((0, -1), (1, 0), (-1, 0)),
+)
+
+
 def outline(mask: np.ndarray) -> str:
     """The boundary of a bool [H, W] mask along its pixels' edges, as the data of an SVG path."""
     padded = np.pad(mask, 1)
-    # Edges go round the mask clockwise: from each corner (row, column) to the next.
-    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for (row, column), step in (((-1, 0), (0, 1)), ((0, 1), (1, 0)), ((1, 0), (0, -1)), ((0, -1), (-1, 0))):
-        outside = ~np.roll(padded, (-row, -column), (0, 1)) & padded
-        start = (max(row, 0) if row else (1 if column < 0 else 0), max(column, 0) if column else (1 if row > 0 else 0))
-        for y, x in (np.argwhere(outside) - 1).tolist():
-            corner = (y + start[0], x + start[1])
-            following.setdefault(corner, []).append((corner[0] + step[0], corner[1] + step[1]))
-    path = []
-    while following:
-        first = corner = next(iter(following))
-        points = []
-        while corner in following:
-            points.append(corner)
-            options = following[corner]
-            nearest = options.pop()
-            if not options:
-                del following[corner]
-            corner = nearest
-        path.append(_loop(first, points))
-    return "".join(path)
-
-
-def _loop(first: tuple[int, int], points: Sequence[tuple[int, int]]) -> str:
-    """A closed loop of corners, straight runs joined."""
-    text, run, before = f"M{first[1]} {first[0]}", 0, None
-    for here, then in zip(points, [*points[1:], first], strict=True):
-        step = (then[0] - here[0], then[1] - here[1])
-        if step == before:
-            run += 1
-            continue
-        text += _run(before, run)
-        before, run = step, 1
-    return text + _run(before, run) + "z"
-
-
-def _run(step: tuple[int, int] | None, count: int) -> str:
-    if step is None:
-        return ""
-    return f"v{step[0] * count}" if step[0] else f"h{step[1] * count}"
+    directions: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for neighbour, start, direction in _EDGES:
+        on_boundary = padded & ~np.roll(padded, (-neighbour[0], -neighbour[1]), (0, 1))
+        for row, column in (np.argwhere(on_boundary) - 1).tolist():
+            directions.setdefault((row + start[0], column + start[1]), []).append(direction)
+    loops = []
+    while directions:
+        first = corner = next(iter(directions))
+        steps = []
+        while corner in directions:
+            steps.append(directions[corner].pop())
+            if not directions[corner]:
+                del directions[corner]
+            corner = (corner[0] + steps[-1][0], corner[1] + steps[-1][1])
+        runs = [(step, len(list(group))) for step, group in itertools.groupby(steps)]
+        path = "".join(f"v{down * count}" if down else f"h{right * count}" for (down, right), count in runs)
+        loops.append(f"M{first[1]} {first[0]}{path}z")
+    return "".join(loops)

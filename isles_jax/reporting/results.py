@@ -1,6 +1,7 @@
-"""Finished runs as read from their workdirs, and what is compared in a table of them."""
+"""Finished runs as read from their workdirs, and the comparison of several of them."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from isles_jax.data.case import WHOLE_LESION
 from isles_jax.reporting import scores, statistics
 from isles_jax.reporting.scores import Row
 from isles_jax.runtime import files
@@ -25,7 +27,20 @@ PAPER = {
     "proposed": {"penumbra": 0.881, "core": 0.877},
 }
 RULE = "clinical rule"
-EMPTY_RULE = "both masks empty: Dice 1, distances 0; one empty: Dice 0, distances the image's diagonal"
+# The files of a finished run whose checksums are in its DONE.
+SEALED = ("config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv")
+# What a report reads of the JSON files of a run.
+_FORMS: dict[str, Any] = {
+    "config.json": {
+        "name": str,
+        "data": {"root": str, "labels": {"penumbra": int, "core": int}},
+        "model": {"residual": bool},
+        "discriminator": {"enabled": bool},
+        "loss": {"lovasz": (int, float), "boundary": (int, float)},
+    },
+    "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
+    "folds.json": [[str]],
+}
 
 MEASURES = {
     "precision": "precision",
@@ -43,14 +58,15 @@ class Run:
     """A finished workdir.
 
     Attributes:
-      workdir: where it lies.
+      workdir: the folder or bucket of the run.
       name: the config's name.
       config: config.json.
       data: data.json, with "phantom", "classes", "channels", "label_values" and "cases" (facts of each case by name).
       folds: names of the held-out cases of each fold.
-      rows: scores, as `scores.read_cases_csv` gives them.
-      rule: scores of the clinical rule on the same cases; empty where it does not apply.
-      curves: for each fold, its lines of metrics.jsonl.
+      rows: scores, as `scores.read_cases_csv` gives them, sorted by case.
+      rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
+      curves: for each fold, the lines of its metrics.jsonl.
+      notes: what a reader must know about the folds' predictions, one sentence each.
     """
 
     workdir: epath.Path
@@ -61,13 +77,14 @@ class Run:
     rows: list[Row]
     rule: list[Row]
     curves: list[list[dict[str, float]]]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", sorted(self.rows, key=_order))
-        object.__setattr__(self, "rule", sorted(self.rule, key=_order))
+        object.__setattr__(self, "rows", sorted(self.rows, key=_case_name))
+        object.__setattr__(self, "rule", sorted(self.rule, key=_case_name))
 
 
-def _order(row: Row) -> str:
+def _case_name(row: Row) -> str:
     return row["case"]
 
 
@@ -78,7 +95,8 @@ def read_run(workdir: epath.PathLike) -> Run:
       InputError: the folder holds no run, or one of its files is missing or damaged.
     """
     workdir = files.location(workdir)
-    config, data, folds = (_read_json(workdir / name) for name in ("config.json", "data.json", "folds.json"))
+    _check_seal(workdir)
+    config, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     rule = workdir / "clinical_rule.csv"
     return Run(
         workdir=workdir,
@@ -86,38 +104,142 @@ def read_run(workdir: epath.PathLike) -> Run:
         config=config,
         data=data,
         folds=folds,
-        rows=scores.read_cases_csv(workdir / "cases.csv"),
-        rule=scores.read_cases_csv(rule) if rule.exists() else [],
+        rows=_read_rows(workdir / "cases.csv", folds, data["classes"]),
+        rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
         curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
+        notes=[line for fold in range(len(folds)) for line in _read_notes(workdir / f"fold_{fold}" / "notes.txt")],
     )
 
 
-def _read_json(path: epath.Path) -> Any:
-    try:
-        return files.read_json(path)
-    except OSError as error:
-        raise InputError(f"{path}: found no readable file, expected a finished run in this folder") from error
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON, expected the file as it was written") from error
+def seal(workdir: epath.Path) -> None:
+    """Marks a run as finished: writes the checksums of its files to DONE."""
+    files.write_json(workdir / "DONE", {name: checksum for name in SEALED if (checksum := _checksum(workdir / name))})
+
+
+def _check_seal(workdir: epath.Path) -> None:
+    """Raises an InputError if a file differs from its checksum in DONE, which is empty in runs of earlier versions."""
+    path = workdir / "DONE"
+    if not path.exists() or not path.read_bytes():
+        return
+    expected = files.read_json_like(path, {})
+    for name in SEALED:
+        if expected.get(name) != _checksum(workdir / name):
+            raise InputError(f"{workdir / name}: found other content than when the run ended, expected it unchanged")
+
+
+def _checksum(path: epath.Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequence[str]) -> list[Row]:
+    """The rows of a cases.csv; an InputError unless it has one for each case of the folds and each class, in order."""
+    rows = scores.read_cases_csv(path)
+    names = [*classes, WHOLE_LESION] if len(classes) > 1 else classes
+    expected = [(case, fold, name) for fold, cases in enumerate(folds) for case in cases for name in names]
+    if [(row["case"], row["fold"], row["class"]) for row in rows] != expected:
+        raise InputError(
+            f"{path}: found {len(rows)} rows, expected those of the cases in folds.json and the classes in data.json, "
+            f"{len(expected)} rows in their order"
+        )
+    return rows
+
+
+def _read_notes(path: epath.Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path}: found a line that is no JSON, expected the file as it was written") from error
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found a line that is not JSON, expected the file as it was written") from error
+    for line in lines:
+        values = dict.fromkeys(line if isinstance(line, dict) else (), (int, float, type(None)))
+        wrong = files.misfit(line, values | {"step": int})
+        if wrong:
+            raise InputError(
+                f"{path}: found {' '.join(wrong.split())}, expected numbers"
+            )  # a name may hold a line break
+    return lines
 
 
-# --- the systems of a table ------------------------------------------------------------------------------------------
+# --- several runs side by side ---------------------------------------------------------------------------------------
 
 
-def systems(runs: Sequence[Run]) -> dict[str, list[Row]]:
-    """The rows of each system by its unique label, the clinical rule first, all on the same cases.
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs on the same data, and the systems compared: the runs and, where it applies, the clinical rule.
+
+    Attributes:
+      runs: by label; a label is the run's name, with its workdir where two runs have one name.
+      rows: scores of each system by label, the clinical rule first, all on the same cases in the same order.
+      classes: names of the classes scored, with the whole lesion last if there are several.
+      reference: label of the system that the others are compared with.
+    """
+
+    runs: dict[str, Run]
+    rows: dict[str, list[Row]]
+    classes: list[str]
+    reference: str
+
+    @property
+    def first(self) -> Run:
+        """The first run, for what all runs share: cases, folds and data."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def case_names(self) -> list[str]:
+        """Names of the cases, sorted."""
+        return list(dict.fromkeys(row["case"] for row in self.first.rows))
+
+    @property
+    def comparisons(self) -> int:
+        """The number of systems compared with the reference."""
+        return len(self.rows) - 1
+
+
+def name_of(path: str) -> str:
+    """The last part of a path; the page may be passed on, and a whole path reveals how the machine is organised."""
+    return epath.Path(path).name if path else ""
+
+
+def design(run: Run) -> str:
+    """How the cases of a run are divided into folds, in one sentence."""
+    cases = run.data["cases"]
+    names = [name for fold in run.folds for name in fold]
+    patients = len({cases.get(name, {}).get("patient", name) for name in names})
+    of_patients = f" of {patients} patients" * (patients < len(names))
+    by = run.config.get("folds_by", "patient")
+    by = f"with the folds of {name_of(by)}" if by.endswith(".json") else f"by {by}"
+    return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
+
+
+def origins(run: Run) -> list[str]:
+    """What the networks of a run worked on and started from, where that is not the usual: one sentence each."""
+    sentences, grid, train = [], run.data.get("grid", {}), run.config.get("train", {})
+    if grid.get("crop"):
+        sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
+        sentences.append(
+            f"{run.name} worked on voxels of {sides} mm, in the plane only where slices are thick; its predictions and "
+            "scores are on each case's own grid."
+        )
+    if train.get("init"):
+        sentences.append(f"{run.name} started from {name_of(train['init'])} (SHA-256 {train['init_sha256']}).")
+    return sentences
+
+
+def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
+    """Puts runs side by side.
+
+    Args:
+      runs: one or more, on the same data.
+      reference: label of the system that the others are compared with. None: with a single run the clinical rule if it
+        applies; with several "proposed", or else the first run.
 
     Raises:
-      InputError: no run; the runs are not on the same data.
+      InputError: there is no run; the runs are not on the same data; no system has the label `reference`.
     """
     if not runs:
         raise InputError("found no run, expected at least one")
@@ -127,20 +249,30 @@ def systems(runs: Sequence[Run]) -> dict[str, list[Row]]:
             raise InputError(
                 f"{run.workdir}: found other cases than in {first.workdir}, expected runs on the same data"
             )
+    places = [str(run.workdir) for run in runs]
+    twice = [place for place in places if places.count(place) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: found the run twice, expected each run once")
     labels = [run.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [f"{run.name} ({run.workdir})" for run in runs]
-    with_rule = {RULE: first.rule} if _keys(first.rule) == _keys(first.rows) else {}
-    return with_rule | {label: run.rows for label, run in zip(labels, runs, strict=True)}
+    by_label = dict(zip(labels, runs, strict=True))
+    rule = {RULE: first.rule} if _keys(first.rule) == _keys(first.rows) else {}
+    rows = rule | {label: run.rows for label, run in by_label.items()}
+    if reference is None:
+        reference = next(iter(rows)) if len(runs) == 1 else "proposed" if "proposed" in rows else labels[0]
+    if reference not in rows:
+        raise InputError(f"found no row called {reference!r} to compare with, expected one of {', '.join(rows)}")
+    return Study(by_label, rows, list(dict.fromkeys(row["class"] for row in first.rows)), reference)
 
 
 def _keys(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [(row["case"], row["class"]) for row in rows]
 
 
-def dice_of(rows: Sequence[Row], word: str) -> list[float]:
-    """Dice of each case for one class, by case name."""
-    return [row["dice"] for row in rows if row["class"] == word]
+def dice_of(rows: Sequence[Row], class_name: str) -> list[float]:
+    """Dice of each case for one class, in the order of the rows."""
+    return [row["dice"] for row in rows if row["class"] == class_name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +285,15 @@ class Mean:
     high: float
 
 
-def dice_means(rows: Mapping[str, Sequence[Row]], word: str) -> dict[str, Mean]:
-    """Dice of one class for each system; `std` is nan of a single case."""
+def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, Mean]:
+    """Dice of one class for each system; `std` is nan if there is a single case."""
     means = {}
-    for label, mine in rows.items():
-        mine = [row for row in mine if row["class"] == word]
-        summary = scores.summarise(mine)["classes"][word]["dice"]
+    for label, system_rows in rows.items():
+        class_rows = [row for row in system_rows if row["class"] == class_name]
+        summary = scores.summarise(class_rows)["classes"][class_name]["dice"]
         std = math.nan if summary["std"] is None else summary["std"]
-        means[label] = Mean(summary["mean"], std, *statistics.interval(dice_of(mine, word), (0.0, 1.0)))
+        interval = statistics.interval(dice_of(class_rows, class_name), (0.0, 1.0))
+        means[label] = Mean(summary["mean"], std, *interval)
     return means
 
 
@@ -171,88 +304,29 @@ def factors_of(run: Run) -> tuple[bool, bool, bool]:
     return bool(config["model"]["residual"]), bool(config["discriminator"]["enabled"]), bool(overlap)
 
 
-def design_effects(runs: Sequence[Run], word: str) -> dict[str, tuple[float, float, float]] | None:
-    """`statistics.main_effects` on a class's Dice if the runs are the eight cells of the design, else None."""
-    cells = {factors_of(run): dice_of(run.rows, word) for run in runs}
-    return statistics.main_effects(cells) if len(cells) == len(runs) == 8 else None
+def design_effects(study: Study) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """`statistics.main_effects` on the Dice of each class; empty unless the runs are the eight cells of the design."""
+    cells = {factors_of(run): run.rows for run in study.runs.values()}
+    if not len(cells) == len(study.runs) == 8:
+        return {}
+    return {
+        name: statistics.main_effects({cell: dice_of(rows, name) for cell, rows in cells.items()})
+        for name in study.classes
+    }
 
 
-def reference_of(runs: Sequence[Run], reference: str | None) -> str:
-    """The row that the others are compared with: `reference`; else the clinical rule for one run; else "proposed".
-
-    Raises:
-      InputError: no row is called `reference`.
-    """
-    labels = list(systems(runs))
-    if reference is not None and reference not in labels:
-        raise InputError(f"found no row called {reference!r} to compare with, expected one of {', '.join(labels)}")
-    if reference is not None or len(runs) == 1:
-        return reference or labels[0]
-    return "proposed" if "proposed" in labels else labels[-len(runs)]
+def compare(study: Study, class_name: str) -> dict[str, statistics.Comparison]:
+    """Each other system minus the reference, on one class's Dice, with Holm's correction over the systems."""
+    dice = {label: dice_of(rows, class_name) for label, rows in study.rows.items()}
+    reference = dice.pop(study.reference)
+    return statistics.compare(dice, reference) if dice else {}
 
 
-def compare(runs: Sequence[Run], word: str, reference: str) -> dict[str, statistics.Comparison]:
-    """Each other row minus the row `reference`, on one class's Dice, with Holm's correction over the rows."""
-    dice = {label: dice_of(rows, word) for label, rows in systems(runs).items()}
-    base = dice.pop(reference)
-    return statistics.compare(dice, base) if dice else {}
+def paper_dice(label: str, class_name: str) -> float | None:
+    """The Dice in the paper's Table 1, or None where the table has no such system or class."""
+    return PAPER.get(label.split(" (")[0], {}).get(class_name)
 
 
-def paper_dice(label: str, word: str) -> float | None:
-    """The paper's Table 1 for a system and class, if it is in there."""
-    return PAPER.get(label.split(" (")[0], {}).get(word)
-
-
-def data_words(run: Run) -> str:
-    """What the run's data are, for a reader who compares them with the paper's."""
-    return "the built-in phantom, not patients" if run.data["phantom"] else f"{run.config['data']['root']}"
-
-
-def caveats(runs: Sequence[Run], compared: int) -> list[str]:
-    """What so few cases cannot show, one sentence each.
-
-    Args:
-      runs: of the table.
-      compared: the number of rows compared with the reference.
-    """
-    cases = len({row["case"] for row in runs[0].rows})
-    smallest = min(1.0, max(compared, 1) * statistics.smallest_wilcoxon_p(cases))
-    said = [
-        "Intervals and tests resample cases, not trainings: another seed is another source of spread, not counted, and "
-        "the folds' networks share training cases.",
-        # Simulated with this package's own intervals: Dice from a skewed distribution, or 0 for one case in twenty.
-        "Where about one lesion in twenty is missed altogether, a 95% interval from 9 to 30 cases covers the true mean "
-        "in 88 to 90% of such studies only.",
-    ]
-    if compared:
-        said.append(
-            "A difference that is not significant may still be there: one smaller than 1.4 times the half-width of its "
-            "interval is overlooked in more than one study of five, before Holm's correction."
-        )
-    if compared and smallest > 0.05:
-        said.append(
-            f"With {cases} cases and {compared} comparisons the Wilcoxon test cannot give p below {smallest:.2g}: "
-            "no difference, however large, can be significant by it."
-        )
-    if cases < 10:
-        said.append(f"{cases} cases are too few for more than a rough guess at spread.")
-    return said
-
-
-def p_words(p: float) -> str:
+def format_p(p: float) -> str:
     """A p value as it is printed."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def notes(runs: Sequence[Run], compared: int) -> list[str]:
-    """What a reader of the table must know, `caveats` included; a sentence or two each."""
-    said = [f"± standard deviation over cases; [95% bootstrap interval of the mean]; {EMPTY_RULE}."]
-    empty = sum(row["volume_true_ml"] == 0 for row in runs[0].rows)
-    missed = {run.name: sum(row["volume_pred_ml"] == 0 < row["volume_true_ml"] for row in run.rows) for run in runs}
-    if empty or any(missed.values()):
-        told = ", ".join(f"{count} by {name}" for name, count in missed.items())
-        said.append(f"Empty references: {empty} (of all cases and classes); lesions missed altogether: {told}.")
-    if any(run.name in PAPER for run in runs):
-        where = " This run's data are another set: compare systems, not numbers." if runs[0].data["phantom"] else ""
-        said.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES, three folds of its own.{where}")
-    return [*said, *caveats(runs, compared)]

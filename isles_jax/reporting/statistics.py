@@ -1,7 +1,7 @@
-"""Intervals and tests over cases: what the difference between two systems, or two rows of a table, is worth.
+"""Intervals of means over cases, and paired tests between systems.
 
-Everything here is about the mean of one number per case. Cases are resampled, trainings are not: an interval says how
-the mean would move with other patients, not with another seed. Random numbers are seeded, so a page is reproducible.
+Each case gives one number, and a mean is taken over cases. Cases are resampled, trainings are not: an interval says how
+the mean would change with other patients, not with another seed. Random numbers are seeded, so a page is reproducible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Values = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True)
 class Comparison:
-    """A system against another on the same cases: mean difference, its interval, two-sided p values of two tests."""
+    """Two systems on the same cases: the mean difference, its interval, and the two-sided p values of two tests."""
 
     difference: float
     low: float
@@ -31,22 +31,22 @@ class Comparison:
 def interval(values: Values, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
     """The studentised bootstrap interval of the mean (Efron and Tibshirani 1993, section 12.5), at `LEVEL`.
 
-    Unlike the percentile interval it is wide enough for the small and skewed samples that Dice gives. Of very few
-    values it is as wide as `bounds`: they show no more.
+    Unlike the percentile interval it is wide enough for small and skewed samples, which are usual for Dice. With very
+    few values it is as wide as `bounds`.
 
     Args:
       values: one for each case.
-      bounds: between which the mean must lie; for Dice (0, 1), for differences of Dice (-1, 1).
+      bounds: the smallest and the largest possible mean: (0, 1) for Dice, (-1, 1) for differences of Dice.
 
     Returns:
-      The lower and upper end; `bounds` for a single value.
+      The lower and the upper end; `bounds` for a single value.
     """
     cases = np.asarray(values, dtype=np.float64)
     if len(cases) < 2:
         return bounds
     mean, error = cases.mean(), _standard_error(cases)
     pivots = _pivots(cases)
-    # A quantile between two infinite neighbours must not become nan: take order statistics, outwards.
+    # Interpolation between infinite pivots would give nan, so take the order statistic on the outer side.
     low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     upper = np.quantile(pivots, high, method="higher")
     lower = np.quantile(pivots, low, method="lower")
@@ -56,7 +56,7 @@ def interval(values: Values, bounds: tuple[float, float] = (-np.inf, np.inf)) ->
 
 
 def bootstrap_p(differences: Values) -> float:
-    """Two-sided p of a mean difference of 0, from the same resamples as `interval`; 1 if no case differs."""
+    """Two-sided p of the bootstrap test that the mean is 0, from the resamples of `interval`; 1 if no case differs."""
     values = np.asarray(differences, dtype=np.float64)
     error = _standard_error(values) if len(values) > 1 else 0.0
     if not values.any() or len(values) < 2:
@@ -67,7 +67,7 @@ def bootstrap_p(differences: Values) -> float:
 
 def _standard_error(values: np.ndarray, axis: int = -1) -> np.ndarray:
     error = values.std(axis=axis, ddof=1) / np.sqrt(values.shape[axis])
-    # Equal values leave rounding, not spread.
+    # The standard deviation of equal values may be a rounding error instead of 0.
     return np.where(np.ptp(values, axis=axis) == 0, 0.0, error)
 
 
@@ -82,7 +82,10 @@ def _pivots(values: np.ndarray) -> np.ndarray:
 
 
 def wilcoxon_p(differences: Values) -> float:
-    """Two-sided p of the Wilcoxon signed-rank test, exact where scipy can; cases without a difference are dropped."""
+    """Two-sided p of the Wilcoxon signed-rank test; cases without a difference are dropped.
+
+    The test is exact for up to 50 differences without ties, and uses the normal approximation otherwise.
+    """
     from scipy import stats
 
     values = np.asarray(differences, dtype=np.float64)
@@ -95,12 +98,12 @@ def wilcoxon_p(differences: Values) -> float:
 
 
 def smallest_wilcoxon_p(cases: int) -> float:
-    """The smallest two-sided p that the signed-rank test can give, whatever the difference."""
+    """The smallest two-sided p that the signed-rank test can give for a number of cases."""
     return min(1.0, 2.0 ** (1 - cases))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction for testing several hypotheses; in the order given."""
+    """p values after Holm's step-down correction for several hypotheses, in the order given."""
     order = np.argsort(p_values, kind="stable")
     corrected, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order.tolist()):
@@ -110,11 +113,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) -> dict[str, Comparison]:
-    """Each system minus the reference on the same cases, p values corrected with Holm over the systems.
+    """Each system minus the reference on the same cases, with Holm's correction of p values over the systems.
 
     Args:
-      systems: Dice of each case, by name of the system, in the order of `reference`.
-      reference: Dice of each case of the row compared with.
+      systems: Dice of each case by name of the system; the cases are in the order of `reference`.
+      reference: Dice of each case of the system that the others are compared with.
     """
     differences = {name: np.subtract(values, reference) for name, values in systems.items()}
     wilcoxon = holm([wilcoxon_p(values) for values in differences.values()])
@@ -128,17 +131,17 @@ def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) 
 def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> dict[str, tuple[float, float, float]]:
     """The three main effects of the 2 x 2 x 2 design on Dice.
 
-    The effect of a factor on one case: the mean of the four cells that have it minus that of the four that do not.
+    The effect of a factor on a case is the mean of the four cells with the factor minus that of the four without it.
 
     Args:
-      cells: Dice of each case, in one order of cases, for the eight combinations of `FACTORS`.
+      cells: Dice of each case for the eight combinations of `FACTORS`; all cells have the cases in the same order.
 
     Returns:
       {factor: (effect, lower end, upper end)}.
     """
     effects = {}
     for axis, factor in enumerate(FACTORS):
-        having, lacking = ([values for cell, values in cells.items() if cell[axis] is state] for state in (True, False))
-        by_case = np.mean(having, axis=0) - np.mean(lacking, axis=0)
+        on, off = ([values for cell, values in cells.items() if cell[axis] is state] for state in (True, False))
+        by_case = np.mean(on, axis=0) - np.mean(off, axis=0)
         effects[factor] = (float(by_case.mean()), *interval(by_case, (-1.0, 1.0)))
     return effects

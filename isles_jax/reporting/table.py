@@ -3,80 +3,80 @@
 import textwrap
 from collections.abc import Sequence
 
-from isles_jax.reporting import results, scores, statistics
-from isles_jax.reporting.results import Run
-from isles_jax.reporting.scores import Row
+from isles_jax.reporting import notes, results, scores, statistics
+from isles_jax.reporting.results import Run, Study
 
 
 def table(runs: Sequence[Run], reference: str | None = None) -> str:
     """The results of one or more runs on the same data as plain text.
 
     Args:
-      runs: from `read_run`.
-      reference: the row that the others are compared with; None: see `reference_of`.
+      runs: from `results.read_run`.
+      reference: label of the system that the others are compared with; None: see `results.make_study`.
 
     Raises:
-      InputError: the runs are not on the same data, or no row is called `reference`.
+      InputError: as `results.make_study`.
     """
-    rows, base = results.systems(runs), results.reference_of(runs, reference)
-    classes = list(dict.fromkeys(row["class"] for row in runs[0].rows))
-    cases, folds = len({row["case"] for row in runs[0].rows}), len(runs[0].folds)
-    width = max(map(len, rows))
-    head = f"{cases} cases, {folds} folds; data: {results.data_words(runs[0])}"
-    parts = [head, "", *_dice_lines(rows, classes, width), "", *_measure_lines(rows, classes, width)]
-    compared = len(rows) - 1
-    if compared:
-        parts += ["", *_comparison_lines(runs, classes, base, width)]
-    effects = {word: found for word in classes if (found := results.design_effects(runs, word))}
-    if len(effects) == len(classes):
+    study = results.make_study(runs, reference)
+    first, width = study.first, max(map(len, study.rows))
+    data = "the built-in phantom, not patients" if first.data["phantom"] else first.config["data"]["root"]
+    head = f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}"
+    parts = [head, "", *_dice_lines(study, width), "", *_measure_lines(study, width)]
+    if study.comparisons:
+        parts += ["", *_comparison_lines(study, width)]
+    effects = results.design_effects(study)
+    if effects:
         parts += ["", "main effects of the design on Dice [95% interval]"]
         for factor in statistics.FACTORS:
-            cells = "   ".join(f"{word} {_signed(effects[word][factor])}" for word in classes)
+            cells = "   ".join(f"{name} {_signed(effects[name][factor])}" for name in study.classes)
             parts.append(f"{factor:{width}}  {cells}")
-    notes = [textwrap.fill(note, 118, subsequent_indent="  ") for note in results.notes(runs, compared)]
-    return "\n".join([*parts, "", *notes])
+    lines = [textwrap.fill(note, 118, subsequent_indent="  ") for note in notes.notes(study)]
+    return "\n".join([*parts, "", *lines])
 
 
-def _dice_lines(rows: dict[str, list[Row]], classes: Sequence[str], width: int) -> list[str]:
-    with_paper = [word for word in classes if any(results.paper_dice(label, word) for label in rows)]
+def _dice_lines(study: Study, width: int) -> list[str]:
+    with_paper = [name for name in study.classes if any(results.paper_dice(label, name) for label in study.rows)]
     title = f"{'Dice':{width}}"
-    for word in classes:
-        title += f"  {word:28}" + ("  paper*" if word in with_paper else "")
-    means = {word: results.dice_means(rows, word) for word in classes}
+    for name in study.classes:
+        title += f"  {name:28}" + ("  paper*" if name in with_paper else "")
+    means = {name: results.dice_means(study.rows, name) for name in study.classes}
     lines = [title.rstrip()]
-    for label in rows:
+    for label in study.rows:
         line = f"{label:{width}}"
-        for word in classes:
-            one = means[word][label]
-            line += f"  {one.mean:.3f} ± {one.std:5.3f} [{one.low:.3f}, {one.high:.3f}]"
-            if word in with_paper:
-                paper = results.paper_dice(label, word)
+        for name in study.classes:
+            dice = means[name][label]
+            line += f"  {dice.mean:.3f} ± {dice.std:5.3f} [{dice.low:.3f}, {dice.high:.3f}]"
+            if name in with_paper:
+                paper = results.paper_dice(label, name)
                 line += f"  {'-' if paper is None else format(paper, '.3f'):>6}"
         lines.append(line)
     return lines
 
 
-def _measure_lines(rows: dict[str, list[Row]], classes: Sequence[str], width: int) -> list[str]:
-    wide = max(map(len, classes))
-    lines = [f"{'means':{width}}  {'':{wide}}" + "".join(f"  {title}" for title in results.MEASURES.values())]
-    for label, mine in rows.items():
-        summary = scores.summarise(mine)["classes"]
-        for word in classes:
-            cells = [f"  {summary[word][name]['mean']:{len(title)}.3f}" for name, title in results.MEASURES.items()]
-            lines.append(f"{label:{width}}  {word:{wide}}" + "".join(cells))
+def _measure_lines(study: Study, width: int) -> list[str]:
+    class_width = max(map(len, study.classes))
+    titles = "".join(f"  {title}" for title in results.MEASURES.values())
+    lines = [f"{'means':{width}}  {'':{class_width}}{titles}"]
+    for label, rows in study.rows.items():
+        summary = scores.summarise(rows)["classes"]
+        for name in study.classes:
+            cells = [f"  {summary[name][key]['mean']:{len(title)}.3f}" for key, title in results.MEASURES.items()]
+            lines.append(f"{label:{width}}  {name:{class_width}}" + "".join(cells))
     return lines
 
 
-def _comparison_lines(runs: Sequence[Run], classes: Sequence[str], base: str, width: int) -> list[str]:
-    wide = max(map(len, classes))
-    lines = [f"difference of Dice from {base} [95% interval], p of Wilcoxon and of the paired bootstrap (Holm)"]
-    compared = {word: results.compare(runs, word, base) for word in classes}
-    for label in compared[classes[0]]:
-        for word in classes:
-            one = compared[word][label]
-            change = _signed((one.difference, one.low, one.high))
-            tests = f"p = {results.p_words(one.wilcoxon)}, {results.p_words(one.bootstrap)}"
-            lines.append(f"{label:{width}}  {word:{wide}}  {change}  {tests}")
+def _comparison_lines(study: Study, width: int) -> list[str]:
+    class_width = max(map(len, study.classes))
+    lines = [
+        f"difference of Dice from {study.reference} [95% interval], p of Wilcoxon and of the paired bootstrap (Holm)"
+    ]
+    compared = {name: results.compare(study, name) for name in study.classes}
+    for label in compared[study.classes[0]]:
+        for name in study.classes:
+            comparison = compared[name][label]
+            change = _signed((comparison.difference, comparison.low, comparison.high))
+            tests = f"p = {results.format_p(comparison.wilcoxon)}, {results.format_p(comparison.bootstrap)}"
+            lines.append(f"{label:{width}}  {name:{class_width}}  {change}  {tests}")
     return lines
 
 

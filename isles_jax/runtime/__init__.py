@@ -1,1 +1,1 @@
-"""What every command needs around its work: flags and errors, progress, signals, files, locks, several processes."""
+"""What every command needs besides its task: flags and errors, progress, signals, files, locks, several processes."""

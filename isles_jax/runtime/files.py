@@ -1,11 +1,9 @@
-"""Files in folders and buckets: written so that a reader finds either the old one or the new one, whole."""
+"""Files in folders and buckets, written so that a reader always finds a whole file: the old one or the new one."""
 
-import atexit
 import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,33 +11,42 @@ from typing import Any
 
 from etils import epath
 
+from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 
 
 def is_bucket(path: epath.PathLike) -> bool:
-    """True for gs://... and the like."""
+    """True for gs://... and other paths with a scheme."""
     return "://" in os.fspath(path)
 
 
 def check_folder(path: Path) -> None:
-    """InputError unless `path` is a folder."""
+    """Raises an InputError unless `path` is a folder."""
     if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {found}; expected a folder of cases")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {problem}; expected a folder of cases")
 
 
 def check_run(path: epath.PathLike) -> None:
-    """InputError if nothing is at `path`, where a run or a .safetensors file should be; buckets are not asked."""
-    if not is_bucket(path) and not Path(path).exists():
+    """Raises an InputError if there is neither a run nor a .safetensors file at `path`; buckets are not checked."""
+    if not is_bucket(path) and not (os.fspath(path) and Path(path).exists()):
         raise InputError(f"{path}: does not exist; expected a run of isles_jax.main or a .safetensors file")
+
+
+def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
+    """Raises an InputError if `output` lies in the folder that is read; the next call would read it, too."""
+    if is_bucket(output) or is_bucket(folder):
+        return
+    if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+        raise InputError(f"{output}: lies inside {folder}, which is read; expected an output outside of it")
 
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
-    """Makes one line that names `path` of what the system refuses: a full disk, a quota, no permission.
+    """Turns an OSError inside the block (full disk, quota, no permission) into one line that names `path`.
 
     Raises:
-      InputError: in place of an OSError.
+      InputError: in place of the OSError.
     """
     try:
         yield
@@ -48,25 +55,25 @@ def writing(path: epath.PathLike) -> Iterator[None]:
 
 
 def part_of(path: epath.PathLike) -> epath.Path:
-    """The name under which a file or folder is written before it gets its own, in the same folder."""
+    """The temporary name beside `path` under which a file or folder is written before it is renamed."""
     path = epath.Path(path)
     return path.parent / f".{path.name}.part"
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
-    """Writes a file under a temporary name beside `path` and renames it; local paths and buckets alike.
+    """Writes a file under a temporary name beside `path` and then renames it, in folders and in buckets.
 
     Raises:
-      InputError: it cannot be written; nothing of it is left.
+      InputError: the file cannot be written; no part of it is left.
     """
     path, temporary = epath.Path(path), part_of(path)
-    with writing(path):
+    with interrupt.postponed(), writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 if not is_bucket(path):
-                    # Else a machine that loses power may keep the new name and not the bytes.
+                    # Without this, a machine that loses power may keep the new name without the content.
                     file.flush()
                     os.fsync(file.fileno())
             temporary.replace(path)
@@ -77,7 +84,7 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
 
 
 def remove_parts(*folders: epath.PathLike) -> None:
-    """Removes what processes that were killed left in these folders under temporary names."""
+    """Removes the temporary files and folders that killed processes left in these folders."""
     for folder in map(epath.Path, folders):
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name.startswith(".") and path.name.endswith(".part"):
@@ -90,46 +97,85 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads a JSON file."""
-    return json.loads(epath.Path(path).read_text())
+    """Reads a JSON file. A file that is not JSON raises a ValueError."""
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json_like(path: epath.PathLike, like: Any) -> Any:
+    """Reads a JSON file of the form `like`: types in dicts, which list the keys a file must have, and in lists.
+
+    Raises:
+      InputError: the file cannot be read or has another form.
+    """
+    try:
+        value = read_json(path)
+    except OSError as error:
+        raise InputError(f"{path}: found no readable file, expected the file as it was written") from error
+    except ValueError as error:
+        raise InputError(f"{path}: found no JSON, expected the file as it was written") from error
+    wrong = misfit(value, like)
+    if wrong:
+        raise InputError(f"{path}: found {wrong}, expected the file as it was written")
+    return value
+
+
+def misfit(value: Any, like: Any, name: str = "its content") -> str:
+    """Describes where a value differs from the form `like`; "" if it does not."""
+    if isinstance(like, dict) and isinstance(value, dict):
+        missing = [key for key in like if key not in value]
+        if missing:
+            return f"no {missing[0]!r} in {name}"
+        return next(filter(None, (misfit(value[key], kind, key) for key, kind in like.items())), "")
+    if isinstance(like, list) and isinstance(value, list):
+        return next(filter(None, (misfit(item, like[0], name) for item in value)), "")
+    kinds = (type(like),) if isinstance(like, dict | list) else like if isinstance(like, tuple) else (like,)
+    # In JSON, true is no number.
+    return "" if type(value) in kinds else f"a {type(value).__name__} in {name}"
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------
 
 
 def location(path: epath.PathLike) -> epath.Path:
-    """A folder or bucket that the user named, as a path.
+    """The path of a folder or bucket that the user named.
 
     Raises:
-      InputError: what reads buckets is not installed.
+      InputError: the path is empty, or of another kind than gs://; the package that reads buckets is not installed.
     """
+    if not os.fspath(path) or (is_bucket(path) and not os.fspath(path).startswith("gs://")):
+        raise InputError(
+            f"{os.fspath(path)!r}: found no path of a kind that can be used, expected a folder or gs://..."
+        )
     if os.fspath(path).startswith("gs://"):
         if not importlib.util.find_spec("gcsfs"):
             raise InputError(f"{path}: found no package gcsfs, expected the extra gcs: pip install -e '.[gcs]'")
         from fsspec.config import conf
 
-        # Listings must not be remembered: other processes write to the same folders.
+        # Listings must not be cached, because other processes write to the same folders.
         conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(path)
 
 
 def fetch(path: epath.PathLike) -> Path:
-    """A file or folder to be read in place: itself, or of a bucket's a copy that is gone when the process ends.
+    """A local path of a file or folder: itself, or a copy from a bucket, which is removed when the process ends.
 
-    NIfTI is read through the operating system, which tells damaged and oversized files before they are read.
+    NIfTI files must be local: their size on disk is checked before they are read.
     """
     if not is_bucket(path):
         return Path(path)
     temporary = Path(tempfile.mkdtemp(prefix="isles_jax."))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    # Messages name the copy: it ends like the original.
+    interrupt.remove_at_exit(temporary)
+    # Messages name the copy, so its path ends like the original's.
     target = temporary / os.fspath(path).split("://", 1)[1]
     copy(location(path), epath.Path(target))
     return target
 
 
 def copy(source: epath.Path, target: epath.Path) -> None:
-    """Copies a file, or a folder with all that is in it; what does not exist is not copied."""
+    """Copies a file, or a folder with everything in it; does nothing if `source` does not exist."""
     if source.is_dir():
         for path in sorted(source.iterdir()):
             copy(path, target / path.name)

@@ -1,79 +1,134 @@
-"""SIGTERM and SIGINT (Ctrl-C): a command leaves at once where nothing is lost, and training only after a step.
+"""SIGTERM and SIGINT (Ctrl-C): a command leaves at once, except where it first has something to save.
 
-Files are written under another name first, so leaving anywhere leaves nothing half-written. A second signal ends the
-process as if no one listened.
+The handler ends the process itself. An exception could be swallowed, or could break a library, at the place where the
+signal arrives: a callback of the garbage collector, for example. Ending the process is safe because files are written
+under a temporary name first. A second signal ends the process at once.
 """
 
+import atexit
 import contextlib
+import os
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
-# The signal that asked to leave, and how many `postponed` blocks are open.
-_asked: list[int] = []
-_open: list[None] = []
+# The signals received so far; the first one decides the exit code.
+_received: list[int] = []
+# One entry for each open `postponed` block.
+_postponed: list[None] = []
+# Folders that must not outlive the process.
+_temporary: list[Path] = []
+# What the user can do next.
+_advice = ["run the same command again"]
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked the command to leave; the text says what was saved."""
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
-    for heard in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(heard) is _note:  # one that is ignored stays so
-            signal.signal(heard, signal.SIG_DFL)
-    # Once is enough: two signals that arrive together must not break into what the first one started.
-    if not _open and len(_asked) == 1:
-        raise Interrupted
+def _handle(number: int, frame: FrameType | None) -> None:
+    _received.append(number)
+    for other in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(other) is _handle:  # a signal that was ignored stays ignored
+            signal.signal(other, signal.SIG_DFL)
+    # Two signals may arrive together. The first one ends the process.
+    if not _postponed and len(_received) == 1:
+        leave()
+
+
+def leave(saved: str = "") -> None:
+    """Ends the process: one line on stderr, no temporary folder left, 143 or 130 as the exit code."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        if sys.stdout is not None and os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
+        os.write(2, f"{message(saved)}\n".encode())
+    for folder in _temporary:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(exit_code())
+
+
+def listen() -> dict[int, Any]:
+    """Handles SIGTERM and SIGINT from now on; the main thread calls it. Returns the earlier handlers."""
+    # A shell starts the background jobs of a script with SIGINT ignored; such a signal stays ignored.
+    handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _handle) for number in handled}
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Listens to SIGTERM and SIGINT, in the main thread. Afterwards the handlers before are back, nothing is asked."""
-    # A shell starts background jobs of scripts with SIGINT ignored, and it stays so.
-    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _note) for number in heard}
+    """Handles SIGTERM and SIGINT inside the block, in the main thread; restores the earlier handlers afterwards."""
+    before, advice = listen(), _advice[0]
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked.clear()
+        _received.clear()
+        _advice[0] = advice
 
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Inside, a signal is noted and nothing else; the code asks `requested` where it can leave."""
-    _open.append(None)
+    """Inside the block, a signal is only recorded; the code checks `requested` where it can leave.
+
+    The process leaves at the end of the block if it received a signal.
+    """
+    _postponed.append(None)
     try:
         yield
     finally:
-        _open.pop()
+        _postponed.pop()
+    # Not after an exception, which may say what was saved. A request that was no signal is for the caller to heed.
+    if not _postponed and _received and signal.getsignal(_received[0]) is signal.SIG_DFL:
+        leave()
 
 
-def ask(number: int) -> None:
-    """Notes a request to leave that did not come as a signal to this process."""
-    _asked.append(number)
+def remove_at_exit(folder: Path) -> None:
+    """Removes a folder, if it is still there, when the process ends, by itself or by a signal."""
+    _temporary.append(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def advise(text: str) -> None:
+    """Sets what a command that is interrupted tells the user to do next, instead of running it again."""
+    _advice[0] = text
+
+
+def request(number: int) -> None:
+    """Records a request to leave that reached this process in another way than by a signal."""
+    _received.append(number)
 
 
 def requested() -> bool:
-    """Whether a signal asked to leave."""
-    return bool(_asked)
+    """Whether a signal asked the command to leave."""
+    return bool(_received)
 
 
 def leave_if_requested(saved: str = "") -> None:
-    """Raises `Interrupted` if a signal asked to leave; `saved` says what was saved."""
-    if _asked:
+    """Leaves if a signal asked for it.
+
+    Args:
+      saved: tells the user what was saved.
+
+    Raises:
+      Interrupted: a signal was received.
+    """
+    if _received:
         raise Interrupted(saved)
 
 
 def exit_code() -> int:
-    """128 and the signal's number, as shells count: 143 for SIGTERM, 130 for SIGINT."""
-    return 128 + (_asked[0] if _asked else signal.SIGINT)
+    """128 plus the signal's number, as shells count: 143 for SIGTERM, 130 for SIGINT."""
+    return 128 + (_received[0] if _received else signal.SIGINT)
 
 
-def words(saved: str) -> str:
-    """One line for the user about a command that left."""
+def message(saved: str) -> str:
+    """The line that tells the user that the command left, what was saved, and what to do next."""
     name = signal.Signals(exit_code() - 128).name
-    return f"stopped by {name}{': ' + saved if saved else ''}; to go on, run the same command again"
+    return f"stopped by {name}{': ' + saved if saved else ''}; to go on, {_advice[0]}"

@@ -1,8 +1,8 @@
-"""One run at a time on each fold of a workdir.
+"""Locks that let only one run at a time work on each fold of a workdir.
 
-The locks are the operating system's, on parts of the file `.lock`: they end with the process that holds them, however
-it ends. Other machines see them if the workdir's network file system passes locks on, as NFS does. Buckets have no
-locks: there, nothing keeps a second run out.
+They are the operating system's locks, on single bytes of the file `.lock`. The operating system releases them when the
+process ends, however it ends. Other machines see them if the workdir's network file system supports locks, as NFS does.
+Buckets have no locks, so nothing stops two runs in one bucket.
 """
 
 import contextlib
@@ -20,17 +20,21 @@ from isles_jax.runtime.command import InputError
 
 NAME = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-# File systems without locks answer with one of these.
+# What file systems without locks return.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# A byte that no fold uses; locking it shows whether the file system has locks.
 _UNUSED = 1 << 30
 
 
 @contextlib.contextmanager
 def hold(workdir: epath.PathLike, folds: Sequence[int]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Holds the locks of some folds of a workdir, which is made; one that is still empty at the end is removed.
+    """Holds the locks of some folds of a workdir.
+
+    Makes the workdir, and removes it at the end if it is still empty.
 
     Yields:
-      A context manager for what the folds share: there, runs of other folds wait for each other.
+      A function that returns a context manager. Only one run of the workdir is inside that context at a time; it is
+      for files that all folds share.
 
     Raises:
       InputError: another run is at work on one of the folds; the workdir cannot be written.
@@ -41,7 +45,7 @@ def hold(workdir: epath.PathLike, folds: Sequence[int]) -> Iterator[Callable[[],
         yield contextlib.nullcontext
         return
     try:
-        # Byte 0 is for what the folds share.
+        # Byte 0 is the lock of the files that all folds share.
         taken = [fold for fold in folds if not _take(file, 1 + fold)]
         if taken:
             raise InputError(
@@ -51,7 +55,7 @@ def hold(workdir: epath.PathLike, folds: Sequence[int]) -> Iterator[Callable[[],
         if not os.fstat(file).st_nlink:
             raise InputError(f"{path}: was removed by another run that ended; run the same command again")
         try:
-            yield lambda: _alone(file)
+            yield lambda: _exclusive(file)
         finally:
             _remove_empty(file, path)
     finally:
@@ -59,7 +63,7 @@ def hold(workdir: epath.PathLike, folds: Sequence[int]) -> Iterator[Callable[[],
 
 
 def _open(path: epath.Path) -> int | None:
-    """The lock file, opened; None where the file system has no locks."""
+    """Opens the lock file; None if the file system has no locks."""
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -67,7 +71,7 @@ def _open(path: epath.Path) -> int | None:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _UNUSED)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                print(f"note: {path}: no locks on this file system; nothing keeps a second run out", flush=True)
+                print(f"note: {path}: no locks on this file system; nothing stops a second run", flush=True)
                 os.close(file)
                 return None
             if error.errno not in _TAKEN:
@@ -76,7 +80,7 @@ def _open(path: epath.Path) -> int | None:
 
 
 def _take(file: int, start: int, length: int = 1) -> bool:
-    """Locks some bytes of the file, which need not exist; False if another process has one of them."""
+    """Locks some bytes, which may lie beyond the file's end; False if another process holds one of them."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     except OSError as error:
@@ -87,7 +91,7 @@ def _take(file: int, start: int, length: int = 1) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(file: int) -> Iterator[None]:
+def _exclusive(file: int) -> Iterator[None]:
     while not _take(file, 0):
         interrupt.leave_if_requested()
         time.sleep(0.2)
@@ -98,7 +102,7 @@ def _alone(file: int) -> Iterator[None]:
 
 
 def _remove_empty(file: int, path: epath.Path) -> None:
-    """Removes a workdir in which nothing was written, unless other runs have their locks there."""
+    """Removes a workdir in which nothing was written, unless another run holds a lock in it."""
     with contextlib.suppress(OSError):
         if [other.name for other in path.parent.iterdir()] == [NAME] and _take(file, 0, 0):
             path.unlink()

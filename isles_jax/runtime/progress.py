@@ -2,18 +2,36 @@
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+Item = TypeVar("Item")
+
+
+def track(items: Sequence[Item], title: str, unit: str, at_least: int = 50) -> Iterator[Item]:
+    """The items one by one, with a bar if there are many of them."""
+    if len(items) < at_least:
+        yield from items
+        return
+    with Bar(title, len(items), unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
 
 class Bar:
-    """A progress bar with speed and time left on a terminal, plain lines at most every ten seconds otherwise."""
+    """The progress of one piece of work, with its speed and the time left.
+
+    On a terminal it is a bar. Elsewhere it is a plain line, at most one every ten seconds.
+    """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
         self._title, self._total, self._unit, self._first, self._done = title, total, unit, done, done
-        self._start, self._said, self._note = time.monotonic(), time.monotonic(), ""
+        self._start, self._printed, self._note = time.monotonic(), time.monotonic(), ""
         console = Console(file=sys.stdout)
         self._progress = None
         if console.is_terminal:
@@ -33,24 +51,24 @@ class Bar:
         if self._progress:
             self._progress.stop()
         elif kind is None and self._done > self._first:
-            self._say()
+            self._print()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Moves on by `count`; `note` stays until the next one."""
+        """Counts `count` more units as done; `note` is shown after the numbers until the next note replaces it."""
         self._done += count
         self._note = self._note if note is None else note
         if self._progress:
             self._progress.update(self._task, completed=self._done, speed=self._speed(), note=self._note)
-        elif time.monotonic() - self._said > 10 and self._done < self._total:
-            self._say()
+        elif time.monotonic() - self._printed > 10 and self._done < self._total:
+            self._print()
 
     def _speed(self) -> str:
         rate = (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
         return f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s/{self._unit}"
 
-    def _say(self) -> None:
-        self._said = time.monotonic()
-        elapsed = self._said - self._start
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        elapsed = self._printed - self._start
         left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
-        said = f"{self._title}: {self._done}/{self._total} {self._unit}s, {self._speed()}, {left:.0f} s left"
-        print(f"{said}  {self._note}".rstrip(), flush=True)
+        line = f"{self._title}: {self._done}/{self._total} {self._unit}s, {self._speed()}, {left:.0f} s left"
+        print(f"{line}  {self._note}".rstrip(), flush=True)

@@ -1,10 +1,13 @@
-"""Checkpoints of a fold: saved whole, verified before they are used; the only module that knows Orbax.
+"""The checkpoints of a fold. Only this module uses Orbax. Each checkpoint is verified before it is used.
 
-`<directory>/<step>/` holds three items: `params` (all that inference needs), `train` (the rest of the state) and `meta`
-(configuration, classes, versions), and `manifest.json` with the size and SHA-256 of every file.
+`<directory>/<step>/` holds three Orbax items: `params` (the segmenter's variables, enough for inference), `train` (the
+rest of the training state) and `meta` (configuration, classes, versions). Beside them, `manifest.json` maps every file
+of the step to its SHA-256 checksum.
 """
 
+import atexit
 import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import io
@@ -12,6 +15,8 @@ import logging
 import os
 import re
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +24,6 @@ from typing import Any
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 
 from isles_jax.runtime import files, processes
@@ -29,27 +33,29 @@ from isles_jax.training.state import Network, State, init_state
 
 KEEP = 2
 MANIFEST = "manifest.json"
-# The file of a JSON item.
+# Orbax writes a JSON item to a file of this name.
 META = "metadata"
-# Names the step that is being saved; beside the steps.
+# This file holds the number of the step that is being saved. It lies beside the steps' folders.
 SAVING = ".saving"
-# Part of the names under which Orbax writes.
+# While Orbax writes a folder, the folder's name contains this.
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# Bytes of a step's metadata: far more than was ever seen.
+# Generous bound on the bytes that a step takes beside its arrays.
 _OVERHEAD = 1 << 20
+# After a failed save: the longest wait for each of Orbax's threads, and the time for TensorStore's last calls. Both
+# took less than half a second.
+_JOIN_SECONDS, _CALL_SECONDS = 10, 1
 _handlers = {"params": ocp.StandardCheckpointHandler, "train": ocp.StandardCheckpointHandler,
              "meta": lambda: ocp.JsonCheckpointHandler(META)}  # fmt: skip
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        # Orbax would ask JAX with numbers of its own, between those of `processes.leaving`, and spoil the agreement.
+        # Orbax's own calls of JAX's preemption sync point would get mixed up with those of `processes.leaving`.
         return False
 
 
 def _manager(directory: epath.PathLike) -> _Manager:
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    # Saving is synchronous: when `save` returns, the step is on the disk and its manifest can be made.
+    # Saving is synchronous, so that the manifest can be made as soon as `save` returns.
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEEP), enable_async_checkpointing=False
     )
@@ -68,36 +74,31 @@ def _items(state: State) -> tuple[Any, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """The versions of the packages that a result depends on."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
 
 
 def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
-    """Saves the state under its own step, then its manifest; the two newest steps are kept.
+    """Saves the state under its step number, then writes the manifest. The two newest steps are kept.
 
     Args:
       directory: the fold's `checkpoints` folder.
-      state: replicated; every process gives it.
-      meta: JSON-able; `load_variables` needs its `config`, `classes` and `channels`.
+      state: replicated. Every process calls this function with it.
+      meta: JSON-able. `load_variables` needs its `config`, `classes` and `channels`.
 
     Raises:
-      InputError: it cannot be written, for one because the disk is full; the steps before are as they were.
+      InputError: the step cannot be written, for example because the disk is full; earlier steps are unchanged.
     """
     params, train = _items(parallel.one_each(state))
     step = int(state.step)
     folder = epath.Path(directory) / str(step)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
     processes.on_first(lambda: _begin(folder, size))
-    with _shown_as_one_line(folder), _manager(directory) as manager:
-        saved = manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params), train=ocp.args.StandardSave(train),
-                meta=ocp.args.JsonSave(meta | {"versions": versions()}),
-            ),
-        )  # fmt: skip
-    if not saved:
-        raise FileExistsError(f"{folder}: Orbax did not save this step")
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(params), train=ocp.args.StandardSave(train),
+        meta=ocp.args.JsonSave(meta | {"versions": versions()}),
+    )  # fmt: skip
+    _write(folder, items)
     processes.on_first(lambda: _finish(folder))
 
 
@@ -107,12 +108,16 @@ def _begin(folder: epath.Path, size: int) -> None:
 
 
 def _finish(folder: epath.Path) -> None:
-    files.write_json(folder / MANIFEST, _sums(folder))
+    files.write_json(folder / MANIFEST, _checksums(folder))
     (folder.parent / SAVING).unlink()
 
 
 def _reserve(folder: epath.Path, size: int) -> None:
-    """Sees whether disk and quota have room for some bytes and the little files around them, before Orbax begins."""
+    """Checks before Orbax starts that disk and quota have room for `size` bytes of arrays and the files around them.
+
+    Raises:
+      InputError: they have not.
+    """
     if files.is_bucket(folder) or not hasattr(os, "posix_fallocate"):
         return
     part = files.part_of(folder)
@@ -125,34 +130,79 @@ def _reserve(folder: epath.Path, size: int) -> None:
             part.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _shown_as_one_line(folder: epath.Path) -> Iterator[None]:
-    """Makes one line of what the system refuses Orbax, whose threads and tasks would fill pages with it."""
-    said, disabled, refused = io.StringIO(), logging.root.manager.disable, False
-    logging.disable(logging.CRITICAL)
+def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
+    """Lets Orbax write one step. An error of the operating system becomes one line, although Orbax prints pages."""
+    before = set(threading.enumerate())
+    with _quiet() as output:
+        reason = _try_to_write(folder, items)
+        if reason is None:
+            return
+        _free_what_orbax_left(before)
+        # TensorStore keeps some of it until the interpreter exits.
+        atexit.register(_silence)
+        output.truncate(0)
+    raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept")
+
+
+def _try_to_write(folder: epath.Path, items: ocp.args.Composite) -> str | None:
+    """Lets Orbax write one step; returns the operating system's message if it refused.
+
+    Neither the manager nor the exception outlives this function, since both refer to the coroutines of a failed save.
+    """
     try:
-        with contextlib.redirect_stderr(said):
-            yield
+        with _manager(folder.parent) as manager:
+            saved = manager.save(int(folder.name), args=items)
     except Exception as error:
-        reason = _refused(error)
+        reason = _system_error(error)
         if reason is None:
             raise
-        refused = True
-        # Those that have not heard yet go on to complain: to a loop that is closed, of tasks that no one asked for.
-        hook = sys.unraisablehook
-        sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else hook(what)
-        for name in ("asyncio", "absl"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept") from error
+        return reason
+    if not saved:
+        raise FileExistsError(f"{folder}: Orbax did not save this step")
+    return None
+
+
+def _free_what_orbax_left(before: set[threading.Thread]) -> None:
+    """Lets everything that a failed save left behind print now; `before` are the threads before the save."""
+    # Orbax's threads go on logging after the failure.
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
+    # Python complains about each abandoned coroutine and task when it frees it.
+    gc.collect()
+    # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
+    time.sleep(_CALL_SECONDS)
+    gc.collect()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Inside, `_silence` holds; afterwards all is as before.
+
+    Yields:
+      A buffer that collects stderr; what it holds at the end is printed.
+    """
+    disabled, hook = logging.root.manager.disable, sys.unraisablehook
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as output, warnings.catch_warnings():
+            _silence()
+            yield output
     finally:
+        sys.unraisablehook = hook
         logging.disable(disabled)
-        if not refused:
-            sys.stderr.write(said.getvalue())
+        sys.stderr.write(output.getvalue())
 
 
-def _refused(error: BaseException | None) -> str | None:
-    """The operating system's words in an error of Orbax or TensorStore, if it is one of the system's."""
+def _silence() -> None:
+    """Switches off logging, and Python's complaints about abandoned coroutines and closed event loops."""
+    logging.disable(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else hook(args)
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """The operating system's message in an error of Orbax or TensorStore; None if another error caused it."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
@@ -164,11 +214,11 @@ def _refused(error: BaseException | None) -> str | None:
 
 
 def _files(folder: epath.Path) -> list[epath.Path]:
-    # Buckets have no recursive pattern.
+    # `epath` has no recursive glob for buckets.
     return [file for path in sorted(folder.iterdir()) for file in (_files(path) if path.is_dir() else [path])]
 
 
-def _sums(folder: epath.Path) -> dict[str, str]:
+def _checksums(folder: epath.Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in _files(folder)
@@ -177,7 +227,7 @@ def _sums(folder: epath.Path) -> dict[str, str]:
 
 
 def _damage(folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or None."""
+    """Describes what is wrong with a checkpoint; None if it is as it was written."""
     try:
         expected = files.read_json(folder / MANIFEST)
     except FileNotFoundError:
@@ -185,12 +235,14 @@ def _damage(folder: epath.Path) -> str | None:
     except (ValueError, OSError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     try:
-        found = _sums(folder)
+        actual = _checksums(folder)
     except OSError as error:
         return str(error)
-    for name, checksum in expected.items():
-        if found.get(name) != checksum:
-            return f"{name} is {'missing' if name not in found else 'not as it was written'}"
+    if not isinstance(expected, dict):
+        return f"{MANIFEST} holds a {type(expected).__name__}"
+    for name in sorted(expected.keys() | actual.keys()):
+        if actual.get(name) != expected.get(name):
+            return f"{name!r} is {'missing' if name not in actual else 'not as it was written'}"
     return None
 
 
@@ -201,50 +253,59 @@ def steps(directory: epath.PathLike) -> list[int]:
 
 
 def newest(directory: epath.PathLike) -> int | None:
-    """The newest step whose files are as they were written; None where nothing was ever saved whole.
+    """The newest step that is as it was written; None if no save was ever completed.
 
-    Warns of each newer step that it passes over.
+    Prints a line for each newer step that is skipped.
 
     Raises:
-      InputError: checkpoints exist, and none is sound.
+      InputError: checkpoints exist, and all are damaged.
     """
-    found = steps(directory)
-    damage = {}
-    for step in reversed(found):
+    return _newest(directory)[0]
+
+
+def _newest(directory: epath.PathLike) -> tuple[int | None, list[str]]:
+    """The result of `newest`, and the lines that it prints."""
+    saved = steps(directory)
+    damage: dict[int, str | None] = {}
+    notes: list[str] = []
+    for step in reversed(saved):
         damage[step] = _damage(epath.Path(directory) / str(step))
         if damage[step] is None:
-            return step
-        warnings.warn(f"{directory}/{step} is passed over: {damage[step]}", stacklevel=2)
-    # The very first save may have been cut off; any other step without a manifest was whole once.
+            return step, notes
+        notes.append(f"{directory}/{step} is skipped: {damage[step]}")
+        print(f"note: {notes[-1]}", file=sys.stderr, flush=True)
+    # The very first save may have been interrupted. Any other step without a manifest was complete once.
     saving = epath.Path(directory) / SAVING
-    if not found or (saving.exists() and [saving.read_text()] == list(map(str, found))):
-        return None
-    raise InputError(f"{directory}: no readable checkpoint ({damage[found[-1]]}); move the folder away to start again")
+    if not saved or (saving.exists() and [saving.read_text()] == list(map(str, saved))):
+        return None, notes
+    raise InputError(f"{directory}: no readable checkpoint ({damage[saved[-1]]}); move the folder away to start again")
 
 
 def restore(directory: epath.PathLike, like: State) -> State | None:
-    """The newest sound state, on all devices of all processes, or None; newer saves that are damaged or broke off go.
+    """Reads the newest undamaged state onto all devices of all processes. Removes newer, damaged checkpoints.
 
     Args:
       directory: the fold's `checkpoints` folder.
-      like: a state with the shapes and types that are expected.
+      like: a state with the expected shapes and types.
+
+    Returns:
+      The state, or None if no save was ever completed.
 
     Raises:
-      InputError: checkpoints exist, and none is sound.
+      InputError: checkpoints exist, and all are damaged.
     """
-    step = processes.on_first(lambda: _newest_alone(directory))
+    step = processes.on_first(lambda: _keep_newest(directory))
     if step is None:
         return None
     params, train = (ocp.args.StandardRestore(parallel.abstract(item)) for item in _items(like))
     with _manager(directory) as manager:
         read = manager.restore(step, args=ocp.args.Composite(params=params, train=train))
-    rest = read.train
-    segmenter = Network(read.params["params"], read.params["batch_stats"], rest["opt_state"])
-    return State(rest["step"], rest["key"], segmenter, rest["critics"])
+    segmenter = Network(read.params["params"], read.params["batch_stats"], read.train["opt_state"])
+    return State(read.train["step"], read.train["key"], segmenter, read.train["critics"])
 
 
-def _newest_alone(directory: epath.PathLike) -> int | None:
-    """The newest sound step, after all newer ones and what was never finished have been removed."""
+def _keep_newest(directory: epath.PathLike) -> int | None:
+    """Returns the newest undamaged step, after removing all newer ones and everything that was never finished."""
     step = newest(directory)
     for other in steps(directory):
         if step is None or other > step:
@@ -256,27 +317,29 @@ def _newest_alone(directory: epath.PathLike) -> int | None:
 
 
 def read_meta(directory: epath.PathLike) -> dict[str, Any]:
-    """What `save` was given as meta, of the newest sound step, and that step as `step`.
+    """The meta that `save` stored in the newest undamaged step, with that step's number under `step`.
+
+    The lines about newer steps that are damaged are under `skipped`.
 
     Raises:
-      InputError: there is no sound checkpoint.
+      InputError: there is no undamaged checkpoint.
     """
-    step = newest(directory)
+    step, notes = _newest(directory)
     if step is None:
         raise InputError(f"{directory}: found no checkpoint, expected one of a trained fold")
-    # Without Orbax, so that one process can ask for it alone.
-    return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step}
+    # Orbax needs all processes for a read; a plain read works on one process alone.
+    return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step, "skipped": notes}
 
 
 def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:
-    """The segmenter's variables from a checkpoint alone.
+    """Reads the segmenter from the newest undamaged checkpoint; the configuration comes from the checkpoint, too.
 
     Returns:
-      What Flax's `apply` takes, on one device of this process, the configuration that rebuilds the network
-      (`state.make_segmenter`), and the meta.
+      The variables for Flax's `apply` on one device of this process, the configuration that rebuilds the network
+      (`networks.make_segmenter`), and the meta of `read_meta`.
 
     Raises:
-      InputError: there is no sound checkpoint.
+      InputError: there is no undamaged checkpoint.
     """
     meta = processes.on_first(lambda: read_meta(directory))
     config = ml_collections.ConfigDict(meta["config"])

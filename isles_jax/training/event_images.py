@@ -10,16 +10,16 @@ from isles_jax.data.case import Case, radiological
 from isles_jax.data.slices import Slices
 from isles_jax.networks import BATCH
 
-# How many slices are shown, each of another case; one batch of a prediction holds them.
+# Number of slices shown, each from a different case. They fit into one batch of the network.
 SHOWN = 4
-# Screen pixels for a voxel: contours are one pixel wide.
+# Screen pixels per voxel side. Contours are one screen pixel wide.
 ZOOM = 3
-# The classes' colours, as in the report: amber and sky are told apart by every kind of colour vision.
+# Colours of the classes, as in the report. The first two, amber and sky blue, suit every kind of colour vision.
 COLOURS = ((255, 176, 0), (53, 200, 255), (255, 122, 217), (123, 227, 123), (255, 111, 77), (184, 161, 255))
 
 
 def choose(slices: Slices, cases: Sequence[Case], held_out: Sequence[str]) -> list[int]:
-    """For each of the first few held-out cases its slice with the most lesion, as an index into `slices`."""
+    """For each of the first few held-out cases, the index in `slices` of its slice with the largest lesion area."""
     numbers = [number for number, case in enumerate(cases) if case.name in held_out][:SHOWN]
     area = (slices.labels > 0).sum(axis=(1, 2))
     return [int(np.where(slices.case == number, area, -1).argmax()) for number in numbers]
@@ -28,41 +28,43 @@ def choose(slices: Slices, cases: Sequence[Case], held_out: Sequence[str]) -> li
 def draw(
     forward: Callable[..., jax.Array], variables: Any, slices: Slices, cases: Sequence[Case], chosen: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """One picture for each chosen slice: its channels, then the last channel with the reference, with the prediction.
+    """Draws one picture for each chosen slice.
+
+    From left to right: all channels, the last channel with the reference outlined, and with the prediction outlined.
 
     Args:
-      forward: from `networks.make_forward`; it runs once, on a batch of the size that prediction has.
-      variables: of the network, any placement on devices.
+      forward: from `networks.make_forward`; it runs once, on a batch of the size that inference uses.
+      variables: of the network, on any devices.
       slices: of `cases`.
-      cases: in the order that `slices.case` counts.
+      cases: in the order of the indices in `slices.case`.
       chosen: from `choose`.
 
     Returns:
-      "held-out/CASE" -> uint8 [rows, columns, 3], in radiological orientation where the affine allows it.
+      A dict from "held-out/CASE" to uint8 [rows, columns, 3], in radiological orientation where the affine allows it.
     """
     batch = np.zeros((BATCH, *slices.images.shape[1:]), np.float32)
     batch[: len(chosen)] = slices.images[chosen]
-    # Through the host, so that a process needs no other one for its pictures.
-    found = np.asarray(forward(jax.device_get(variables), batch)).argmax(axis=-1)
+    # The variables go through the host, so that one process can do this without the others.
+    labels = np.asarray(forward(jax.device_get(variables), batch)).argmax(axis=-1)
     pictures = {}
     for number, index in enumerate(chosen):
         case = cases[slices.case[index]]
-        # As in a prediction, what lies outside the brain is background.
-        where = (slices.images[index] != 0).any(axis=-1)
+        # Outside the brain everything is background, as in a prediction.
+        brain = (slices.images[index] != 0).any(axis=-1)
         pictures[f"held-out/{case.name}"] = _row(
-            slices.images[index], slices.labels[index], np.where(where, found[number], 0), case.affine
+            slices.images[index], slices.labels[index], np.where(brain, labels[number], 0), case.affine
         )
     return pictures
 
 
 def _row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Panels of one slice [X, Y, M] side by side, uint8 [rows, columns, 3]."""
+    """The panels of one slice, image [X, Y, M], side by side: uint8 [rows, columns, 3]."""
     (x, y), _ = radiological(affine)
 
     def show(plane: np.ndarray) -> np.ndarray:
         return np.kron(plane.T[::y, ::x], np.ones((ZOOM, ZOOM), plane.dtype))
 
-    # Normalised: from two standard deviations below the brain's mean to three above; outside the brain it is 0.
+    # The image is z-scored. Black is two standard deviations below the brain's mean, white is three above.
     gray = np.clip((image + 2) / 5, 0, 1) * (image != 0).any(axis=-1, keepdims=True)
     panels = [np.repeat(show((255 * gray[..., m]).astype(np.uint8))[..., None], 3, -1) for m in range(image.shape[-1])]
     for labels in (truth, prediction):
@@ -74,7 +76,7 @@ def _row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, affine: n
 
 
 def _contour(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a bool [H, W] mask that have a neighbour outside it; the border of the picture is outside."""
+    """The pixels of a bool [H, W] mask with a neighbour outside the mask; everything beyond the picture is outside."""
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside

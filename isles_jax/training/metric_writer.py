@@ -1,4 +1,4 @@
-"""What a run tells: metrics as JSON lines in a file, TensorBoard events if wanted, progress on the terminal."""
+"""Metrics of a fold's training as JSON lines and, if switched on, as TensorBoard event files."""
 
 import json
 import math
@@ -14,23 +14,23 @@ from isles_jax.runtime.command import InputError
 
 
 class MetricWriter:
-    """What one fold's training tells, with clu's method names: scalars in `metrics.jsonl`, and all in event files."""
+    """Writes scalars to `metrics.jsonl`, and scalars, images and settings to event files. Method names are clu's."""
 
     def __init__(self, directory: epath.PathLike, first_step: int, *, tensorboard: bool = False) -> None:
-        """Opens the file; lines after `first_step`, from a run that was cut off, are dropped.
+        """Opens the file. Lines after `first_step`, which an interrupted run left, are removed.
 
         Args:
           directory: the fold's folder.
-          first_step: the step that training goes on from.
-          tensorboard: also write a new event file; what older ones hold after `first_step` is marked as replaced.
+          first_step: the step from which training resumes.
+          tensorboard: also write a new event file, which tells TensorBoard to ignore older events after `first_step`.
 
         Raises:
-          InputError: as `require_tensorboard`.
+          InputError: see `require_tensorboard`.
         """
         self._events = None
         if tensorboard:
             events = require_tensorboard(directory)
-            # The name's time has whole seconds; TensorBoard reads the files in the order of their names.
+            # TensorBoard reads files in the order of their names, and the time in a name has whole seconds only.
             suffix = f".{first_step:09d}"
             self._events = events.SummaryWriter(str(directory), purge_step=first_step + 1, filename_suffix=suffix)
         self._path = epath.Path(directory) / "metrics.jsonl"
@@ -40,7 +40,7 @@ class MetricWriter:
                 try:
                     kept = json.loads(line)["step"] <= first_step
                 except (ValueError, KeyError):
-                    break  # the last line of a run that was killed while writing it
+                    break  # a killed run may have left half a line at the end
                 if kept:
                     self._lines.append(line)
         self.flush()
@@ -52,7 +52,7 @@ class MetricWriter:
         self.close()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds one line for `step`; a value that is not finite is written as null."""
+        """Adds one line for `step`. A value that is not finite is written as null."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}
         self._lines.append(json.dumps({"step": step, **values}))
         if self._events:
@@ -61,14 +61,14 @@ class MetricWriter:
         self.flush()
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Adds uint8 [H, W, 3] pictures, to the event file only."""
+        """Adds pictures, uint8 [H, W, 3], to the event file only."""
         if self._events:
             for name, image in images.items():
                 self._events.add_image(name, image, step, dataformats="HWC")
             self.flush()
 
     def write_hparams(self, settings: Mapping[str, Any]) -> None:
-        """Adds the settings of the run, for TensorBoard's HPARAMS page, to the event file only."""
+        """Adds the settings of the run to the event file only, for TensorBoard's HPARAMS page."""
         if self._events:
             from tensorboardX.summary import hparams
 
@@ -81,7 +81,7 @@ class MetricWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Makes the files what was written so far."""
+        """Brings the files on disk up to date."""
         files.write_atomic(self._path, "".join(line + "\n" for line in self._lines))
         if self._events:
             self._events.flush()
@@ -93,17 +93,17 @@ class MetricWriter:
 
 
 def require_tensorboard(directory: epath.PathLike) -> Any:
-    """The module that writes event files in `directory`.
+    """The module tensorboardX, after checking that it can write event files to `directory`.
 
     Raises:
-      InputError: it is not installed; the folder is in a bucket.
+      InputError: a package is not installed; the folder is in a bucket.
     """
     if files.is_bucket(directory):
         raise InputError(
             f"--config.train.tensorboard: event files cannot be written to {directory}, expected a local --workdir"
         )
     try:
-        import PIL  # noqa: F401, for pictures
+        import PIL  # noqa: F401 - tensorboardX needs it for images
         import tensorboardX
     except ImportError as error:
         raise InputError(

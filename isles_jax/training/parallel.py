@@ -1,7 +1,8 @@
-"""Data parallelism: the only module that knows about devices.
+"""Data parallelism: where arrays lie, and how one device's step runs on all devices.
 
-On several processes `pmap` takes and returns arrays on this process's devices, `jit` (of `shard_map`) and Orbax arrays
-on those of all. Both views are of the same copies: going from one to the other moves nothing.
+With several processes, `pmap` takes and returns arrays on the devices of this process. `jit` (of `shard_map`) and Orbax
+take and return arrays on the devices of all processes. Both kinds refer to the same copies in memory, so a conversion
+moves no data.
 """
 
 import os
@@ -17,7 +18,7 @@ AXIS = "data"
 
 
 def mesh() -> Mesh:
-    """All devices in one row, process by process, as pmap numbers them."""
+    """All devices in one row, process by process: the order in which pmap numbers them."""
     processes = range(jax.process_count())
     return _row([device for process in processes for device in jax.local_devices(process_index=process)])
 
@@ -27,19 +28,20 @@ def _row(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
 
 
 def replicate(tree: Any, kind: str = "pmap") -> Any:
-    """Puts a tree of arrays whole on every device; the copies share nothing with the originals and may be donated.
+    """Copies a tree of arrays to every device. The copies share no memory with the originals and may be donated.
 
     Args:
       tree: the same on every process.
-      kind: of the step that takes it, as in `parallelize`.
+      kind: the kind of step that takes the tree, as in `parallelize`.
     """
-    # Each process puts its own copies: a placement on all devices would compare the whole data over the network.
+    # Each process copies to its own devices. For a placement on all devices JAX would compare the values between
+    # processes, which sends all of them over the network.
     sharding = NamedSharding(_row(jax.local_devices()), PartitionSpec())
     return as_seen_by(kind, jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding), tree))
 
 
 def as_seen_by(kind: str, tree: Any) -> Any:
-    """A replicated tree as the step of `kind` ("pmap" or "shard_map") takes it; on one process, the tree itself."""
+    """Converts a replicated tree to what a step of `kind` ("pmap" or "shard_map") takes; no data move."""
     if jax.process_count() == 1:
         return tree
     devices = _row(jax.local_devices()) if kind == "pmap" else mesh()
@@ -53,7 +55,7 @@ def as_seen_by(kind: str, tree: Any) -> Any:
 
 
 def one_each(tree: Any) -> Any:
-    """A replicated tree with one copy on each process, for Orbax: it cuts an array into a piece for each copy."""
+    """A replicated tree with one copy for each process, because Orbax splits an array into one piece for each copy."""
     sharding = NamedSharding(_row(mesh().devices[:: jax.local_device_count()]), PartitionSpec())
 
     def view(x: jax.Array) -> jax.Array:
@@ -63,20 +65,21 @@ def one_each(tree: Any) -> Any:
 
 
 def one_copy(tree: Any) -> Any:
-    """A replicated tree on one device of this process, for work that the processes do not do together."""
+    """A replicated tree on one device of this process, for work that each process does on its own."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes, types and the replicated placement of a tree, for restoring it on all devices of all processes."""
+    """The shapes and types of a tree, placed on all devices of all processes, as Orbax needs them to restore it."""
     sharding = NamedSharding(mesh(), PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def keep_compiled() -> None:
-    """Keeps what GPUs and TPUs compile for the next run, in a folder of this jaxlib and platform.
+    """Keeps what is compiled for GPUs and TPUs on disk, so that the next run need not compile it again.
 
-    That is below ~/.cache/isles_jax. On CPU, and for another place, set JAX_COMPILATION_CACHE_DIR.
+    Each platform and version of jaxlib has its own folder in ~/.cache/isles_jax. JAX_COMPILATION_CACHE_DIR overrides
+    it. On CPU nothing is kept unless that variable is set.
     """
     platform = jax.default_backend()
     if platform != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
@@ -86,7 +89,7 @@ def keep_compiled() -> None:
 
 
 def memory_bytes() -> int | None:
-    """Memory of the smallest device, where the devices say it (those of CPU do not)."""
+    """Memory of the smallest device of this process; None where devices do not report it, as on CPU."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return min((known["bytes_limit"] for known in stats if "bytes_limit" in known), default=None)
 
@@ -95,25 +98,28 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
     """Compiles one device's step for all devices.
 
     Args:
-      step: (state, data, indices) -> (state, metrics), which talks to other devices over the axis `AXIS` only and
-        returns the same on each.
+      step: (state, data, indices) -> (state, metrics). It communicates with other devices over the axis `AXIS` only
+        and returns the same values on each device.
       kind: "pmap" or "shard_map".
 
     Returns:
-      The same function; its indices have a first axis over the devices of all processes, its state is donated. State
-      and data are as `replicate` makes them for this kind.
+      The same function for all devices. Its indices have an additional first axis over the devices of all processes.
+      State and data are placed as `replicate` places them for this kind. The state is donated.
+
+    Raises:
+      ValueError: `kind` is unknown.
     """
     if kind == "pmap":
-        # The inner jit keeps the traced step in jax's cache across pmaps; an outer one would be wrong on two processes.
+        # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
         mapped = jax.pmap(
             jax.jit(step), axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,)
         )  # fmt: skip
         count = jax.local_device_count()
-        mine = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
-        return lambda state, data, indices: mapped(state, data, indices[mine])
+        own = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+        return lambda state, data, indices: mapped(state, data, indices[own])
     if kind == "shard_map":
         whole, split = PartitionSpec(), PartitionSpec(AXIS)
-        # check_vma=True would sum gradients over devices, which the step does itself.
+        # With check_vma=True JAX would sum the gradients over the devices a second time; the step does it itself.
         mapped = jax.shard_map(
             lambda state, data, indices: step(state, data, indices[0]),
             mesh=mesh(), in_specs=(whole, whole, split), out_specs=whole, check_vma=False,

@@ -18,7 +18,7 @@ from isles_jax.networks import critic_channels, make_critic, make_segmenter
 
 @flax.struct.dataclass
 class Network:
-    """A network that is trained: its parameters, batch norm's running statistics and its optimiser's state."""
+    """A network in training: its parameters, the running statistics of batch norm, and the state of its optimiser."""
 
     params: Any
     batch_stats: Any
@@ -26,13 +26,16 @@ class Network:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What Flax's `apply` takes."""
+        """The variables for Flax's `apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @flax.struct.dataclass
 class State:
-    """The segmenter, its critics by name (none when training is not adversarial), the random key and the step."""
+    """Everything that a step changes: the step number, the random key, the segmenter, and the critics by name.
+
+    There are no critics if training is not adversarial.
+    """
 
     step: Array
     key: Array
@@ -41,39 +44,39 @@ class State:
 
 
 def learning_rate(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-    """The segmenter's rate: linear warm-up to the peak, then a cosine to 0 at the last step."""
+    """The segmenter's learning rate: a linear warm-up to the peak, then a cosine that reaches 0 at the last step."""
     warmup = round(config.optimizer.warmup * steps)
     return optax.warmup_cosine_decay_schedule(0.0, config.optimizer.learning_rate, warmup, max(steps, warmup + 1))
 
 
 def segmenter_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Adam with L2 decay in the gradient."""
+    """Adam. L2 decay is added to the gradient."""
     decay = optax.add_decayed_weights(config.optimizer.weight_decay)
     return optax.chain(decay, optax.adam(learning_rate(config, steps)))
 
 
 def critic_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with the betas usual for adversarial training."""
+    """Adam with the betas that are usual in adversarial training, 0.5 and 0.999."""
     return optax.adam(config.discriminator.learning_rate, b1=0.5, b2=0.999)
 
 
 def init_state(
     config: ml_collections.ConfigDict, classes: tuple[str, ...], channels: int, steps: int, fold: int
 ) -> State:
-    """The state before the first step, a function of (config.seed, fold) alone.
+    """The state before the first step. Its random numbers depend on (config.seed, fold) alone.
 
     Args:
       config: the whole configuration.
       classes: names of the foreground classes.
       channels: input channels of an image.
-      steps: steps of the whole training, for the schedule.
+      steps: number of steps of the whole training, for the learning rate.
       fold: number of the fold.
     """
     generator = np.random.default_rng((config.seed, fold))
 
     def network(module: nn.Module, planes: int, optimizer: optax.GradientTransformation) -> Network:
         variables = _init_variables(module, planes, generator)
-        # Adam and its schedule begin with zeros: nothing to compile.
+        # Adam and the schedule start from zeros, so NumPy can make their state and JAX need not compile anything.
         opt_state = jax.tree.map(
             lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(optimizer.init, variables["params"])
         )
@@ -86,7 +89,10 @@ def init_state(
 
 
 def _init_variables(module: nn.Module, planes: int, generator: np.random.Generator) -> Any:
-    """What `module.init` gives, with numbers drawn by NumPy: JAX would compile a random generator for every shape."""
+    """Draws the variables that `module.init` would draw.
+
+    The numbers come from NumPy, because JAX would compile a random generator for every shape.
+    """
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
@@ -99,5 +105,5 @@ def _init_variables(module: nn.Module, planes: int, generator: np.random.Generat
 
 @functools.cache
 def _shapes(module: nn.Module, planes: int) -> Any:
-    """The shapes of a network's variables; tracing it takes longer than filling them."""
+    """The shapes of a network's variables, cached because tracing the network takes longer than drawing the numbers."""
     return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, MULTIPLE, MULTIPLE, planes))))

@@ -89,7 +89,7 @@ def _load(
 ) -> tuple[Array, Array]:
     """This device's slices of the batch, augmented with keys that depend on the place in the whole batch only."""
     images, labels = (array[indices] for array in data)
-    labels = labels.astype(jnp.int32)
+    images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
     options = config.augment
     if not options.enabled:
         return images, labels
@@ -128,6 +128,10 @@ def _supervised(
             logits, labels, weight=weights.boundary_weight, size=weights.boundary_size, where=where
         )
         terms["boundary"] = weights.boundary, share * value
+    if weights.dice:
+        terms["dice"] = weights.dice, losses.soft_dice(logits, labels, where=where)
+    if weights.focal:
+        terms["focal"] = weights.focal, share * losses.focal(logits, labels, where=where)
     return terms
 
 

@@ -1,11 +1,14 @@
-"""The trained networks of a run: from its checkpoints, or from one safetensors file that holds them and their settings.
+"""The trained networks of a run, read from its checkpoints or from one safetensors file.
 
-A file's tensors are called fold_K/params/LAYER/kernel and so on, float32 in Flax's layouts. Its header's metadata hold
-under `isles_jax`, as JSON, everything that is needed to rebuild and use the networks: `config`, `classes`, `channels`,
-`label_values`, `versions` and `steps` (how long each fold was trained).
+The tensors in the file are named fold_K/params/LAYER/kernel and so on. They are float32 in Flax's layouts. The metadata
+in the file's header hold one JSON object under the key `isles_jax`, with all that is needed to rebuild and use the
+networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`. Its `sha256` is a checksum
+of the rest of the object and of all tensors.
 """
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from isles_jax.config import to_dict
+from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime import files
@@ -27,6 +31,7 @@ from isles_jax.training import checkpoint, parallel
 SUFFIX = ".safetensors"
 KEY = "isles_jax"
 _HEADER = ("config", "classes", "channels", "label_values", "versions", "steps")
+_FORM = {"config": {}, "classes": [str], "channels": [str], "label_values": [int], "versions": {}, "steps": {}}
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,15 @@ class Trained:
     """Networks of one configuration.
 
     Attributes:
-      config: rebuilds a network (`state.make_segmenter`).
+      config: rebuilds a network (`networks.make_segmenter`).
       classes: names of the foreground classes.
-      channels: names of the images' last axis.
-      label_values: the integers that label files hold for `classes`.
-      versions: of the packages that trained them.
-      steps: the steps that each fold was trained, by its number.
-      folds: what Flax's `apply` takes, on all devices, by the fold's number.
+      channels: names of the input channels, the images' last axis.
+      label_values: the integers that mark `classes` in label files.
+      versions: of the packages that trained the networks.
+      steps: the number of steps that each fold was trained, by the fold's number.
+      folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
+        this process if read from a file.
+      target: the grid that the networks work on.
     """
 
     config: ml_collections.ConfigDict
@@ -50,6 +57,7 @@ class Trained:
     versions: dict[str, str]
     steps: dict[int, int]
     folds: dict[int, Any]
+    target: Target = AS_STORED
 
 
 def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
@@ -57,10 +65,10 @@ def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
 
     Args:
       path: the workdir of a run, or a .safetensors file that `save` wrote.
-      folds: their numbers; of a run these may be unfinished. None: all folds of a file, all finished ones of a run.
+      folds: numbers of the folds to read, finished or not. None: all finished folds of a run, or all folds of a file.
 
     Raises:
-      InputError: nothing of the kind is there; a fold that is asked for is missing; a damaged or foreign file.
+      InputError: `path` is neither; a requested fold is missing; the file is damaged or from another program.
     """
     path = files.location(path)
     return _read_file(path, folds) if path.suffix == SUFFIX else _read_run(path, folds)
@@ -68,44 +76,46 @@ def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
 
 def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
     entries = [path for path in workdir.iterdir() if path.name.startswith("fold_")] if workdir.is_dir() else []
-    found = {
+    folders = {
         int(path.name[5:]): path for path in entries if (path / "checkpoints").exists() and path.name[5:].isdigit()
     }
-    if not found:
+    if not folders:
         raise InputError(f"{workdir}: found no fold_*/checkpoints, expected a run of isles_jax.main")
-    finished = [number for number in sorted(found) if (found[number] / "DONE").exists()]
+    finished = [number for number in sorted(folders) if (folders[number] / "DONE").exists()]
     if folds is None and not finished:
-        numbers = ", ".join(map(str, sorted(found)))
-        raise InputError(f"{workdir}: found no fold that is finished, expected one; --folds={numbers} takes them as is")
-    chosen = _chosen(workdir, found, finished if folds is None else folds)
-    loaded = {number: checkpoint.load_variables(found[number] / "checkpoints") for number in chosen}
+        numbers = ",".join(map(str, sorted(folders)))
+        raise InputError(f"{workdir}: found no finished fold, expected one; --folds={numbers} uses unfinished ones")
+    chosen = _choose(workdir, folders, finished if folds is None else folds)
+    loaded = {number: checkpoint.load_variables(folders[number] / "checkpoints") for number in chosen}
     _, config, meta = loaded[chosen[0]]
     return Trained(
         config, tuple(meta["classes"]), tuple(meta["channels"]), tuple(meta["label_values"]), meta["versions"],
-        {number: int(one["step"]) for number, (_, _, one) in loaded.items()},
-        {number: variables for number, (variables, _, _) in loaded.items()},
+        {number: int(fold_meta["step"]) for number, (_, _, fold_meta) in loaded.items()},
+        {number: variables for number, (variables, _, _) in loaded.items()}, Target(**meta.get("grid", {})),
     )  # fmt: skip
 
 
-def _chosen(path: epath.Path, found: Mapping[int, Any], folds: Sequence[int]) -> list[int]:
-    missing = [number for number in folds if number not in found]
+def _choose(path: epath.Path, available: Mapping[int, Any], folds: Sequence[int]) -> list[int]:
+    """The numbers of the requested folds in ascending order; InputError if one is not available."""
+    missing = [number for number in folds if number not in available]
     if missing:
-        raise InputError(f"{path}: found no fold {missing[0]}, expected one of {', '.join(map(str, sorted(found)))}")
+        numbers = ", ".join(map(str, sorted(available)))
+        raise InputError(f"{path}: found no fold {missing[0]}, expected one of {numbers}")
     return sorted(set(folds))
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
+# --- the safetensors file -------------------------------------------------------------------------------------------
 
 
 def flat(trained: Trained) -> dict[str, np.ndarray]:
-    """Every number of the networks under the name that it has in a file."""
-    named = {f"fold_{number}": variables for number, variables in trained.folds.items()}
-    # Without empty branches: a network without batch norm has no statistics.
-    return {name: np.asarray(value) for name, value in flatten_dict(named, sep="/").items()}
+    """The tensors of the networks by their names in the file."""
+    by_name = {f"fold_{number}": variables for number, variables in trained.folds.items()}
+    # Flattening drops empty branches, such as the statistics of a network without batch norm.
+    return {name: np.asarray(value) for name, value in flatten_dict(by_name, sep="/").items()}
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[int, Any]:
-    """The inverse of `flat`: what Flax's `apply` takes, by the fold's number."""
+    """The inverse of `flat`: variables for Flax's `apply`, by the fold's number."""
     return {int(name[5:]): variables for name, variables in unflatten_dict(dict(tensors), sep="/").items()}
 
 
@@ -116,8 +126,19 @@ def save(path: epath.PathLike, trained: Trained) -> None:
       InputError: safetensors is not installed.
     """
     header = {name: getattr(trained, name) for name in _HEADER} | {"config": to_dict(trained.config)}
-    # Under one key: the library writes several in an order that changes from call to call.
+    header |= {"grid": trained.target._asdict()}
+    header["sha256"] = _digest(flat(trained), header)
+    # There is one key only, because the library writes several keys in an order that changes from call to call.
     files.write_atomic(path, _safetensors().save(flat(trained), {KEY: json.dumps(header)}))
+
+
+def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
+    """SHA-256 of the header, without its own `sha256`, and of the tensors with their names, types and shapes."""
+    digest = hashlib.sha256(json.dumps({key: value for key, value in header.items() if key != "sha256"}).encode())
+    for name in sorted(tensors):
+        digest.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
 
 
 def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
@@ -125,44 +146,59 @@ def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
         raise InputError(f"{path}: found no such file, expected weights written by isles_jax.export")
     content, reader = path.read_bytes(), _safetensors()
     try:
-        tensors = reader.load(content)
-        # The library reads metadata from local files only: 8 bytes of length, then the header as JSON.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    except Exception as error:  # the library has an exception of its own, and numpy its share
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+        return _parse(path, content, reader, folds)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises its own exception, NumPy, JSON and Flax raise others
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable safetensors file ({reason})") from error
+
+
+def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] | None) -> Trained:
+    tensors = reader.load(content)
+    # The library reads metadata from local files only. The file starts with 8 bytes of length, then comes JSON.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     if KEY not in header:
         raise InputError(f"{path}: found no {KEY!r} in its header, expected weights written by isles_jax.export")
     values = json.loads(header[KEY])
+    wrong = files.misfit(values, _FORM)
+    if wrong:
+        raise InputError(f"{path}: found {wrong} in its header, expected weights written by isles_jax.export")
+    if "sha256" not in values:
+        print(f"note: {path}: an earlier version wrote it, without a checksum", file=sys.stderr)
+    elif values["sha256"] != _digest(tensors, values):
+        raise InputError(f"{path}: found another content than its checksum says, expected the file as it was written")
     config = ml_collections.ConfigDict(values["config"])
     classes, channels = tuple(values["classes"]), tuple(values["channels"])
-    found, steps = nested(tensors), {int(number): step for number, step in values["steps"].items()}
-    _check_shapes(path, found, config, len(classes) + 1, len(channels))
-    chosen = _chosen(path, found, sorted(found) if folds is None else folds)
+    networks, steps = nested(tensors), {int(number): step for number, step in values["steps"].items()}
+    _check_shapes(path, networks, config, len(classes) + 1, len(channels))
+    chosen = _choose(path, networks, sorted(networks) if folds is None else folds)
     return Trained(
         config, classes, channels, tuple(values["label_values"]), values["versions"],
-        {number: steps[number] for number in chosen}, {number: parallel.replicate(found[number]) for number in chosen},
+        {number: steps[number] for number in chosen},
+        {number: parallel.replicate(networks[number]) for number in chosen}, Target(**values.get("grid", {})),
     )  # fmt: skip
 
 
 def _check_shapes(
-    path: epath.Path, found: Mapping[int, Any], config: ml_collections.ConfigDict, classes: int, channels: int
+    path: epath.Path, networks: Mapping[int, Any], config: ml_collections.ConfigDict, classes: int, channels: int
 ) -> None:
-    """InputError unless every fold has the tensors of the network that the file's own settings make."""
+    """InputError unless every fold has the tensors of the network that the file's own configuration describes."""
     image = jnp.zeros((1, MULTIPLE, MULTIPLE, channels))
     like = jax.eval_shape(lambda: make_segmenter(config, classes).init(jax.random.key(0), image))
-    wanted = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
-    for number, variables in found.items():
-        have = {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}
-        for name in sorted(have.keys() | wanted.keys()):
-            if have.get(name) != wanted.get(name):
-                told = f"fold_{number}/{name} of shape {have.get(name)}, expected {wanted.get(name)}"
-                raise InputError(f"{path}: found {told}, as the settings in its header make it")
+    expected = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
+    for number, variables in networks.items():
+        actual = {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}
+        for name in sorted(actual.keys() | expected.keys()):
+            if actual.get(name) != expected.get(name):
+                shapes = f"found fold_{number}/{name} of shape {actual.get(name)}, expected {expected.get(name)}"
+                raise InputError(f"{path}: {shapes} for the configuration in its header")
 
 
 def _safetensors() -> Any:
     try:
         import safetensors.numpy
     except ImportError as error:
-        wanted = "pip install safetensors, or uv run --extra export"
-        raise InputError(f"safetensors is not installed, expected it for {SUFFIX} files: {wanted}") from error
+        remedy = "pip install safetensors, or uv run --extra export"
+        raise InputError(f"safetensors is not installed, expected it for {SUFFIX} files: {remedy}") from error
     return safetensors.numpy

@@ -1,0 +1,119 @@
+"""Times of the network alone: the forward pass and the training steps, on one batch."""
+
+import argparse
+import json
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from experiments.benchmarks.timing import ACCELERATOR, Functions, measure
+from experiments.benchmarks.workload import (
+    CHANNELS,
+    CLASSES,
+    DTYPES,
+    STEPS,
+    initial_state,
+    make_batch,
+    make_config,
+)
+from isles_jax.networks import make_forward, make_segmenter
+from isles_jax.training import parallel
+from isles_jax.training.state import init_state
+from isles_jax.training.step import make_step
+
+
+def our_step(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -> Callable[[], dict[str, jax.Array]]:
+    """A function that runs the compiled step once on a batch, waits for it, and returns the metrics.
+
+    One call is `train.steps_per_call` steps.
+    """
+    per_call = config.train.steps_per_call
+    step = parallel.parallelize(make_step(config, CLASSES, STEPS, parallel.AXIS), config.train.parallel)
+    state = parallel.replicate(init_state(config, CLASSES, CHANNELS, STEPS, 0))
+    on_devices = parallel.replicate(batch)
+    indices = np.tile(np.arange(len(batch[0]), dtype=np.int32), (per_call, 1))
+    indices = np.moveaxis(indices.reshape(per_call, jax.device_count(), -1), 1, 0)
+
+    def run() -> dict[str, jax.Array]:
+        nonlocal state
+        state, metrics = step(state, on_devices, indices)
+        return jax.block_until_ready((state, metrics))[1]
+
+    return run
+
+
+def step_flops(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -> float:
+    """Arithmetic of one step with direct convolutions, as XLA counts it before it optimises anything."""
+    config = config.copy_and_resolve_references()
+    config.train.steps_per_call, config.model.conv = 1, "lax"
+    step = make_step(config, CLASSES, STEPS, parallel.AXIS)
+    whole = PartitionSpec()
+    mapped = jax.shard_map(step, mesh=parallel.mesh(), in_specs=whole, out_specs=whole, check_vma=False)
+    state = init_state(config, CLASSES, CHANNELS, STEPS, 0)
+    indices = np.arange(len(batch[0]), dtype=np.int32)[None]
+    return jax.jit(mapped).lower(state, batch, indices).cost_analysis()["flops"]
+
+
+def check_agreement(options: argparse.Namespace) -> dict:
+    """Relative differences between PyTorch's logits and losses and ours, from the same weights and batch."""
+    if not options.pytorch:
+        return {}
+    from experiments.benchmarks import torch_functions
+
+    batch, results = make_batch(options), {}
+    for system in ("bl5", "proposed"):
+        config, setup = make_config(options, system), initial_state(options, system)
+        forward = jax.jit(make_segmenter(config, len(CLASSES) + 1).apply)
+        ours = np.asarray(forward(setup[0].segmenter.variables, batch[0]))
+        pytorch = torch_functions.logits(setup[0], batch)
+        results[f"{system}, logits"] = float(np.linalg.norm(ours - pytorch) / np.linalg.norm(ours))
+        loss, pytorch_loss = float(our_step(config, batch)()["loss"][0]), torch_functions.first_loss(setup, batch)
+        results[f"{system}, loss"] = abs(loss - pytorch_loss) / pytorch_loss
+    print(json.dumps(results, indent=1))
+    return results
+
+
+def benchmark_forward(options: argparse.Namespace) -> dict:
+    """Times of the softmax maps of a batch, as inference computes them."""
+    images, _ = batch = make_batch(options)
+    functions: Functions = {}
+    for dtype in DTYPES:
+        config = make_config(options, "bl5", dtype=dtype)
+        variables = init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables
+        forward = make_forward(make_segmenter(config, len(CLASSES) + 1))
+        variables, x = jax.device_put(variables), jnp.asarray(images)
+        functions[f"ours, {dtype}"] = lambda f=forward, v=variables, x=x: f(v, x).block_until_ready()
+    if options.pytorch:
+        from experiments.benchmarks import torch_functions
+
+        functions |= torch_functions.forward_functions(options.pytorch, initial_state(options, "bl5"), batch)
+    return {f"batch {options.batch}": measure(functions, options, step_flops(config, batch) / 3)}
+
+
+def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict:
+    """Times of a training step of Residual-SUMNet with cross-entropy and Adam."""
+    batch = make_batch(options)
+    variants = [{"dtype": dtype} for dtype in DTYPES]
+    if ACCELERATOR:
+        variants.append({"dtype": "bfloat16", "train.steps_per_call": 10})
+    functions, calls = {}, {}
+    for keys in variants:
+        name = ", ".join(["ours", *(f"{key.split('.')[-1]}={value}" for key, value in keys.items())])
+        functions[name] = our_step(make_config(options, system, **keys), batch)
+        calls[name] = keys.get("train.steps_per_call", 1)
+    if options.pytorch:
+        from experiments.benchmarks import torch_functions
+
+        functions |= torch_functions.step_functions(options.pytorch, initial_state(options, system), batch)
+    return {
+        f"batch {options.batch}": measure(functions, options, step_flops(make_config(options, system), batch), calls)
+    }
+
+
+def benchmark_adversarial(options: argparse.Namespace) -> dict:
+    """Times of a step of the proposed system: four losses, three critics, one forward pass of the segmenter."""
+    return benchmark_step(options, "proposed")

@@ -1,0 +1,61 @@
+"""What the benchmarks work on: configurations, initial states, batches and a phantom data set."""
+
+import argparse
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from experiments.benchmarks.timing import ACCELERATOR
+from isles_jax import config as configs
+from isles_jax.data import layouts
+from isles_jax.data.case import Dataset
+from isles_jax.data.phantom import write_phantom
+from isles_jax.networks import critic_channels
+from isles_jax.training.state import State, init_state
+
+CLASSES = ("penumbra", "core")
+CHANNELS = 3
+DTYPES = ("float32", "bfloat16") if ACCELERATOR else ("float32",)
+# The length of the learning rate's schedule, for steps that are timed alone.
+STEPS = 1000
+
+
+def make_config(options: argparse.Namespace, system: str, **keys: object) -> ml_collections.ConfigDict:
+    """A resolved configuration of the paper's network: `system` is "bl5" (cross-entropy) or "proposed"."""
+    full = system == "proposed"
+    config = configs.baseline(residual=True, adversarial=full, overlap=full)
+    sizes = {"model.width": options.width, "discriminator.width": options.width, "train.epochs": 50}
+    sizes["model.conv"] = options.conv
+    config.update_from_flattened_dict(sizes | {"augment.enabled": False, "train.batch_size": options.batch} | keys)
+    return configs.resolve(config)
+
+
+def fold_keys(epochs: int) -> dict[str, object]:
+    """The keys of a whole training, with the settings that suit this device."""
+    fast = {"dtype": "bfloat16", "train.steps_per_call": 10} if ACCELERATOR else {}
+    return {"train.epochs": epochs, "augment.enabled": True, **fast}
+
+
+def initial_state(options: argparse.Namespace, system: str) -> tuple[State, list[slice]]:
+    """The initial state of a system, and the class channels that each of its critics sees."""
+    config = make_config(options, system)
+    return init_state(config, CLASSES, CHANNELS, STEPS, 0), list(critic_channels(config, CLASSES).values())
+
+
+def make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of random slices, padded on one side, with a lesion: images [B, H, W, M] and labels [B, H, W]."""
+    height, width = options.size
+    rng = np.random.default_rng(options.seed)
+    labels = np.zeros((options.batch, height, width), np.int8)
+    labels[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    labels[:, height // 3 : height // 2, width // 3 : width // 2] = 2
+    labels[:, :, : width // 16] = -1
+    return rng.standard_normal((*labels.shape, CHANNELS), np.float32) + (labels > 0)[..., None], labels
+
+
+def make_dataset(options: argparse.Namespace, folder: str) -> Dataset:
+    """A phantom data set with the cases and the shape of the command line, written to `folder` and read back."""
+    root = Path(folder) / "phantom"
+    write_phantom(root, cases=options.cases, shape=tuple(options.shape), difficulty=1.0, seed=options.seed)
+    return layouts.load(root, penumbra=1, core=2)

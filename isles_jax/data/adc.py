@@ -1,0 +1,30 @@
+"""The apparent diffusion coefficient in one unit: 1e-3 mm2/s, in which healthy brain has about 0.8."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from isles_jax.data.case import Case
+
+# The unit as it is written, and the factor to 1e-3 mm2/s.
+UNITS = (("mm2/s", 1e3), ("1e-3 mm2/s", 1.0), ("1e-6 mm2/s", 1e-3))
+
+
+def in_one_unit(case: Case, channels: tuple[str, ...]) -> Case:
+    """Brings a channel called ADC to 1e-3 mm2/s, in place, and says so in a note.
+
+    The unit is the one in which the median of the voxels above 0 lies between 0.1 and 10 times 1e-3 mm2/s; the
+    three units lie a factor of 1000 apart. A median in none of these ranges is left as it is.
+    """
+    if "ADC" not in channels:
+        return case
+    adc = case.images[..., channels.index("ADC")]
+    median = float(np.median(adc[adc > 0])) if (adc > 0).any() else 0.0
+    for unit, factor in UNITS:
+        if 0.1 <= median * factor < 10:
+            if factor == 1.0:
+                return case
+            adc *= np.float32(factor)
+            return replace(case, notes=(*case.notes, f"ADC in {unit}, brought to 1e-3 mm2/s"))
+    note = f"{case.name}: the median of ADC is {median:.3g}, expected about 0.0008, 0.8 or 800; left as it is"
+    return replace(case, notes=(*case.notes, note))

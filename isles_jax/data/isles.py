@@ -1,0 +1,203 @@
+"""Reads the ISLES challenges of 2015 to 2018: one folder for each case.
+
+    <root>/<case>/VSD.Brain.XX.O.MR_Tmax.<id>/VSD.Brain.XX.O.MR_Tmax.<id>.nii    likewise the other sequences
+    <root>/<case>/VSD.Brain.XX.O.OT.<id>/VSD.Brain.XX.O.OT.<id>.nii              labels; test cases have none
+    <root>/<case>/Tmax.nii.gz, TTP.nii.gz, DWI.nii.gz, OT.nii.gz                 the short form
+    <root>/TRAINING/case_1/SMIR.Brain.XX.O.CT_Tmax.<id>/SMIR.Brain.XX.O.CT_Tmax.<id>.nii    ISLES-2018
+
+A sequence is recognised by its name, as a whole word between the dots of the file's name. Longer words and the names of
+folders do not count. Labels are one OT volume; those of SPES may also be two binary files with `penumbralabel` and
+`corelabel` in their names. The year is recognised by the sequences.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from isles_jax.data.adc import in_one_unit
+from isles_jax.data.case import Case, Dataset, make_dataset
+from isles_jax.data.nifti import is_nifti, list_folder, read_all, read_images, read_labels, stem
+from isles_jax.runtime.command import InputError
+
+
+class Layout(NamedTuple):
+    """A challenge: its name, the channels that a case must have, and the classes of its labels."""
+
+    name: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...] = ("lesion",)
+
+
+CHANNELS = ("Tmax", "TTP", "DWI")
+CLASSES = ("penumbra", "core")
+# No set of channels is part of what another challenge has. ISLES-2016 and ISLES-2017 have the same ones.
+LAYOUTS = (
+    Layout("ISLES-2015 SPES", CHANNELS, CLASSES),
+    Layout("ISLES-2015 SISS", ("FLAIR", "T1", "T2", "DWI")),
+    Layout("ISLES-2016 or 2017", ("ADC", "MTT", "rCBF", "rCBV", "Tmax", "TTP")),
+    Layout("ISLES-2018", ("CBF", "CBV", "MTT", "Tmax")),
+)
+LOOKED_FOR = "; ".join([
+    "dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz (ISLES-2022)",
+    *(f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layout in LAYOUTS),
+])  # fmt: skip
+
+
+def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int) -> Dataset:
+    """Reads all cases of a folder; the labels of SPES become 1 for penumbra and 2 for core.
+
+    Args:
+      root: a folder that holds one folder for each case.
+      channels: to be read; none for those of the challenge.
+      penumbra: the integer that marks penumbra in an OT volume of SPES.
+      core: the integer that marks core in an OT volume of SPES.
+
+    Raises:
+      InputError: the folder fits no challenge; some cases are bad, one line for each.
+    """
+    folders = _case_folders(root)
+    layout = _recognise(root, folders)
+    channels = channels or layout.channels
+    if layout.classes != CLASSES:
+        cases = read_all(folders, lambda folder: _with_lesion(folder, _read_images(folder, channels)))
+        return make_dataset(root, cases, channels, layout.classes, (1,), layout=layout.name)
+    values = (penumbra, core)
+    if penumbra == core or not all(1 <= value <= 255 for value in values):
+        settings = f"--config.data.labels.penumbra={penumbra} --config.data.labels.core={core}"
+        raise InputError(f"{settings}: expected two different integers from 1 to 255")
+    overlaps: list[tuple[int, int]] = []
+    cases = read_all(folders, lambda folder: _with_labels(folder, _read_images(folder, channels), values, overlaps))
+    return make_dataset(root, cases, channels, CLASSES, values, _nesting_note(overlaps), layout.name)
+
+
+def _case_folders(root: Path) -> list[Path]:
+    """The case folders in `root`, or in its folder TRAINING; an InputError if there is none."""
+    root = root / "TRAINING" if (root / "TRAINING").is_dir() else root
+    folders = [path for path in list_folder(root) if path.is_dir()]
+    if not folders:
+        raise InputError(f"{root}: holds no case folder; expected one of: {LOOKED_FOR}")
+    return folders
+
+
+def _recognise(root: Path, folders: list[Path]) -> Layout:
+    """The challenge of which some case folder has all sequences; an InputError if there is none."""
+    files = {folder: _nifti_files(folder) for folder in folders}
+    for layout in LAYOUTS:
+        for found in files.values():
+            if all(_named(found, channel) for channel in layout.channels):
+                return layout
+    folder, found = max(files.items(), key=lambda item: len(item[1]))
+    names = ", ".join(path.name for path in found) or "no NIfTI file"
+    raise InputError(f"{root}: {folder.name} holds {names}; expected one of: {LOOKED_FOR}")
+
+
+def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
+    """Reads a case without labels; an InputError unless each channel has exactly one file."""
+    files = _nifti_files(folder)
+    paths = [_only(folder, channel, _named(files, channel)) for channel in channels]
+    _check_one_patient(folder, channels, paths)
+    return in_one_unit(read_images(_name(folder), paths), channels)
+
+
+def _name(folder: Path) -> str:
+    """The name of a case: that of its folder, or of the link to it. Links of two cases may lead to equal names."""
+    return Path(os.path.abspath(folder)).name
+
+
+def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path]) -> None:
+    """Raises an InputError if the images lie in inner folders that are not named after their sequences."""
+    inner = [(channel, path) for channel, path in zip(channels, paths, strict=True) if path.parent != folder]
+    unnamed = [path for channel, path in inner if not _named([Path(f"{path.parent.name}.nii")], channel)]
+    if unnamed and len({path.parent for _, path in inner}) > 1:
+        names = " and ".join(str(path.relative_to(folder)) for _, path in inner)
+        raise InputError(f"{folder}: found {names}, expected the images of one patient in one folder")
+
+
+def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
+    """Reads cases without labels; `path` is one case folder or a folder of them.
+
+    Raises:
+      InputError: some cases are bad; one line for each.
+    """
+    files = _nifti_files(path)
+    by_channel = [_named(files, channel) for channel in channels]
+    # A case folder holds the files, or one folder for each channel. If all channels are in one inner folder, the inner
+    # one is the case folder.
+    several_folders = len({matches[0].parent for matches in by_channel if matches}) > 1
+    one_each = all(len(matches) == 1 for matches in by_channel)
+    is_case = (several_folders and one_each) or any(file.parent == path for file in files)
+    folders = [path] if is_case else _case_folders(path)
+    return read_all(folders, lambda folder: _read_images(folder, channels))
+
+
+def _with_lesion(folder: Path, case: Case) -> Case:
+    """The case with its binary labels, if it has any."""
+    volume = _named(_nifti_files(folder), "OT")
+    if not volume:
+        return case
+    path = _only(folder, "OT", volume)
+    return replace(case, labels=read_labels(path, case, (1,)), files=(*case.files, path))
+
+
+def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
+    """The case with its labels of penumbra and core, if it has any.
+
+    If the labels are two files, appends to `overlaps` the voxels of core, and how many of them the penumbra file marks.
+    """
+    files = _nifti_files(folder)
+    volume = _named(files, "OT")
+    penumbra, core = ([path for path in files if part in stem(path).lower()] for part in ("penumbralabel", "corelabel"))
+    if not (volume or penumbra or core):
+        return case
+    if volume and (penumbra or core):
+        raise InputError(
+            f"{volume[0]}: stands beside {(penumbra + core)[0].name}; expected one form of labels, not both"
+        )
+    used: tuple[Path, ...]
+    if volume:
+        path = _only(folder, "OT", volume)
+        labels, used = read_labels(path, case, values), (path,)
+    else:
+        used = (_only(folder, "penumbralabel", penumbra), _only(folder, "corelabel", core))
+        masks = [read_labels(path, case, (1,)) for path in used]
+        labels = np.where(masks[1] == 1, np.uint8(2), masks[0])
+        overlaps.append((int(masks[1].sum()), int((masks[0] & masks[1]).sum())))
+    return replace(case, labels=labels, files=case.files + used)
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a case folder and of the folders in it."""
+    entries = list_folder(folder)
+    return [p for p in entries if is_nifti(p)] + [
+        p for inner in entries if inner.is_dir() for p in list_folder(inner) if is_nifti(p)
+    ]
+
+
+def _named(files: list[Path], sequence: str) -> list[Path]:
+    """The files with `sequence`, or MR_ or CT_ before it, between the dots of their names, in upper or lower case."""
+    names = {prefix + sequence.lower() for prefix in ("", "mr_", "ct_")}
+    return [path for path in files if names & set(stem(path).lower().split("."))]
+
+
+def _only(folder: Path, sequence: str, files: list[Path]) -> Path:
+    """The only one of `files`, which are those of a sequence; an InputError if there are none or several."""
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = [path.relative_to(folder) for path in files]
+        raise InputError(f"{folder}: {len(files)} files for {sequence} ({names[0]}, {names[1]}); expected one")
+    others = ", ".join(path.name for path in _nifti_files(folder)) or "no NIfTI file"
+    raise InputError(f"{folder}: no {sequence}.nii or .nii.gz, alone or within a longer name; found {others}")
+
+
+def _nesting_note(overlaps: list[tuple[int, int]]) -> tuple[str, ...]:
+    """A note on whether the penumbra files contain the core. A voxel that both files mark becomes core."""
+    core, both = (sum(counts) for counts in zip(*overlaps, strict=True)) if overlaps else (0, 0)
+    if not core:
+        return ()
+    share = 100 * both / core
+    verb = "contain" if share > 50 else "do not contain"
+    return (f"the penumbra files {verb} the core ({share:.0f}% of it); voxels that both mark are taken as core",)

@@ -1,0 +1,69 @@
+"""The phantom's patients as ISLES-2022 holds its own: DWI and ADC, the mask of what restricts diffusion, no perfusion.
+
+The same physics as in `patient.py`. As in the real set spacings and shapes are mixed, ADC comes in three units, some
+lesions are smaller than 1 ml, some patients have two scans, and two scans show no lesion.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from isles_jax.data import patient
+from isles_jax.data.adc import UNITS
+
+# Voxels in the plane and slices, as multiples of the shape asked for; most scans have that shape.
+GRIDS = ((1.0, 1.0), (1.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.25, 0.75), (1.0, 1.0), (0.75, 1.25))
+# Of this many scans the last one is the second of the patient before.
+REPEATED = 6
+WITHOUT_LESION = (3, 8)
+
+
+def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
+    """Writes one scan, sub-phantomNNNN/ses-000N and its mask under derivatives."""
+    again = index % REPEATED == REPEATED - 1
+    number = index - 1 if again else index
+    drawn = np.random.default_rng([seed, number, 1])
+    # Volumes spread over two orders of magnitude; every fourth lesion is a small one.
+    size = 0.0 if number in WITHOUT_LESION else drawn.uniform(0.27, 0.34) if number % 4 == 1 else drawn.uniform(0.3, 1)
+    in_plane, through = GRIDS[index % len(GRIDS)]
+    sides = [max(round(n * factor), 4) for n, factor in zip(shape, (in_plane, in_plane, through), strict=True)]
+    points = patient.grid_mm(tuple(sides))
+    tissue = patient.make_tissue(points, difficulty, np.random.default_rng([seed, number]), size)
+    scan = np.random.default_rng([seed, index, 2])
+    dwi, adc = patient.scan_adc(points, tissue, difficulty, scan)
+    mask = patient.read_labels(points, tissue, difficulty, scan) == 2
+    unit = 1 / UNITS[number % len(UNITS)][1]
+    subject, session = f"sub-phantom{number + 1:04d}", f"ses-{1 + again:04d}"
+    affine, cut = _placed(tissue.brain, scan)
+    volumes = (
+        (f"{subject}/{session}/dwi", "dwi", dwi, (2, 1)),
+        (f"{subject}/{session}/dwi", "adc", adc * np.float32(unit), (2, 1)),
+        (f"derivatives/{subject}/{session}", "msk", mask.astype(np.uint16), (0, 2)),
+    )
+    for folder, word, volume, codes in volumes:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        # Stored from right to left, as the real ones are.
+        image = nib.Nifti1Image(volume[cut][::-1], affine)
+        image.header.set_xyzt_units("mm")
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        nib.save(image, root / folder / f"{subject}_{session}_{word}.nii.gz")
+
+
+def _placed(brain: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """An oblique affine for the volume stored from right to left, and how much of its empty margin is stored."""
+    spacing = np.array(patient.FIELD_OF_VIEW_MM) / brain.shape
+    cut = []
+    for axis in range(2):
+        inside = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = int(rng.integers(1, 5))
+        cut.append(slice(max(inside[0] - margin, 0), min(inside[-1] + 1 + margin, brain.shape[axis])))
+    angle = np.deg2rad(rng.uniform(-12, 12))
+    tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ np.diag(spacing * (-1, 1, 1))
+    first = np.array([brain.shape[0] - cut[0].stop, cut[1].start, 0])
+    affine[:3, 3] = affine[:3, :3] @ (first - (np.array(brain.shape) - 1) / 2)
+    return affine, (*cut, slice(None))

@@ -1,0 +1,67 @@
+"""Writes trained networks for other programs: as weights, or as the inference function in StableHLO."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from isles_jax.inference import average
+from isles_jax.models import MULTIPLE
+from isles_jax.networks import make_forward, make_segmenter
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.training import weights
+from isles_jax.training.weights import Trained
+
+# The platforms on which an exported inference function runs.
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(run: epath.PathLike, output: epath.Path, folds: Sequence[int] | None = None) -> Trained:
+    """Writes the networks of a run: as weights if `output` ends in .safetensors, else as the inference function.
+
+    Args:
+      run: the workdir of a run, or a .safetensors file.
+      output: replaced if it exists.
+      folds: numbers of the folds, finished or not; None: all finished ones.
+
+    Returns:
+      The networks that were written.
+
+    Raises:
+      InputError: see `weights.load`; a package is not installed; a file cannot be written.
+    """
+    trained = weights.load(run, folds)
+    if output.suffix == weights.SUFFIX:
+        weights.save(output, trained)
+    else:
+        files.write_atomic(output, serialise(trained))
+    return trained
+
+
+def serialise(trained: Trained) -> bytes:
+    """The inference function as a serialised `jax.export.Exported`, for CPU, CUDA and TPU.
+
+    Its first argument is a dict with the tensors of the .safetensors file of the same folds, by their names. Its second
+    argument is a batch of slices, float32 [B, H, W, M], normalised as by `data.slices.normalise` and 0 outside the
+    brain. B is any number; H and W are any multiples of 32. It returns class probabilities, float32 [B, H, W, C],
+    averaged over the folds and, if the run's predict.flips is set, over the mirror images.
+
+    Raises:
+      InputError: flatbuffers is not installed.
+    """
+    forward = make_forward(make_segmenter(trained.config, len(trained.classes) + 1))
+
+    def inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        return average(forward, list(weights.nested(tensors).values()), images, trained.config.predict.flips)
+
+    like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.flat(trained).items()}
+    shape = jax.export.symbolic_shape(f"b, {MULTIPLE}*h, {MULTIPLE}*w, {len(trained.channels)}")
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    exported = jax.export.export(jax.jit(inference), platforms=PLATFORMS)(like, images)
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        remedy = "pip install flatbuffers, or uv run --extra export"
+        raise InputError(f"flatbuffers is not installed, expected it for .stablehlo files: {remedy}") from error

@@ -1,0 +1,76 @@
+"""Pieces of HTML that several sections of the page share: tables, legends, class colours."""
+
+from collections.abc import Sequence
+from html import escape
+
+from isles_jax.reporting import tmax
+from isles_jax.reporting.results import RULE, Study
+
+# Class colours in page.css: --k1 to --k6.
+CLASS_COLOURS = 6
+
+
+def class_colour(value: int) -> str:
+    """The CSS class, and the name of the colour, of the label value 1, 2, ..."""
+    return f"k{(value - 1) % CLASS_COLOURS + 1}"
+
+
+def table(
+    caption: str, head: Sequence[str], body: Sequence[Sequence[str]], row_headers: int = 1, css_class: str = ""
+) -> str:
+    """A table in a box that scrolls sideways, by keyboard too, where the window is narrow.
+
+    Args:
+      caption: plain text above the table.
+      head: HTML of the column headers.
+      body: HTML of the cells of each row.
+      row_headers: the number of first columns that name the row.
+      css_class: of the box.
+    """
+    columns = "".join(
+        f'<th scope="col"{" class=left" if number < row_headers else ""}>{cell}</th>'
+        for number, cell in enumerate(head)
+    )
+    rows = []
+    for row in body:
+        names = "".join(f'<th scope="row">{cell}</th>' for cell in row[:row_headers])
+        rows.append(f"<tr>{names}{''.join(f'<td>{cell}</td>' for cell in row[row_headers:])}</tr>")
+    return (
+        f'<div class="wide {css_class}" role="region" tabindex="0" aria-label="{escape(caption, quote=True)}"><table>'
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{columns}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def system_name(label: str) -> str:
+    """A system's label; the clinical rule stands out from the trained systems."""
+    return f"<em>{label}</em>" if label == RULE else escape(label)
+
+
+def legend(colours: dict[str, str]) -> str:
+    """Names with the colour that each has in a chart or picture.
+
+    Args:
+      colours: {name: CSS variable of the colour, without the two dashes}.
+    """
+    items = [f'<span style="--colour: var(--{colour})">{escape(name)}</span>' for name, colour in colours.items()]
+    return f'<p class="key">{"".join(items)}</p>'
+
+
+def contour_legend(study: Study) -> str:
+    """The lines in the pictures of cases: a class has one colour, solid for a result and dashed for the reference."""
+    names = study.first.data["classes"]
+    items = []
+    for style, source in (("solid", "result"), ("dashed", "reference")):
+        for value, name in enumerate(names, 1):
+            items.append(
+                f'<span class="{style}" style="--colour: var(--{class_colour(value)})">{escape(name)}, {source}</span>'
+            )
+    if tmax.CHANNEL in study.first.data["channels"]:
+        items.append(f'<span class="solid" style="--colour: #fff">Tmax {tmax.CONTOUR_S:g} s</span>')
+    return f'<p class="key contours">{"".join(items)}</p>'
+
+
+def signed(value: float, low: float, high: float) -> str:
+    """A difference with its interval."""
+    return f'{value:+.3f} <span class="interval">[{low:+.3f}, {high:+.3f}]</span>'

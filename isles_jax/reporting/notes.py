@@ -1,0 +1,52 @@
+"""The notes below a table: what its numbers mean, and what they cannot show."""
+
+from isles_jax.reporting import results, statistics
+from isles_jax.reporting.results import Study
+
+
+def limitations(study: Study) -> list[str]:
+    """What so few cases cannot show, one sentence each."""
+    cases, comparisons = len(study.case_names), study.comparisons
+    smallest = min(1.0, max(comparisons, 1) * statistics.smallest_wilcoxon_p(cases))
+    sentences = [
+        "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the folds' "
+        "networks share training cases.",
+        # Simulated with this package's own intervals: Dice from a skewed distribution, or 0 for one case in twenty.
+        "Where about one lesion in twenty is missed altogether, a 95% interval from 9 to 30 cases covers the true mean "
+        "in only 88 to 90% of studies.",
+    ]
+    if comparisons:
+        sentences.append(
+            "A difference that is not significant may still be real: a difference smaller than 1.4 times the "
+            "half-width of its interval is missed in more than one study of five, even before Holm's correction."
+        )
+    if comparisons and smallest > 0.05:
+        sentences.append(
+            f"With {cases} cases and {comparisons} comparisons the Wilcoxon test cannot give p below {smallest:.2g}: "
+            "it can find no difference significant, however large."
+        )
+    if cases < 10:
+        sentences.append(f"{cases} cases are too few for more than a rough estimate of the spread.")
+    return sentences
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader of the table must know, `limitations` included; one or two sentences each."""
+    first = study.first
+    texts = [
+        "± standard deviation over cases; [95% bootstrap interval of the mean]. If both masks are empty, Dice is 1 and "
+        "distances are 0; if one is empty, Dice is 0 and distances are the image's diagonal."
+    ]
+    empty = sum(row["volume_true_ml"] == 0 for row in first.rows)
+    missed = {
+        label: sum(row["volume_pred_ml"] == 0 < row["volume_true_ml"] for row in run.rows)
+        for label, run in study.runs.items()
+    }
+    if empty or any(missed.values()):
+        counts = ", ".join(f"{count} by {label}" for label, count in missed.items())
+        texts.append(f"Empty references: {empty} over all cases and classes; lesions missed altogether: {counts}.")
+    if any(results.paper_dice(label, name) for label in study.rows for name in study.classes):
+        other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
+        texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
+    texts += [f"{label}: {note}." for label, run in study.runs.items() for note in run.notes]
+    return [*texts, *limitations(study)]

@@ -1,0 +1,79 @@
+"""The page's sections about the runs themselves: learning curves, configuration and versions."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from isles_jax import __version__
+from isles_jax.config import flatten
+from isles_jax.reporting import charts, markup, results
+from isles_jax.reporting.results import Run, Study
+
+
+def learning_curves(study: Study) -> str:
+    """The metrics of every run over the training steps, a line for each fold."""
+    text = "<h2>Learning curves</h2>"
+    opened = " open" if len(study.runs) == 1 else ""
+    for label, run in study.runs.items():
+        drawn = _curves(run)
+        colours = {f"fold {fold}": f"c{fold % 6}" for fold in range(len(run.curves))}
+        inner = f'{markup.legend(colours)}<div class="grid">{drawn}</div>' if drawn else "<p>None were kept.</p>"
+        text += f"<details{opened}><summary>{escape(label)}, over steps</summary>{inner}</details>"
+    return text
+
+
+def _curves(run: Run) -> str:
+    names = sorted({name for lines in run.curves for line in lines for name in line} - {"step"})
+    names.sort(key=lambda name: name != "loss")
+    drawn = []
+    for name in names:
+        series = {}
+        for fold, lines in enumerate(run.curves):
+            with_name = [line for line in lines if name in line]
+            series[f"fold {fold}"] = ([line["step"] for line in with_name], [line[name] for line in with_name])
+        drawn.append(charts.curves(name, series))
+    return "".join(drawn)
+
+
+def data_name(run: Run) -> str:
+    """The name of the data's folder."""
+    return results.name_of(run.config["data"]["root"])
+
+
+def _without_folders(config: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that hold paths, with the last part of each path alone."""
+    return {key: results.name_of(config[key]) for key in ("data.root", "folds_by", "train.init") if key in config}
+
+
+def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:
+    """Every key of every run's configuration, and the versions of the packages that trained the runs.
+
+    Args:
+      study: the runs.
+      versions: for each run, {package: version}; empty where they were not kept.
+    """
+    columns = [
+        flatten(run.config)
+        | _without_folders(flatten(run.config))
+        | {f"version of {package}": version for package, version in versions[label].items()}
+        for label, run in study.runs.items()
+    ]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    head = ["key", *map(escape, study.runs)]
+    body = [[escape(key), *(escape(str(column.get(key, ""))) for column in columns)] for key in keys]
+    differing = [row for row in body if len(set(row[1:])) > 1]
+    text = "<h2>Configuration and versions</h2>"
+    if differing:
+        caption = "Keys and versions that differ between the runs"
+        text += f"<h3>Where the runs differ</h3>{markup.table(caption, head, differing, css_class='values')}"
+    table = markup.table("Every key of the configuration, and the versions", head, body, css_class="values")
+    text += f"<details><summary>Every key</summary>{table}</details>"
+    # One line names the versions that all runs share; the table of differences holds the others.
+    every = list(versions.values())
+    shared = [
+        f"{package} {version}"
+        for package, version in every[0].items()
+        if all(run_versions.get(package) == version for run_versions in every)
+    ]
+    trained = f"Trained with {escape(', '.join(shared))}; this" if shared else "This"
+    return text + f'<p class="soft">{trained} page was made by isles_jax {__version__}.</p>'

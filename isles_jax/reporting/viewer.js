@@ -1,0 +1,348 @@
+// The viewer of every slice: one canvas for each channel, with contours, window, zoom and the values under the cursor.
+(() => {
+  const root = document.getElementById("viewer");
+  if (!root) return;
+  const { cases, channels, classes, levels, colours } = JSON.parse(document.getElementById("viewer-data").textContent);
+  const part = (name) => root.querySelector(`[data-part="${name}"]`);
+  const chosen = part("case"), system = part("system"), slide = part("slice"), truth = part("truth");
+  const risk = part("risk"), coloured = part("coloured"), views = part("views");
+  const status = part("status"), values = part("values");
+  const HINT = "On the image: wheel or arrow keys change the slice, + and − zoom, dragging moves a zoomed image. "
+    + "Point at a voxel to read its values.";
+  // The zoomed image is centred on `centre`, a share of its sides; `pointer` is a share of the canvas's sides.
+  const state = { number: 0, sheets: null, zoom: 1, centre: [0.5, 0.5], windows: [], pointer: null };
+  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // --- pixels -------------------------------------------------------------------------------------------------------
+
+  // An image of the page as one byte for each pixel.
+  const bytes = (source) => new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onerror = () => reject(new Error("a picture of the page cannot be read"));
+    image.onload = () => {
+      const canvas = document.createElement("canvas");
+      canvas.width = image.width;
+      canvas.height = image.height;
+      const context = canvas.getContext("2d", { willReadFrequently: true });
+      context.drawImage(image, 0, 0);
+      const pixels = context.getImageData(0, 0, image.width, image.height).data;
+      resolve(Uint8Array.from({ length: pixels.length / 4 }, (_, index) => pixels[4 * index]));
+    };
+    image.src = source;
+  });
+
+  // A gray byte is a level times the step. Level 0 is outside the brain; the others lie evenly over the channel's range.
+  const step = 256 / levels;
+  const valueAt = (byte, [low, high]) => low + (Math.max(byte / step, 1) - 1) / (levels - 2) * (high - low);
+
+  // Digits after the point that the distance between two levels, or the ticks of a scale, deserve.
+  const digits = (distance) => clamp(Math.ceil(-Math.log10(distance)), 0, 6);
+
+  const describe = (byte, [low, high], unit = "") => {
+    if (byte === 0) return "outside the brain";
+    const sign = byte === step ? "≤" : byte === (levels - 1) * step ? "≥" : "≈";
+    return `${sign} ${valueAt(byte, [low, high]).toFixed(digits((high - low) / (levels - 2)))} ${unit}`.trim();
+  };
+
+  // The colour of a position from 0 to 1 on a scale.
+  const onScale = (position, inColour) => {
+    if (!inColour) return Array(3).fill(255 * position);
+    const place = position * (colours.length - 1), first = Math.min(Math.floor(place), colours.length - 2);
+    return colours[first].map((low, index) => low + (place - first) * (colours[first + 1][index] - low));
+  };
+
+  const isColoured = (index) => Boolean(channels[index].unit && coloured.checked);
+  const range = (index) => cases[state.number].ranges[index];
+  const windowOf = (index) => state.windows[index] || channels[index].window || range(index);
+
+  // A slice of a channel in the chosen window, as a canvas with one pixel for each voxel.
+  const slicePicture = (index, offset) => {
+    const [height, width] = cases[state.number].size, [low, high] = windowOf(index);
+    const palette = Array.from({ length: 256 }, (_, byte) => (byte === 0 ? [0, 0, 0]
+      : onScale(clamp((valueAt(byte, range(index)) - low) / (high - low), 0, 1), isColoured(index))));
+    const picture = new ImageData(width, height);
+    for (let pixel = 0; pixel < width * height; pixel++) {
+      picture.data.set(palette[state.sheets.images[index][offset + pixel]], 4 * pixel);
+      picture.data[4 * pixel + 3] = 255;
+    }
+    const canvas = document.createElement("canvas");
+    canvas.width = width;
+    canvas.height = height;
+    canvas.getContext("2d").putImageData(picture, 0, 0);
+    return canvas;
+  };
+
+  // --- drawing ------------------------------------------------------------------------------------------------------
+
+  const contours = (sheet, offset, dashed) => classes.map((_, index) => ({
+    path: outline((pixel) => sheet[offset + pixel] === index + 1, cases[state.number].size),
+    colour: colour(`--k${index % 6 + 1}`),
+    dashed,
+  }));
+
+  const frame = () => views.querySelectorAll("canvas.slice");
+
+  const drawLine = (context, line, matrix, scale) => {
+    const path = new Path2D();
+    path.addPath(line.path, matrix);
+    context.lineJoin = "round";
+    context.setLineDash([]);
+    context.strokeStyle = "rgb(0 0 0 / 75%)";
+    context.lineWidth = 4 * scale;
+    context.stroke(path);
+    if (line.dashed) context.setLineDash([5 * scale, 4 * scale]);
+    context.strokeStyle = line.colour;
+    context.lineWidth = 2 * scale;
+    context.stroke(path);
+  };
+
+  const drawScale = (canvas, index, density) => {
+    const [low, high] = windowOf(index), context = canvas.getContext("2d"), width = canvas.clientWidth;
+    canvas.width = width * density;
+    canvas.height = 28 * density;
+    context.scale(density, density);
+    const margin = 12, x = (value) => margin + (value - low) / (high - low) * (width - 2 * margin);
+    for (let place = margin; place < width - margin; place++) {
+      context.fillStyle = `rgb(${onScale((place - margin) / (width - 2 * margin), isColoured(index)).join(" ")})`;
+      context.fillRect(place, 0, 1.5, 10);
+    }
+    const size = 10 ** Math.floor(Math.log10((high - low) / 4));
+    const spacing = [1, 2, 5, 10].map((factor) => factor * size).find((distance) => distance >= (high - low) / 6);
+    context.fillStyle = colour("--text");
+    context.font = "12px system-ui, sans-serif";
+    context.textAlign = "center";
+    for (let tick = Math.ceil(low / spacing - 1e-9) * spacing; tick <= high + 1e-9 * spacing; tick += spacing) {
+      context.fillRect(x(tick) - 0.5, 10, 1, 4);
+      context.fillText(tick.toFixed(digits(spacing)), x(tick), 26);
+    }
+  };
+
+  const draw = () => {
+    const one = cases[state.number], sheets = state.sheets;
+    if (!sheets) return;
+    const [height, width] = one.size, position = Number(slide.value), offset = position * height * width;
+    const result = sheets.results[system.value], density = Math.max(1, window.devicePixelRatio || 1);
+    // The reference lies below, so that it shows only where the result differs from it.
+    const lines = [...(truth.checked ? contours(sheets.truth, offset, true) : []),
+      ...(result ? contours(result, offset, false) : [])];
+    frame().forEach((canvas, index) => {
+      const context = canvas.getContext("2d"), { contour } = channels[index];
+      canvas.width = Math.round(canvas.clientWidth * density);
+      canvas.height = Math.round(canvas.width * (height * one.pixel_mm[0]) / (width * one.pixel_mm[1]));
+      const matrix = new DOMMatrix([state.zoom * canvas.width / width, 0, 0, state.zoom * canvas.height / height,
+        canvas.width * (0.5 - state.zoom * state.centre[0]), canvas.height * (0.5 - state.zoom * state.centre[1])]);
+      context.imageSmoothingQuality = "high";
+      context.setTransform(matrix);
+      context.drawImage(slicePicture(index, offset), 0, 0);
+      context.resetTransform();
+      if (contour && risk.checked) {
+        const raised = (pixel) => sheets.images[index][offset + pixel] > 0
+          && valueAt(sheets.images[index][offset + pixel], range(index)) > contour;
+        drawLine(context, { path: outline(raised, one.size), colour: "#fff" }, matrix, 0.8 * density);
+      }
+      lines.forEach((line) => drawLine(context, line, matrix, density));
+      drawSides(context, one.sides, canvas.width, density);
+      drawScale(canvas.parentElement.querySelector("canvas.scale"), index, density);
+    });
+    const dice = one.dice[system.value] ? `; Dice of ${system.value}: ${one.dice[system.value]}` : "";
+    const zoom = state.zoom > 1 ? `, zoom ${state.zoom.toFixed(1)}` : "";
+    const slice = `slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)`;
+    status.textContent = `${one.name}, ${slice}${zoom}${dice}`;
+    values.textContent = describeVoxel();
+    views.classList.toggle("zoomed", state.zoom > 1);
+    Object.assign(root.dataset, { case: one.name, slice: one.slices[position], zoom: state.zoom, ready: "yes" });
+  };
+
+  // The voxel under the cursor: the approximate value of each channel, and its class.
+  const describeVoxel = () => {
+    if (!state.pointer) return HINT;
+    const [height, width] = cases[state.number].size, { images, results, truth: reference } = state.sheets;
+    const [column, row] = [width, height].map((size, axis) => clamp(
+      Math.floor(size * (state.centre[axis] + (state.pointer[axis] - 0.5) / state.zoom)), 0, size - 1));
+    const pixel = (Number(slide.value) * height + row) * width + column;
+    const label = (sheet) => classes[sheet[pixel] - 1] || "no lesion";
+    const texts = channels.map(({ name, unit }, index) =>
+      `${name} ${describe(images[index][pixel], range(index), unit)}`);
+    texts.push(`reference: ${label(reference)}`);
+    if (results[system.value]) texts.push(`${system.value}: ${label(results[system.value])}`);
+    return texts.join(" · ");
+  };
+
+  const drawSides = (context, sides, width, density) => {
+    if (!sides) return;
+    context.font = `${14 * density}px system-ui, sans-serif`;
+    context.textBaseline = "top";
+    context.lineWidth = 3 * density;
+    context.setLineDash([]);
+    context.strokeStyle = "#000";
+    context.fillStyle = "#fff";
+    for (const [letter, x, align] of [[sides[0], 5 * density, "left"], [sides[1], width - 5 * density, "right"]]) {
+      context.textAlign = align;
+      context.strokeText(letter, x, 5 * density);
+      context.fillText(letter, x, 5 * density);
+    }
+  };
+
+  // --- a case -------------------------------------------------------------------------------------------------------
+
+  const endInput = (index, end, label) => {
+    const input = document.createElement("input");
+    input.type = "number";
+    input.step = "any";
+    input.value = String(Number(windowOf(index)[end].toPrecision(3)));
+    input.setAttribute("aria-label", `${channels[index].name}: value shown ${label}`);
+    input.addEventListener("input", () => {
+      const ends = [...windowOf(index)];
+      ends[end] = Number(input.value);
+      if (input.value === "" || ends[0] >= ends[1]) return;
+      state.windows[index] = ends;
+      draw();
+    });
+    return input;
+  };
+
+  const makeView = ({ name, unit }, index) => {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    const canvas = document.createElement("canvas"), scale = document.createElement("canvas");
+    const ends = document.createElement("span"), inputs = document.createElement("span");
+    canvas.className = "slice";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${name} of ${cases[state.number].name}`);
+    scale.className = "scale";
+    scale.setAttribute("role", "img");
+    scale.setAttribute("aria-label", `scale of ${name}`);
+    ends.className = "ends";
+    inputs.append(endInput(index, 0, "darkest"), " to ", endInput(index, 1, "brightest"));
+    ends.append("window ", inputs);
+    caption.append(unit ? `${name}, ${unit}` : name, ends);
+    figure.append(canvas, scale, caption);
+    return figure;
+  };
+
+  const show = async (number) => {
+    state.number = (number + cases.length) % cases.length;
+    state.sheets = null;
+    const one = cases[state.number], labels = Object.keys(one.results);
+    const images = channels.map(({ name }) => one.images[name]);
+    const sheets = await Promise.all([...images, one.truth, ...labels.map((label) => one.results[label])].map(bytes));
+    // Another case may have been chosen meanwhile.
+    if (one !== cases[state.number]) return;
+    const results = labels.map((label, index) => [label, sheets[channels.length + 1 + index]]);
+    state.sheets = { images: sheets, truth: sheets[channels.length], results: Object.fromEntries(results) };
+    // A window without a unit belongs to one scan; seconds are the same in all of them.
+    state.windows = state.windows.map((ends, index) => (channels[index].unit ? ends : undefined));
+    state.zoom = 1;
+    state.centre = [0.5, 0.5];
+    views.replaceChildren(...channels.map(makeView));
+    chosen.selectedIndex = state.number;
+    slide.max = one.slices.length - 1;
+    slide.value = one.start;
+    draw();
+  };
+  const go = (number) => show(number).catch((error) => { status.textContent = error.message; });
+
+  // --- controls -----------------------------------------------------------------------------------------------------
+
+  // True if there was another slice in this direction.
+  const move = (by) => {
+    const before = slide.value;
+    slide.value = Number(before) + by;
+    if (slide.value === before) return false;
+    draw();
+    return true;
+  };
+
+  const pan = (right, down) => {
+    const half = 0.5 / state.zoom;
+    state.centre = [clamp(state.centre[0] + right / state.zoom, half, 1 - half),
+      clamp(state.centre[1] + down / state.zoom, half, 1 - half)];
+    draw();
+  };
+
+  // Zooms and keeps the point at x and y, as shares of the canvas, in its place.
+  const zoomBy = (factor, x = 0.5, y = 0.5) => {
+    const before = state.zoom;
+    state.zoom = clamp(before * factor, 1, 16);
+    const growth = state.zoom / before - 1;
+    pan((x - 0.5) * growth, (y - 0.5) * growth);
+  };
+
+  // Where in the canvas, as shares of its sides, an event happened.
+  const place = (event, canvas) => {
+    const box = canvas.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  };
+
+  const pointAt = (event) => {
+    if (!state.sheets || !event.target.matches("canvas.slice")) return;
+    state.pointer = place(event, event.target);
+    values.textContent = describeVoxel();
+  };
+
+  let scrolled = 0;
+  views.addEventListener("wheel", (event) => {
+    if (!event.target.matches("canvas.slice")) return;
+    if (event.ctrlKey) {
+      event.preventDefault();
+      zoomBy(2 ** (-event.deltaY / 200), ...place(event, event.target));
+      return;
+    }
+    // A trackpad sends many small turns. At the first and last slice the page scrolls.
+    scrolled += event.deltaY;
+    const end = event.deltaY > 0 ? slide.max : slide.min;
+    if (slide.value !== end) event.preventDefault();
+    if (Math.abs(scrolled) >= 40) {
+      move(Math.sign(scrolled));
+      scrolled = 0;
+    }
+  }, { passive: false });
+
+  const KEYS = {
+    ArrowUp: () => move(-1), ArrowLeft: () => move(-1), ArrowDown: () => move(1), ArrowRight: () => move(1),
+    "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(1 / 16),
+    "shift ArrowUp": () => pan(0, -0.1), "shift ArrowDown": () => pan(0, 0.1),
+    "shift ArrowLeft": () => pan(-0.1, 0), "shift ArrowRight": () => pan(0.1, 0),
+  };
+  views.addEventListener("keydown", (event) => {
+    if (event.target !== views || event.ctrlKey || event.altKey || event.metaKey) return;
+    const action = KEYS[event.shiftKey && event.key.startsWith("Arrow") ? `shift ${event.key}` : event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+
+  views.addEventListener("pointermove", (event) => {
+    if (!event.target.matches("canvas.slice")) return;
+    if (event.buttons && state.zoom > 1) {
+      pan(-event.movementX / event.target.clientWidth, -event.movementY / event.target.clientHeight);
+    }
+    pointAt(event);
+  });
+  views.addEventListener("pointerdown", pointAt);
+  views.addEventListener("pointerleave", () => {
+    state.pointer = null;
+    values.textContent = HINT;
+  });
+
+  const CLICKS = {
+    "previous-slice": () => move(-1), "next-slice": () => move(1),
+    "previous-case": () => go(state.number - 1), "next-case": () => go(state.number + 1),
+    "zoom-in": () => zoomBy(1.5), "zoom-out": () => zoomBy(1 / 1.5), whole: () => zoomBy(1 / 16),
+  };
+  for (const [name, action] of Object.entries(CLICKS)) part(name).addEventListener("click", action);
+  chosen.addEventListener("change", () => go(chosen.selectedIndex));
+  [slide, system, truth, risk, coloured].forEach((control) => control && control.addEventListener("input", draw));
+  window.addEventListener("resize", draw);
+  // A case's name in the table of every case opens the case with the system of its row.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.show");
+    if (!button) return;
+    const label = button.closest("tr").cells[1].textContent;
+    if ([...system.options].some(({ value }) => value === label)) system.value = label;
+    go(cases.findIndex(({ name }) => name === button.textContent));
+    root.scrollIntoView();
+    views.focus({ preventScroll: true });
+  });
+  go(0);
+})();

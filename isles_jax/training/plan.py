@@ -1,0 +1,154 @@
+"""What the folds of a run share: the slices on the devices, the compiled step, and how batches are drawn."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from isles_jax.config import to_dict
+from isles_jax.data import grid
+from isles_jax.data.case import Dataset
+from isles_jax.data.nifti import machine_memory
+from isles_jax.data.slices import Slices, draw_batch, make_slices
+from isles_jax.models import MULTIPLE
+from isles_jax.runtime.command import InputError
+from isles_jax.training import parallel
+from isles_jax.training.step import make_step
+
+# The keys of the configuration that change the compiled step.
+STEP_KEYS = ("dtype", "model", "discriminator", "loss", "optimizer", "augment")
+# The slices may take this share of a device's memory; a step of the paper's network needs the rest.
+SLICES_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the folds of a run share.
+
+    Attributes:
+      config: resolved.
+      dataset: all cases have labels.
+      slices: of all cases, on the host.
+      data: images and labels of the slices on the devices; None if they are too large for that.
+      run_steps: the compiled (state, data, indices) -> (state, metrics); one call runs `train.steps_per_call` steps.
+      steps: the number of steps that every fold is trained.
+      target: the grid that the networks work on.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: Dataset
+    slices: Slices
+    data: tuple[jax.Array, jax.Array] | None
+    run_steps: Callable[..., Any]
+    steps: int
+    target: grid.Target
+
+
+def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
+    """Puts the slices on the devices and builds the step.
+
+    Slices that take more than half of a device's memory stay on the host; those of the next call of the step are then
+    sent while the current call runs.
+
+    Args:
+      config: resolved (`config.resolve`).
+      dataset: all cases have labels.
+
+    Raises:
+      InputError: the batch size is not a multiple of the number of devices, or too large for the data or the memory.
+    """
+    parallel.keep_compiled()
+    devices, batch = jax.device_count(), config.train.batch_size
+    if batch % devices:
+        raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {devices} devices")
+    target = grid.choose(config.data.spacing_mm, dataset.cases)
+    slices = make_slices(dataset.cases, MULTIPLE, target, config.data.dtype)
+    # All folds take the same number of steps, so that they share one compilation.
+    training = len(slices.labels) * (config.folds - 1) / config.folds
+    _check_batch(config, training, slices.labels.shape[1] * slices.labels.shape[2], batch // devices)
+    per_call = config.train.steps_per_call
+    steps = math.ceil(config.train.epochs * math.ceil(training / batch) / per_call) * per_call
+    settings = json.dumps({key: value for key, value in to_dict(config).items() if key in STEP_KEYS})
+    run_steps = _parallel_step(settings, dataset.classes, steps, config.train.parallel)
+    memory, size, data = parallel.memory_bytes(), slices.images.nbytes + slices.labels.nbytes, None
+    if memory and size > SLICES_SHARE * memory:
+        print(f"the slices take {size / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
+    else:
+        data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
+    return Plan(config, dataset, slices, data, run_steps, steps, target)
+
+
+def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int, on_device: int) -> None:
+    """Raises an InputError if a batch has more slices than a fold trains on, or does not fit the memory for certain."""
+    batch = config.train.batch_size
+    if batch > training:
+        raise InputError(
+            f"--config.train.batch_size: found {batch}, expected at most the {training:.0f} training slices"
+        )
+    # The gradient needs the feature maps of the network's first two convolutions, and much more.
+    needed, memory = 8 * on_device * pixels * config.model.width, machine_memory()
+    if needed > memory:
+        sizes = f"{needed / 1e9:.0f} GB at the least, of {memory / 1e9:.0f} GB"
+        raise InputError(f"--config.train.batch_size: found {batch}, which needs {sizes}, expected a smaller one")
+
+
+@functools.lru_cache(maxsize=4)
+def _parallel_step(settings: str, classes: tuple[str, ...], steps: int, kind: str) -> Callable[..., Any]:
+    """The step on all devices. Runs in one process that need the same step share it and its compilation."""
+    config = ml_collections.ConfigDict(json.loads(settings))
+    return parallel.parallelize(make_step(config, classes, steps, parallel.AXIS), kind)
+
+
+def training_slices(plan: Plan, held_out: list[str]) -> np.ndarray:
+    """Indices of the slices of all cases that are not held out.
+
+    Raises:
+      InputError: none of them holds lesion.
+    """
+    training = [number for number, case in enumerate(plan.dataset.cases) if case.name not in held_out]
+    pool = np.flatnonzero(np.isin(plan.slices.case, training))
+    if not plan.slices.lesion[pool].any():
+        raise InputError(
+            f"{plan.dataset.root}: found no lesion in {len(training)} training cases, expected some to learn from"
+        )
+    return pool
+
+
+def feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yields the data and the indices for each call of `run_steps`, prepared while the previous call runs.
+
+    Args:
+      plan: from `prepare`.
+      pool: the indices of the slices to train on.
+      fold: number of the fold.
+      calls: the step at which each call starts.
+
+    Yields:
+      The data, as `run_steps` takes them, and int32 [devices, steps, slices on a device], indices into the data.
+    """
+    ready = None
+    for start in calls:
+        data, indices = plan.data, _batches(plan, pool, fold, range(start, start + calls.step))
+        if data is None:
+            rows = indices.ravel()
+            chosen = plan.slices.images[rows], plan.slices.labels[rows]
+            data = parallel.replicate(chosen, plan.config.train.parallel)
+            indices = np.arange(rows.size, dtype=np.int32).reshape(indices.shape)
+        if ready is not None:
+            yield ready
+        ready = data, indices
+    if ready is not None:
+        yield ready
+
+
+def _batches(plan: Plan, pool: np.ndarray, fold: int, steps: range) -> np.ndarray:
+    """The indices of the slices for some steps, int32 [devices, steps, slices on a device]."""
+    seed, size = plan.config.seed, plan.config.train.batch_size
+    rows = np.stack([draw_batch(pool, plan.slices.lesion, size, (seed, fold, step)) for step in steps])
+    return np.moveaxis(rows.reshape(len(steps), jax.device_count(), -1), 1, 0)

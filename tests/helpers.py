@@ -1,0 +1,205 @@
+"""What several test files share: data sets with known contents, tiny configurations, runs and processes."""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import nibabel as nib
+import numpy as np
+
+from isles_jax import config
+from isles_jax.data.case import Case
+
+ROOT = Path(__file__).parents[1]
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+CHANNELS = ("Tmax", "TTP", "DWI")
+SHAPE = (9, 8, 5)
+# Oblique, left-handed and anisotropic.
+OBLIQUE = np.array([[-1.9, 0.3, 0.2, 31.0], [0.25, 2.4, -0.5, -12.5], [0.1, 0.4, 3.9, 7.25], [0, 0, 0, 1]])
+# Oblique and right-handed.
+TURNED = np.array([[1.9, -0.6, 0.1, 5], [0.6, 1.9, -0.2, -70], [0, 0.2, 3.0, 9], [0, 0, 0, 1]])
+
+
+def volumes(shape=SHAPE, seed=0):
+    """Tmax, TTP, DWI (float32) and labels (uint8): a brain with a penumbra of raised Tmax and a bright core in it."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.uint8)
+    labels[2:7, 2:6, 1:4] = 1
+    labels[3:5, 3:5, 2] = 2
+    brain = np.zeros(shape, bool)
+    brain[1:-1, 1:-1] = True
+    noise = rng.uniform(0.9, 1.1, (3, *shape))
+    tmax = np.where(labels > 0, 9.0, 2.0) * noise[0]
+    ttp = np.where(labels > 0, 25.0, 16.0) * noise[1]
+    dwi = np.where(labels == 2, 300.0, 150.0) * noise[2]
+    images = {"Tmax": tmax, "TTP": ttp, "DWI": dwi}
+    return {name: np.where(brain, image, 0).astype(np.float32) for name, image in images.items()} | {"OT": labels}
+
+
+def random_labels(seed, shape=(9, 8, 6)):
+    """Labels 0, 1 and 2, as likely as each other."""
+    return np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
+
+
+def random_case(shape, seed=0, affine=TURNED):
+    """A case of three channels without labels, with background around its brain."""
+    rng = np.random.default_rng(seed)
+    images = np.zeros((*shape, 3), np.float32)
+    images[1:-1, 2:-2, 1:] = rng.gamma(2.0, 3.0, (shape[0] - 2, shape[1] - 4, shape[2] - 1, 3)) + 0.01
+    return Case("x", images, None, affine, nib.Nifti1Header())
+
+
+def save_volume(path, data, affine=OBLIQUE, codes=(1, 2)):
+    """Saves one NIfTI volume with these qform and sform codes; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, affine)
+    image.set_qform(affine, codes[0])
+    image.set_sform(affine, codes[1])
+    nib.save(image, path)
+
+
+def save_case(folder, case, codes=(1, 2)):
+    """Saves the case's channels as a folder of NIfTI files."""
+    for number, channel in enumerate(CHANNELS):
+        save_volume(folder / f"{channel}.nii.gz", case.images[..., number], case.affine, codes)
+
+
+def spes_folder(root, cases=("a", "b"), suffix=".nii", **contents):
+    """Writes CASE/Tmax.nii and so on; `contents` replace volumes of the last case (None: no file)."""
+    for number, case in enumerate(cases):
+        files = volumes(seed=number)
+        if case == cases[-1]:
+            files |= contents
+        for name, data in files.items():
+            if data is not None:
+                save_volume(root / case / f"{name}{suffix}", data)
+    return root
+
+
+def files_in(folder):
+    """{relative path: path} of every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def checksums(root):
+    """{relative path: checksum} of everything below a folder; a folder has an empty one."""
+    paths = sorted(root.rglob("*"))
+    return {str(p.relative_to(root)): hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else "" for p in paths}
+
+
+NNUNET_CHANNELS = {"0": "dwi", "1": "TTP", "2": "TMAX"}
+NNUNET_LABELS = {"background": 0, "core": 3, "penumbra": 1}
+
+
+def nnunet_folder(root, ending=".nii.gz", channels=NNUNET_CHANNELS, labels=NNUNET_LABELS, **content):
+    """Two training cases and one without labels, channels in the order of `channels`."""
+    words = {name.lower(): name for name in ("Tmax", "TTP", "DWI")}
+    root.mkdir(exist_ok=True)
+    for number, (case, folder) in enumerate((("p1", "imagesTr"), ("p2", "imagesTr"), ("p3", "imagesTs"))):
+        there = volumes(seed=number)
+        for index, name in channels.items():
+            volume = there[words[name.lower()]] if name.lower() in words else there["DWI"] + int(index)
+            save_volume(root / folder / f"{case}_{int(index):04d}{ending}", volume)
+        if folder == "imagesTr":
+            table = np.array([0, labels.get("penumbra", 1), labels.get("core", 1)], np.uint8)
+            save_volume(root / "labelsTr" / f"{case}{ending}", table[there["OT"]])
+    content = {"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending} | content
+    (root / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return root
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+# The paper's list of systems, section 2: (residual, adversarial, Lovasz-softmax and boundary loss).
+SYSTEMS = {
+    "bl1": (False, False, False),
+    "bl2": (False, False, True),
+    "bl3": (False, True, False),
+    "bl4": (False, True, True),
+    "bl5": (True, False, False),
+    "bl6": (True, False, True),
+    "bl7": (True, True, False),
+    "proposed": (True, True, True),
+}
+TINY = {
+    "folds": 2, "model.width": 4, "discriminator.width": 4, "train.epochs": 1, "train.batch_size": 8,
+    "train.checkpoint_every_steps": 2, "train.log_every_steps": 1,
+}  # fmt: skip
+
+
+def tiny_config(name, **keys):
+    """The configuration of one of the eight systems with the settings TINY, then `keys`."""
+    residual, adversarial, overlap = SYSTEMS[name]
+    made = config.baseline(residual=residual, adversarial=adversarial, overlap=overlap)
+    made.update_from_flattened_dict(TINY | keys)
+    return made
+
+
+def leaves(tree):
+    """{path: array} of a tree of arrays."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+COMMAND = """
+import os, signal, sys, time
+from isles_jax.runtime import interrupt
+from isles_jax.runtime.command import run_command
+
+# Tests may run in a background job, whose children do not hear SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def send(name):
+    os.kill(os.getpid(), signal.Signals[name])
+"""
+
+
+def run_main(body):
+    """The finished process of a command whose main function has this body."""
+    code = f"{COMMAND}\ndef main():\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "run_command(main)\n"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def environment(devices):
+    """The environment of a process that sees `devices` virtual CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+def free_port():
+    """A free port in the range where JAX expects Slurm's coordinator."""
+    for port in np.random.default_rng().permutation(np.arange(61440, 65536)).tolist():
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def slurm_variables(port, number):
+    """What Slurm tells task `number` of a step of two tasks."""
+    return {
+        "SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
+    }  # fmt: skip
+
+
+def softmax(logits):
+    """Over the last axis, in the precision of the logits."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def segmentation_case(shape, num_classes, seed=0, scale=1.0):
+    """Random logits [*shape, C], labels and a mask that keeps 70 % of the pixels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, shape)
+    return (scale * rng.standard_normal((*shape, num_classes))).astype(np.float32), labels, rng.random(shape) < 0.7

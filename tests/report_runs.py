@@ -1,0 +1,82 @@
+"""Finished runs without a training, for the tests of everything that reads them; a plugin of conftest.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+from isles_jax import clinical, config
+from isles_jax.data import check, folds, layouts
+from isles_jax.data.nifti import write_labels
+from isles_jax.reporting import page, results, scores, statistics
+from isles_jax.runtime import files
+
+# The design's cells of the runs.
+CELLS = {"bl1": (False, False, False), "proposed": (True, True, True)}
+
+
+def make_run(workdir, dataset, split, cell, seed, root):
+    """A finished workdir without a training: the truth, moved a little, is the prediction."""
+    made = config.baseline(**dict(zip(("residual", "adversarial", "overlap"), cell, strict=True)))
+    made.data.root = str(root)
+    files.write_json(workdir / "config.json", config.to_dict(config.resolve(made)))
+    files.write_json(workdir / "folds.json", split)
+    files.write_json(workdir / "data.json", check.describe(dataset))
+    cases, rows, rule = {case.name: case for case in dataset.cases}, [], []
+    for fold, names in enumerate(split):
+        (workdir / f"fold_{fold}" / "predictions").mkdir(parents=True)
+        lines = [
+            {"step": 10 * n, "loss": 1 / n + 0.1 * fold, "critic/core": None if n == 2 else 0.5} for n in range(1, 9)
+        ]
+        (workdir / f"fold_{fold}" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for number, name in enumerate(names):
+            case = cases[name]
+            prediction = np.roll(case.labels, (seed + number) % 3, 1)
+            write_labels(
+                workdir / f"fold_{fold}" / "predictions" / f"{name}.nii.gz", prediction, case, dataset.label_values
+            )
+            rows += scores.score_case(name, fold, prediction, case.labels, case.spacing_mm, dataset.classes)
+            by_rule = clinical.clinical_rule(case, 1.5)
+            rule += scores.score_case(name, fold, by_rule, case.labels, case.spacing_mm, dataset.classes)
+    scores.write_cases_csv(workdir / "cases.csv", rows)
+    scores.write_cases_csv(workdir / "clinical_rule.csv", rule)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def few_resamples():
+    """Intervals are tested elsewhere; here they need not be precise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 300)
+        yield
+
+
+@pytest.fixture(scope="session")
+def report_dataset(phantom_root):
+    return layouts.load(phantom_root, penumbra=1, core=2)
+
+
+@pytest.fixture(scope="session")
+def report_folds(report_dataset):
+    return folds.make_folds([case.name for case in report_dataset.cases], 3, 0)
+
+
+@pytest.fixture(scope="session")
+def finished_workdirs(tmp_path_factory, phantom_root, report_dataset, report_folds):
+    base = tmp_path_factory.mktemp("runs")
+    return {
+        name: make_run(base / name, report_dataset, report_folds, cell, seed, phantom_root)
+        for seed, (name, cell) in enumerate(CELLS.items(), 1)
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_runs(finished_workdirs):
+    return [results.read_run(workdir) for workdir in finished_workdirs.values()]
+
+
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory, few_resamples, finished_runs):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    page.write_report(path, finished_runs)
+    return path

@@ -1,0 +1,121 @@
+"""Starting from the weights of another run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import leaves, spes_folder, tiny_config
+
+from isles_jax import config
+from isles_jax.cross_validation import cross_validate
+from isles_jax.runtime.command import InputError
+from isles_jax.training import checkpoint, initial, weights
+from isles_jax.training.state import init_state
+
+CLASSES = ("penumbra", "core")
+
+
+@pytest.fixture
+def network(untrained_run):
+    """The segmenter of a new run with the settings of `untrained_run`, and other random numbers."""
+    made = untrained_run[1].copy_and_resolve_references()
+    made.seed = 99
+    return init_state(made, CLASSES, 3, 10, 0).segmenter
+
+
+def start(network, path, fold=0, classes=CLASSES):
+    return initial.start(network, path, initial.digest(path), fold, classes)
+
+
+def same(one, other):
+    one, other = leaves(one), leaves(other)
+    assert one.keys() == other.keys()
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_a_fold_starts_from_its_own_weights(fold, untrained_run, network, capsys):
+    run, _, variables = untrained_run
+    started = start(network, run, fold)
+    assert same(started.variables, variables[fold])
+    assert same(started.opt_state, network.opt_state)
+    assert f"fold {fold}: starts from fold {fold} of" in capsys.readouterr().out
+
+
+def test_a_fold_that_was_not_trained_starts_from_the_mean(untrained_run, network, capsys):
+    run, _, variables = untrained_run
+    started = leaves(start(network, run, 2).variables)
+    first, second = leaves(variables[0]), leaves(variables[1])
+    for name, value in started.items():
+        np.testing.assert_allclose(value, (first[name] + second[name]) / 2, atol=1e-6)
+    assert "the mean of the weights of folds 0, 1" in capsys.readouterr().out
+
+
+def test_a_file_gives_what_its_run_gives(untrained_run, network, tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "weights.safetensors"
+    weights.save(path, weights.load(untrained_run[0], (1,)))
+    assert same(start(network, path, 0).variables, untrained_run[2][1]), "its only fold"
+    before = initial.digest(path)
+    weights.save(path, weights.load(untrained_run[0], (0,)))
+    with pytest.raises(InputError, match="are not those of SHA-256"):
+        initial.start(network, path, before, 0, CLASSES)
+
+
+def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
+    run, made, variables = untrained_run
+    network = init_state(made, ("lesion",), 3, 10, 0).segmenter
+    started = leaves(start(network, run, 0, ("lesion",)).variables)
+    source, new = leaves(variables[0]), leaves(network.variables)
+    outputs = [name for name in new if "output" in name]
+    assert len(outputs) == 2
+    for name, value in started.items():
+        np.testing.assert_array_equal(value, new[name] if name in outputs else source[name])
+    assert "its classes are penumbra, core, so the output layer starts anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("channels", "keys", "words"), [
+    (2, {}, r"has the shape \(1, 1, 3, 3\) there and \(1, 1, 2, 3\) in this run"),
+    (3, {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network of the same width"),
+    (3, {"model.batch_norm": "none"}, r"there and None in this run|None there"),
+    (3, {"model.batch_norm": "all"}, r"None there and|there and None"),
+])  # fmt: skip
+def test_layers_that_do_not_fit_are_refused_in_one_line(channels, keys, words, untrained_run):
+    made = untrained_run[1].copy_and_resolve_references()
+    made.update_from_flattened_dict(keys)
+    network = init_state(made, CLASSES, channels, 10, 0).segmenter
+    with pytest.raises(InputError, match=words) as caught:
+        start(network, untrained_run[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_starts_from_another_and_says_so(tmp_path, capsys):
+    spes_folder(tmp_path / "set", cases=("a", "b", "c"))
+    keys = {"data.root": str(tmp_path / "set"), "train.epochs": 1, "train.batch_size": 2}
+    cross_validate(tiny_config("bl1", **keys), tmp_path / "first")
+    settings = tiny_config("bl1", **keys, **{"train.init": str(tmp_path / "first")})
+    cross_validate(settings, tmp_path / "second")
+    assert "fold 1: starts from fold 1 of" in capsys.readouterr().out
+    digest = initial.digest(tmp_path / "first")
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["train"]["init_sha256"] == digest
+    assert digest in (tmp_path / "second" / "report.html").read_text()
+    assert checkpoint.read_meta(tmp_path / "second/fold_0/checkpoints")["config"]["train"]["init_sha256"] == digest
+    # The weights are not needed any more once the run is finished.
+    moved = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "first", moved)
+    cross_validate(settings, tmp_path / "second")
+    wrong = tiny_config("bl1", **keys, **{"train.init": str(moved), "train.init_sha256": "0" * 64})
+    with pytest.raises(InputError, match=r"init_sha256: found '0000.*, expected "):
+        cross_validate(wrong, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_weights_that_are_nowhere(tmp_path):
+    with pytest.raises(InputError, match="nowhere: found no fold_"):
+        cross_validate(tiny_config("bl1", **{"train.init": str(tmp_path / "nowhere")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    made = config.baseline(residual=True, adversarial=False, overlap=False)
+    made.train.init_sha256 = "ab"
+    with pytest.raises(InputError, match="init_sha256: found 'ab', expected train"):
+        config.resolve(made)

@@ -1,0 +1,363 @@
+"""Every layout: recognised, read, trained on in one command, predicted, and written for nnU-Net."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import SHAPE, checksums, save_volume, spes_folder
+from isles_folder import HEALTHY, ISLES_2017, LAYOUTS, case_folders, images, isles_2018, isles_2022, nnunet, siss
+
+from isles_jax import config, convert, predict
+from isles_jax.cross_validation import cross_validate
+from isles_jax.data import isles, layouts
+from isles_jax.runtime.command import InputError
+
+COLOURED = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+ONES = np.ones(SHAPE, np.uint8)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_folder_is_recognised_and_read(kind, tmp_path):
+    name, channels, build = LAYOUTS[kind]
+    build(tmp_path)
+    dataset = layouts.load(tmp_path)
+    assert (dataset.layout, dataset.channels, dataset.classes, dataset.label_values) == (
+        name,
+        channels,
+        ("lesion",),
+        (1,),
+    )
+    assert dataset.summary == (
+        f"{tmp_path}: {name}, 3 cases, 3 with labels; channels {', '.join(channels)}; classes lesion"
+    )
+    seeds = (1, 11, 21) if name == "ISLES-2022" else (1, 2, 3)
+    for case, seed in zip(dataset.cases, seeds, strict=True):
+        there = {word.upper(): volume for word, volume in images([c.lower() for c in channels], seed).items()}
+        # The order in which the test draws its noise is that of the files' names.
+        assert case.images.shape == (*SHAPE, len(channels))
+        np.testing.assert_array_equal(case.labels, there["OT"])
+        np.testing.assert_array_equal(case.brain, there[channels[0].upper()] > 0)
+        if set(channels) == {"DWI", "ADC"}:
+            np.testing.assert_allclose(case.images[..., 1], there["ADC"], rtol=1e-6)
+
+
+def test_spes_is_recognised_as_before(tmp_path):
+    dataset = layouts.load(spes_folder(tmp_path))
+    assert (dataset.layout, dataset.channels, dataset.classes) == (
+        "ISLES-2015 SPES", ("Tmax", "TTP", "DWI"), ("penumbra", "core")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [
+    ("SISS", ("DWI", "T2")), ("2016 and 2017", ("Tmax", "ADC")), ("2018", ("MTT",)), ("nnU-Net", ("ADC",)),
+    ("2022, the archive", ("ADC",)), ("2022, the repository", ("ADC", "DWI")),
+])  # fmt: skip
+def test_channels_of_ones_own(kind, wanted, tmp_path):
+    _, channels, build = LAYOUTS[kind]
+    build(tmp_path)
+    whole, some = layouts.load(tmp_path), layouts.load(tmp_path, wanted)
+    assert some.channels == wanted
+    for one, other in zip(whole.cases, some.cases, strict=True):
+        np.testing.assert_array_equal(other.images, one.images[..., [channels.index(name) for name in wanted]])
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_one_command_trains_predicts_and_converts(kind, tmp_path, capsys):
+    name, channels, build = LAYOUTS[kind]
+    build(tmp_path / "set")
+    settings = config.baseline(residual=True, adversarial=False, overlap=False)
+    settings.update_from_flattened_dict({
+        "data.root": str(tmp_path / "set"), "folds": 2, "model.width": 2, "train.epochs": 1, "train.batch_size": 2,
+    })  # fmt: skip
+    cross_validate(settings, tmp_path / "run")
+    assert f"{name}, 3 cases, 3 with labels" in capsys.readouterr().out
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'set'}", f"--output={tmp_path / 'out'}"]
+    predict.main(arguments)
+    cases = layouts.load(tmp_path / "set").cases
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{case.name}.nii.gz" for case in cases]
+    for case in cases:
+        image = nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
+        assert image.shape == case.labels.shape
+        np.testing.assert_allclose(image.affine, case.affine, atol=1e-4)
+    convert.main([f"--input={tmp_path / 'set'}", f"--output={tmp_path / 'raw'}"])
+    back = layouts.load(tmp_path / "raw")
+    assert back.channels == channels
+    for one, other in zip(cases, back.cases, strict=True):
+        assert one.name == other.name
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+# --- ISLES-2022 ------------------------------------------------------------------------------------------------------
+
+
+def test_scans_of_a_patient_are_known_and_flair_is_left_out(tmp_path):
+    root = tmp_path / "in"
+    isles_2022(root, subjects=(("0001", 2), ("0002", 1)))
+    dataset = layouts.load(root)
+    assert [(case.name, case.patient) for case in dataset.cases] == [
+        ("sub-strokecase0001_ses-0001", "sub-strokecase0001"),
+        ("sub-strokecase0001_ses-0002", "sub-strokecase0001"),
+        ("sub-strokecase0002_ses-0001", "sub-strokecase0002"),
+    ]
+    assert "3 cases of 2 patients" in dataset.summary
+    [note] = dataset.notes
+    assert note.startswith("3 cases: FLAIR is left out")
+    convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
+    assert [case.patient for case in layouts.load(tmp_path / "raw").cases] == [case.patient for case in dataset.cases]
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1, None), (1e-3, "mm2/s"), (1e3, "1e-6 mm2/s")])
+def test_adc_is_brought_to_one_unit(factor, unit, tmp_path):
+    isles_2022(tmp_path, flair=False)
+    path = tmp_path / "sub-strokecase0002/ses-0001/dwi/sub-strokecase0002_ses-0001_adc.nii.gz"
+    adc = nib.load(path)
+    save_volume(path, adc.get_fdata() * factor)
+    dataset = layouts.load(tmp_path)
+    for case in dataset.cases:
+        healthy = case.images[..., 1][case.brain & (case.labels == 0)]
+        assert np.median(healthy) == pytest.approx(HEALTHY, rel=0.02)
+    assert dataset.notes == (() if unit is None else (f"ADC in {unit}, brought to 1e-3 mm2/s",))
+
+
+def test_adc_in_no_known_unit_is_left_with_a_note(tmp_path):
+    isles_2022(tmp_path, flair=False, subjects=(("0001", 1),))
+    path = tmp_path / "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_adc.nii.gz"
+    adc = nib.load(path).get_fdata()
+    save_volume(path, adc * 25)
+    dataset = layouts.load(tmp_path)
+    np.testing.assert_allclose(dataset.cases[0].images[..., 1], adc * 25, rtol=1e-6)
+    assert "the median of ADC is 19" in dataset.notes[0]
+    assert "left as it is" in dataset.notes[0]
+
+
+def test_any_part_of_it_can_be_predicted(tmp_path):
+    isles_2022(tmp_path, subjects=(("0001", 2), ("0002", 1)))
+    for path, count in (
+        (tmp_path, 3),
+        (tmp_path / "sub-strokecase0001", 2),
+        (tmp_path / "sub-strokecase0001/ses-0002", 1),
+    ):
+        dataset = layouts.load_images(path, ("ADC", "DWI"))
+        assert len(dataset.cases) == count
+        assert all(case.labels is None for case in dataset.cases)
+        assert np.median(dataset.cases[0].images[..., 0][dataset.cases[0].brain]) == pytest.approx(HEALTHY, rel=0.05)
+
+
+def test_the_real_case_is_read(tmp_path):
+    root = Path(os.environ.get("ISLES_JAX_ISLES2022", Path(__file__).parents[2] / "shared" / "data" / "isles2022"))
+    if not root.is_dir():
+        pytest.skip("the case of ISLES-2022 is not there; the variable ISLES_JAX_ISLES2022 names its folder")
+    [case] = layouts.load(root).cases
+    assert case.images.shape == (112, 112, 73, 2)
+    assert (case.labels == 1).sum() == 523
+    assert case.patient == "sub-strokecase0009"
+    assert 0.7 < np.median(case.images[..., 1][case.brain]) < 1.1
+    convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
+    [back] = layouts.load(tmp_path / "raw").cases
+    np.testing.assert_array_equal(back.images, case.images)
+    np.testing.assert_array_equal(back.labels, case.labels)
+    np.testing.assert_array_equal(back.affine, case.affine)
+    assert (back.header["qform_code"], back.header["sform_code"]) == (2, 1)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+DWI = "sub-strokecase0002/ses-0001/dwi/sub-strokecase0002_ses-0001_dwi.nii.gz"
+ADC = DWI.replace("dwi.nii", "adc.nii")
+MASK = "derivatives/sub-strokecase0002/ses-0001/sub-strokecase0002_ses-0001_msk.nii.gz"
+OT = "case_2/VSD.Brain.XX.O.OT.204/VSD.Brain.XX.O.OT.204.nii"
+
+
+def changed(path, change, build=isles_2022):
+    """A folder in which one file is changed: content, volume or name, whatever `change` makes of (root, path)."""
+
+    def prepare(root):
+        build(root)
+        change(root / path)
+
+    return prepare
+
+
+def removed(path):
+    path.unlink()
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def halved(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def text(path):
+    path.write_text("no volume " * 99)
+
+
+def copied(target):
+    return lambda path: (path.parent / target).write_bytes(path.read_bytes())
+
+
+def copied_up(path):
+    (path.parents[1] / path.name).write_bytes(path.read_bytes())
+
+
+def volume(change):
+    """Replaces the volume by what `change` makes of it."""
+
+    def apply(path):
+        save_volume(path, change(nib.load(path).get_fdata()))
+
+    return apply
+
+
+def moved(path):
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[1, 3] += 2
+    save_volume(path, image.get_fdata(), affine)
+
+
+def table(content, build=isles_2022):
+    def prepare(root):
+        build(root)
+        (root / "cases.csv").write_text(content)
+
+    return prepare
+
+
+NAMES = [f"sub-strokecase000{number}_ses-0001" for number in (1, 2, 3)]
+ROWS = "".join(f"{name},p{number}\n" for number, name in enumerate(NAMES))
+OT_2017 = "case_2/VSD.Brain.XX.O.OT.206/VSD.Brain.XX.O.OT.206.nii"
+MTT = "case_2/VSD.Brain.XX.O.MR_MTT.201/VSD.Brain.XX.O.MR_MTT.201.nii"
+CT = "TRAINING/case_2/SMIR.Brain.XX.O.CT_MTT.202/SMIR.Brain.XX.O.CT_MTT.202.nii"
+BAD = {
+    "2022: no DWI": (changed(DWI, removed), "no sub-strokecase0002_ses-0001_dwi.nii.*found .*adc.nii.gz"),
+    "2022: no ADC": (changed(ADC, removed), "no sub-strokecase0002_ses-0001_adc.nii.*found .*dwi.nii.gz"),
+    "2022: neither": (lambda r: (changed(DWI, removed)(r), removed(r / ADC)), "0002: no sub-.*expected one"),
+    "2022: an empty subject": (lambda r: (isles_2022(r), (r / "sub-x").mkdir()), "sub-x: no sub-x_…_dwi"),
+    "2022: subjects and no files": (lambda r: (r / "sub-1" / "ses-1").mkdir(parents=True), "sub-1: no sub-1_…_dwi"),
+    "2022: DWI twice": (changed(DWI, copied(f"{NAMES[1]}_dwi.nii")), "2 files for DWI of sub-"),
+    "2022: DWI in two folders": (
+        changed(DWI, copied_up), "2 files for DWI of sub-"),
+    "2022: two masks": (
+        changed(MASK, copied_up), r"2 files for mask \(msk\) of sub-"),
+    "2022: a mask without images": (
+        changed(MASK, copied("sub-strokecase0009_ses-0001_msk.nii.gz")), "0009_ses-0001_msk.nii.gz: a mask whose"),
+    "2022: a mask with twos": (changed(MASK, volume(lambda v: 2 * v)), "holds the label 2; expected only 0, 1"),
+    "2022: a mask with halves": (changed(MASK, volume(lambda v: v / 2)), "msk.nii.gz: holds the label 0.5"),
+    "2022: a negative mask": (changed(MASK, volume(lambda v: -v)), "msk.nii.gz: holds the label -1"),
+    "2022: a mask of NaN": (changed(MASK, volume(lambda v: v * np.nan)), "msk.nii.gz: holds the label nan"),
+    "2022: a mask of another shape": (changed(MASK, volume(lambda v: v[:3])), "shape 3x8x5; expected 9x8x5"),
+    "2022: a mask that lies elsewhere": (changed(MASK, moved), "msk.nii.gz: its affine lies 2 mm away"),
+    "2022: an ADC that lies elsewhere": (changed(ADC, moved), "adc.nii.gz: its affine lies 2 mm away"),
+    "2022: an ADC of another shape": (changed(ADC, volume(lambda v: v[:-1])), "adc.nii.gz: shape 8x8x5; expected 9x8"),
+    "2022: a DWI of four axes": (
+        changed(DWI, volume(lambda v: np.stack([v, v], axis=-1))), "dwi.nii.gz: shape 9x8x5x2; expected three axes"),
+    "2022: a DWI of zeros and an ADC of zeros": (
+        lambda r: (changed(DWI, volume(np.zeros_like))(r), volume(np.zeros_like)(r / ADC)), "no voxel of this case"),
+    "2022: an empty DWI": (changed(DWI, emptied), "dwi.nii.gz: not a readable NIfTI"),
+    "2022: half a DWI": (changed(DWI, halved), "dwi.nii.gz: not a readable NIfTI"),
+    "2022: half a mask": (changed(MASK, halved), "msk.nii.gz: not a readable NIfTI"),
+    "2022: text for an ADC": (changed(ADC, text), "adc.nii.gz: not a readable NIfTI"),
+    "2022: coloured voxels": (
+        changed(DWI, lambda p: save_volume(p, np.zeros(SHAPE, COLOURED))), "dwi.nii.gz: holds "),
+    "2022: subject folders below another": (
+        lambda r: isles_2022(r / "ISLES-2022"), "holds no NIfTI file; expected one of: dataset.json"),
+    "2022: channels that it lacks": (isles_2022, "no sub-strokecase0001_ses-0001_pwi.nii", ("DWI", "PWI")),
+    "2022: FLAIR, which lies on another grid": (isles_2022, "FLAIR.nii.gz: shape 20x20x3", ("DWI", "FLAIR")),
+    "SISS: no T1 in a case": (
+        changed("case_2/VSD.Brain.XX.O.MR_T1.201/VSD.Brain.XX.O.MR_T1.201.nii", removed, siss), "case_2: no T1.nii"),
+    "SISS: no T1 in any case": (
+        lambda r: (siss(r), [p.unlink() for p in r.rglob("*T1*.nii")]), "case_1 holds .*expected one of: .*T1, T2"),
+    "SISS: FLAIR twice": (
+        changed("case_2/VSD.Brain.XX.O.MR_FLAIR.200/VSD.Brain.XX.O.MR_Flair.200.nii", copied("FLAIR.nii"), siss),
+        "case_2: 2 files for FLAIR"),
+    "SISS: two label files": (changed(OT, copied("OT.nii"), siss), "case_2: 2 files for OT"),
+    "SISS: three labels": (changed(OT, volume(lambda v: 3 * v), siss), "holds the label 3; expected only 0, 1"),
+    "SISS: channels that it lacks": (siss, "case_1: no Tmax.nii", ("DWI", "Tmax")),
+    "2017: a label on another grid": (
+        changed(OT_2017, volume(lambda v: v[:, :-1]), lambda r: case_folders(r, ISLES_2017)), "shape 9x7x5"),
+    "2017: half a file": (changed(MTT, halved, lambda r: case_folders(r, ISLES_2017)), "MTT.*the header claims"),
+    "2017: an empty file": (changed(MTT, emptied, lambda r: case_folders(r, ISLES_2017)), "MTT.*not a readable NIfTI"),
+    "2018: no MTT in a case": (changed(CT, removed, isles_2018), "case_2: no MTT.nii"),
+    "2018: MTT on another grid": (changed(CT, moved, isles_2018), "MTT.*its affine lies 2 mm away"),
+    "2018: an empty TRAINING": (lambda r: (r / "TRAINING").mkdir(), "TRAINING: holds no case folder; expected one of"),
+    "2018: a folder above": (lambda r: isles_2018(r / "ISLES2018"), "ISLES2018 holds no NIfTI file; expected one of"),
+    "folders of something else": (lambda r: save_volume(r / "a" / "CT.nii", ONES), "a holds CT.nii; expected"),
+    "nnU-Net: channels that it lacks": (nnunet, "dataset.json: has the channels DWI, ADC; expected T2", ("T2",)),
+    "cases.csv: no columns": (table(""), "cases.csv: has the columns ; expected case, and"),
+    "cases.csv: case alone": (table("case\na\n"), "cases.csv: has the columns case; expected case, and"),
+    "cases.csv: another column": (table("case,age\na,4\n"), "cases.csv: has the columns case, age"),
+    "cases.csv: a case without a row": (table(f"case,patient\n{ROWS.splitlines()[0]}\n"), "has no row for the case"),
+    "cases.csv: a case that is not there": (table(f"case,patient\n{ROWS}x,y\n"), "a case that the data lack, x"),
+    "cases.csv: a case twice": (table(f"case,patient\n{ROWS}{ROWS}"), "two rows for the case sub"),
+    "cases.csv: an empty field": (table(f"case,patient\n{ROWS.replace('p1', '')}"), "a row has an empty field"),
+    "cases.csv: a field too many": (table(f"case,patient\n{ROWS.replace('p1', 'p1,x')}"), "empty field or too many"),
+    "cases.csv: bytes": (
+        lambda r: (isles_2022(r), (r / "cases.csv").write_bytes(b"\xff\x80")), "cases.csv: not readable as CSV"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_damaged_folders_are_refused_in_one_line(kind, tmp_path):
+    prepare, words, *channels = BAD[kind]
+    prepare(tmp_path)
+    before = checksums(tmp_path)
+    with pytest.raises(InputError) as caught:
+        layouts.load(tmp_path, *channels)
+    message = str(caught.value)
+    # A channel that no case has is missed in each of them.
+    lines = message.splitlines()
+    assert len(lines) == 1 + 2 * bool(channels) * (kind != "nnU-Net: channels that it lacks"), message
+    assert re.search(words, lines[0]), message
+    assert all(str(tmp_path) in line for line in lines)
+    assert checksums(tmp_path) == before
+
+
+def test_there_are_at_least_forty():
+    assert len(BAD) >= 40
+
+
+def test_a_folder_that_fits_nothing_lists_what_was_looked_for(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError) as caught:
+        layouts.load(tmp_path)
+    for words in ("dataset.json", "sub-*", *(layout.name for layout in isles.LAYOUTS)):
+        assert words in str(caught.value)
+
+
+def test_sites_come_from_the_table(tmp_path):
+    isles_2022(tmp_path)
+    (tmp_path / "cases.csv").write_text("case,site\n" + "".join(f"{name},s{len(name) % 2}\n" for name in NAMES))
+    dataset = layouts.load(tmp_path)
+    assert [case.site for case in dataset.cases] == ["s1"] * 3
+    assert [case.patient for case in dataset.cases] == [name.split("_")[0] for name in NAMES]
+
+
+def test_the_images_of_a_large_set_lie_on_the_disk(tmp_path, monkeypatch):
+    isles_2022(tmp_path)
+    kept = layouts.load(tmp_path)
+    monkeypatch.setattr("isles_jax.data.nifti.KEPT_SHARE", 0.0)
+    spilled = layouts.load(tmp_path)
+    for one, other in zip(kept.cases, spilled.cases, strict=True):
+        assert isinstance(other.images, np.memmap)
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.brain, other.brain)
+    assert json.dumps([case.spacing_mm for case in kept.cases]) == json.dumps(
+        [case.spacing_mm for case in spilled.cases]
+    )
+
+
+def test_a_root_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        layouts.load(tmp_path / "nowhere", penumbra=1, core=2)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        layouts.load(tmp_path / "file", penumbra=1, core=2)

@@ -1,0 +1,110 @@
+"""Geometry and privacy of what is written, what a data set's description says, and what the label check catches."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import OBLIQUE, SHAPE, spes_folder, volumes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isles_jax.data import layouts
+from isles_jax.data.nifti import read_labels, read_volume, write_labels, write_volume
+from isles_jax.runtime.command import InputError
+
+SECRET = b"Jane Doe 1950"
+LEFT_HANDED = np.diag([-2.0, 2.0, 3.5, 1.0])
+SHEARED = OBLIQUE @ np.array([[1, 0.2, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def secret_case(path, affine, qcode, scode, version=nib.Nifti1Image):
+    """Saves a volume whose header carries a name in every text field, and geometry in the given forms only."""
+    image = version(volumes()["DWI"], affine)
+    image.set_qform(affine if qcode else None, qcode, strip_shears=True)
+    image.set_sform(affine if scode else None, scode)
+    header = image.header
+    for field in ("descrip", "aux_file", "intent_name"):
+        header[field] = SECRET
+    for field in ("db_name", "data_type"):
+        if field in header:
+            header[field] = SECRET[:10]
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", SECRET))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+    assert SECRET in path.read_bytes()
+
+
+@pytest.mark.parametrize("version", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("codes", [(1, 2), (0, 4), (3, 0), (0, 0)])
+@pytest.mark.parametrize("affine", [OBLIQUE, LEFT_HANDED, SHEARED], ids=["oblique", "left-handed", "sheared"])
+def test_predictions_lie_on_the_input(affine, codes, version, tmp_path):
+    source = tmp_path / "a" / "DWI.nii"
+    secret_case(source, affine, *codes, version)
+    case = layouts.load_images(tmp_path / "a", ("DWI",)).cases[0]
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    write_labels(tmp_path / "p.nii.gz", labels, case, (7, 255))
+    write_volume(tmp_path / "q.nii", labels / 3, case)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "p.nii.gz", "q.nii"]
+    before = nib.load(source)
+    for name, kind, expected in (("p.nii.gz", np.uint8, np.array([0, 7, 255])[labels]), ("q.nii", "<f4", labels / 3)):
+        after = nib.load(tmp_path / name)
+        assert after.shape == before.shape
+        assert after.get_data_dtype() == np.dtype(kind)
+        assert (after.dataobj.slope, after.dataobj.inter) == (1, 0)
+        # NIfTI-2 holds its affine in double precision, and NIfTI-1, which is written, in single.
+        np.testing.assert_allclose(after.affine, before.affine, rtol=0, atol=0 if version is nib.Nifti1Image else 1e-5)
+        for form in ("get_qform", "get_sform"):
+            (old, old_code), (new, new_code) = (getattr(image, form)(coded=True) for image in (before, after))
+            assert old_code == new_code
+            if old_code:
+                np.testing.assert_allclose(new, old, atol=1e-5)
+        np.testing.assert_allclose(after.header.get_zooms(), before.header.get_zooms(), rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(after.dataobj), expected, rtol=1e-6)
+        assert nib.aff2axcodes(after.affine) == nib.aff2axcodes(before.affine)
+
+
+@pytest.mark.parametrize("name", ["p.nii", "p.nii.gz"])
+def test_no_text_of_a_header_is_copied(name, tmp_path):
+    secret_case(tmp_path / "a" / "DWI.nii", OBLIQUE, 1, 2)
+    case = layouts.load_images(tmp_path / "a", ("DWI",)).cases[0]
+    assert SECRET[:8] not in case.header.binaryblock
+    write_labels(tmp_path / name, np.zeros(SHAPE, np.uint8), case, (1, 2))
+    written = nib.load(tmp_path / name)
+    assert SECRET[:8] not in written.to_bytes()
+    assert not written.header.extensions
+
+
+def test_the_same_prediction_is_the_same_file(tmp_path):
+    case = layouts.load(spes_folder(tmp_path / "d"), penumbra=1, core=2).cases[0]
+    for name in ("x.nii.gz", "y.nii.gz"):
+        write_labels(tmp_path / name, case.labels, case, (1, 2))
+    assert (tmp_path / "x.nii.gz").read_bytes() == (tmp_path / "y.nii.gz").read_bytes()
+    with pytest.raises(ValueError, match="shape"):
+        write_labels(tmp_path / "z.nii.gz", case.labels[1:], case, (1, 2))
+    assert not (tmp_path / "z.nii.gz").exists()
+
+
+def test_labels_are_read_as_the_classes_and_unknown_ones_refused(tmp_path):
+    case = layouts.load(spes_folder(tmp_path / "d"), penumbra=1, core=2).cases[0]
+    write_labels(tmp_path / "p.nii.gz", case.labels, case, (9, 4))
+    np.testing.assert_array_equal(read_labels(tmp_path / "p.nii.gz", case, (9, 4)), case.labels)
+    with pytest.raises(InputError, match=r"p\.nii\.gz: holds the label 4; expected only 0, 9, 5"):
+        read_labels(tmp_path / "p.nii.gz", case, (9, 5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_stored_type_and_scale_is_read_as_nibabel_says(tmp_path_factory, draw):
+    kind = draw.draw(st.sampled_from(["i1", "u1", "<i2", ">i2", "<u2", "<i4", ">u4", "<i8", "<f4", ">f4", "<f8"]))
+    shape = tuple(draw.draw(st.lists(st.integers(1, 5), min_size=3, max_size=3)))
+    slope = draw.draw(st.sampled_from([1.0, 0.5, -2.0]))
+    header = nib.Nifti1Header(endianness=">" if kind[0] == ">" else "<")
+    header.set_data_dtype(kind)
+    values = np.random.default_rng(len(shape)).integers(0, 100, shape)
+    path = tmp_path_factory.mktemp("v") / "v.nii"
+    nib.save(nib.Nifti1Image(values * slope, OBLIQUE, header), path)
+    read, affine, geometry = read_volume(path)
+    assert read.dtype == np.float32
+    assert read.shape == shape
+    np.testing.assert_allclose(read, nib.load(path).get_fdata(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(affine, OBLIQUE, rtol=1e-6)
+    assert geometry.get_data_shape() == shape

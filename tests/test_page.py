@@ -1,0 +1,174 @@
+import dataclasses
+import hashlib
+import html.parser
+import json
+import re
+
+import pytest
+import report_runs
+
+from isles_jax.reporting import page, pictures, results, run_sections
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and whether every element that is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.attributes, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "link", "input", "br", "img"):
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, text):
+        self.text += text
+
+
+def test_page_is_well_formed_and_names_no_address(report_file):
+    text = report_file.read_text()
+    parsed = Page(text)
+    for name, value in parsed.attributes:
+        if name in ("src", "href", "xlink:href", "action", "poster", "data"):
+            assert value.startswith("data:"), value
+        assert not name.startswith("on")
+    assert not re.search(
+        r"(?i)https?:|//[a-z]|@import|url\(", re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "", text)
+    )
+    assert {"img", "iframe", "object", "embed"}.isdisjoint(parsed.tags)
+
+
+def test_page_shows_what_it_promises(report_file, finished_runs):
+    text = Page(report_file.read_text()).text
+    for words in ("Dice", "clinical rule", "0.881", "other data", "digital phantom", "Differences from proposed",
+                  "Best: case", "Worst: case", "Bland-Altman", "Learning curves", "Where the runs differ",
+                  "optimizer.learning_rate", "6 cases, 3-fold"):  # fmt: skip
+        assert words in text, words
+    for run in finished_runs:
+        for row in run.rows:
+            assert f"{row['dice']:.3f}" in text
+    assert report_file.stat().st_size < 3e6
+
+
+def test_versions_stand_beside_the_settings(finished_runs):
+    text = run_sections.configuration(
+        results.make_study(finished_runs),
+        {"bl1": {"jax": "0.10.2", "flax": "0.12.8"}, "proposed": {"jax": "0.11.2", "flax": "0.12.8"}},
+    )
+    differing, every = text.split("Every key</summary>")
+    assert "Trained with flax 0.12.8; this page" in every
+    assert "version of jax" in differing
+    assert "0.10.2" in differing
+    assert "version of flax" not in differing
+    assert "This page was made by" in run_sections.configuration(
+        results.make_study(finished_runs), {"bl1": {}, "proposed": {}}
+    )
+
+
+def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset, tmp_path):
+    evil = '</script><script>alert(1)</script><b onclick="x">&\''
+    old = report_dataset.cases[0].name
+
+    def renamed(rows):
+        return [{**row, "case": evil if row["case"] == old else row["case"]} for row in rows]
+
+    run = finished_runs[0]
+    changed = results.Run(run.workdir, evil, {**run.config, "note": evil}, run.data, run.folds, renamed(run.rows),
+                          renamed(run.rule), run.curves)  # fmt: skip
+    picture = pictures.make(report_dataset, {evil: run}, [])[0]
+    shown = pictures.Picture(evil, *[getattr(picture, field.name) for field in dataclasses.fields(picture)[1:]])
+    text = page.page(results.make_study([changed]), [shown], {"best": evil}, {evil: {evil: evil}}, [evil])
+    parsed = Page(text)
+    assert parsed.tags.count("script") == 2
+    assert "b" not in parsed.tags
+    assert not any(name.startswith("on") for name, _ in parsed.attributes)
+    assert evil in parsed.text
+
+
+def test_page_without_the_images_says_so(finished_runs, tmp_path):
+    moved = json.loads(json.dumps(finished_runs[0].config))
+    moved["data"]["root"] = str(tmp_path / "gone")
+    run = results.Run(
+        finished_runs[0].workdir,
+        "bl1",
+        moved,
+        *[getattr(finished_runs[0], n) for n in ("data", "folds", "rows", "rule", "curves")],
+    )
+    page.write_report(tmp_path / "page.html", [run])
+    assert "no pictures of cases" in (tmp_path / "page.html").read_text()
+
+
+def test_a_missing_prediction_is_an_input_error(report_dataset, report_folds, phantom_root, tmp_path):
+    workdir = report_runs.make_run(
+        tmp_path / "run", report_dataset, report_folds, report_runs.CELLS["bl1"], 1, phantom_root
+    )
+    (workdir / "fold_1" / "predictions" / f"{report_folds[1][0]}.nii.gz").unlink()
+    with pytest.raises(InputError, match=f"{report_folds[1][0]}.nii.gz"):
+        page.write_report(tmp_path / "page.html", [results.read_run(workdir)])
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_page_names_the_folder_of_the_data_and_not_its_path(report_file, finished_runs):
+    text = report_file.read_text()
+    root = finished_runs[0].config["data"]["root"]
+    assert root.startswith("/")
+    assert root not in text
+    assert str(finished_runs[0].workdir.parent) not in text
+    assert run_sections.data_name(finished_runs[0]) == root.rpartition("/")[2] == "phantom"
+
+
+def test_every_table_has_a_caption_and_headers_of_rows_and_columns(report_file):
+    tables = re.findall(r"<table>.*?</table>", report_file.read_text())
+    assert len(tables) == 6
+    for table in tables:
+        assert re.match(r"<table><caption><span>[^<]{20,}</span></caption><thead>", table)
+        head, body = table.split("</thead>")
+        assert "<td" not in head
+        for row in re.findall(r"<tr>(.*?)</tr>", body):
+            assert row.startswith('<th scope="row">')
+            assert len(re.findall(r"<t[hd]", row)) == len(re.findall(r'<th scope="col"', head))
+
+
+def write_checkpoint(run, fold, step, damaged=False):
+    """A checkpoint with meta alone."""
+    folder = run.workdir / f"fold_{fold}" / "checkpoints" / str(step)
+    content = json.dumps({"versions": {"jax": "0.0.1"}})
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta" / "metadata").write_text(content)
+    checksum = hashlib.sha256(b"other" if damaged else content.encode()).hexdigest()
+    files.write_json(folder / "manifest.json", {"meta/metadata": checksum})
+
+
+def test_damaged_last_checkpoints_are_named(report_dataset, report_folds, phantom_root, tmp_path):
+    workdir = report_runs.make_run(
+        tmp_path / "run", report_dataset, report_folds, report_runs.CELLS["bl1"], 1, phantom_root
+    )
+    run = results.read_run(workdir)
+    assert [line["step"] for line in run.curves[0]][-1] == 80
+    write_checkpoint(run, 0, 80)
+    write_checkpoint(run, 1, 40)
+    write_checkpoint(run, 1, 80, damaged=True)
+    write_checkpoint(run, 2, 80, damaged=True)
+    page.write_report(tmp_path / "page.html", [run])
+    text = (tmp_path / "page.html").read_text()
+    assert "fold 0:" not in text
+    assert "bl1, fold 1: the checkpoint of step 80 is damaged or missing; " in text
+    assert "uses the one of step 40." in text
+    assert "bl1, fold 2: no checkpoint is whole" in text
+    assert "Trained with jax 0.0.1" in text

@@ -1,0 +1,148 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+import report_runs
+
+from isles_jax.reporting import notes, results, scores
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+
+
+def test_read_run(finished_workdirs, finished_runs, report_folds):
+    run = finished_runs[1]
+    assert (run.name, run.folds) == ("proposed", report_folds)
+    assert run.rows == sorted(
+        scores.read_cases_csv(finished_workdirs["proposed"] / "cases.csv"), key=lambda row: row["case"]
+    )
+    assert [line["step"] for line in run.curves[2]] == list(range(10, 90, 10))
+    assert [results.factors_of(run) for run in finished_runs] == list(report_runs.CELLS.values())
+
+
+def test_read_run_names_what_is_missing(finished_workdirs, tmp_path):
+    with pytest.raises(InputError, match=r"config\.json: found no readable file"):
+        results.read_run(tmp_path)
+    for name in ("config.json", "data.json", "folds.json"):
+        (tmp_path / name).write_bytes((finished_workdirs["bl1"] / name).read_bytes())
+    with pytest.raises(InputError, match=r"cases\.csv"):
+        results.read_run(tmp_path)
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(InputError, match=r"data\.json: found no JSON"):
+        results.read_run(tmp_path)
+
+
+def test_runs_on_other_data_are_refused(finished_runs, finished_workdirs, tmp_path):
+    for name in ("config.json", "folds.json", "cases.csv"):
+        (tmp_path / name).write_bytes((finished_workdirs["bl1"] / name).read_bytes())
+    other = json.loads((finished_workdirs["bl1"] / "data.json").read_text())
+    other["cases"].popitem()
+    files.write_json(tmp_path / "data.json", other)
+    with pytest.raises(InputError, match="expected runs on the same data"):
+        results.make_study([finished_runs[0], results.read_run(tmp_path)])
+    with pytest.raises(InputError, match="found no run"):
+        results.make_study([])
+
+
+def test_two_runs_of_one_name_are_told_apart(finished_runs):
+    with pytest.raises(InputError, match="found the run twice"):
+        results.make_study([finished_runs[0], finished_runs[0]])
+    other = dataclasses.replace(finished_runs[0], workdir=finished_runs[0].workdir / "copy")
+    labels = list(results.make_study([finished_runs[0], other]).rows)
+    assert labels[0] == results.RULE
+    assert all(str(finished_runs[0].workdir) in label for label in labels[1:])
+
+
+def test_paper_is_table_1():
+    assert [entry["penumbra"] for entry in results.PAPER.values()] == [
+        0.835,
+        0.838,
+        0.803,
+        0.841,
+        0.845,
+        0.844,
+        0.852,
+        0.881,
+    ]
+    assert [entry["core"] for entry in results.PAPER.values()] == [
+        0.792,
+        0.802,
+        0.730,
+        0.813,
+        0.867,
+        0.874,
+        0.865,
+        0.877,
+    ]
+
+
+@pytest.fixture
+def copied(finished_workdirs, tmp_path):
+    """A copy of a finished run that a test may damage."""
+    return shutil.copytree(finished_workdirs["proposed"], tmp_path / "run")
+
+
+def cut_number(text):
+    first, rest = text.split("\n", 1)
+    return first + "\n" + rest.replace("0,", ",", 1)
+
+
+CSV = {
+    "shortened": lambda text: "".join(text.splitlines(keepends=True)[:10]),
+    "a row twice": lambda text: text + text.splitlines(keepends=True)[-1],
+    "the last number cut short": lambda text: text[:-3],
+    "a number cut short": cut_number,
+    "two rows exchanged": lambda text: "".join(text.splitlines(keepends=True)[i] for i in (0, 2, 1)) + text[-1:],
+    "another case": lambda text: text.replace("01,", "77,", 1),
+}
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "clinical_rule.csv"])
+@pytest.mark.parametrize("kind", CSV)
+def test_scores_that_are_not_those_of_the_folds_are_refused(copied, kind, name):
+    path = copied / name
+    before = path.read_text()
+    path.write_text(CSV[kind](before))
+    assert path.read_text() != before
+    with pytest.raises(InputError) as caught:
+        results.read_run(copied)
+    assert str(caught.value).startswith(f"{path}: found ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_changed_after_the_run_ended_is_refused(copied):
+    expected = results.read_run(copied)
+    results.seal(copied)
+    assert results.read_run(copied) == expected
+    for name in results.SEALED:
+        path = copied / name
+        if path.exists():
+            content = path.read_bytes()
+            path.write_bytes(content + b" ")
+            with pytest.raises(InputError, match="found other content than when the run ended"):
+                results.read_run(copied)
+            path.write_bytes(content)
+    (copied / "clinical_rule.csv").unlink()
+    with pytest.raises(InputError, match="clinical_rule"):
+        results.read_run(copied)
+
+
+def test_notes_of_the_folds_reach_the_reader(copied):
+    (copied / "fold_1" / "notes.txt").write_text("fold 1 is predicted from step 4\n")
+    run = results.read_run(copied)
+    assert run.notes == ["fold 1 is predicted from step 4"]
+    assert "proposed: fold 1 is predicted from step 4." in notes.notes(results.make_study([run]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", "[]"), ("config.json", '{"name": 3}'), ("data.json", '{"cases": []}'), ("folds.json", "{}"),
+     ("folds.json", "[[1]]"), ("data.json", "[" * 9999), ("fold_0/metrics.jsonl", "3\n"),
+     ("fold_0/metrics.jsonl", '{"step": 1, "loss": "x"}\n')],
+)  # fmt: skip
+def test_json_of_another_form_is_one_line(copied, name, content):
+    (copied / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        results.read_run(copied)
+    assert str(caught.value).startswith(f"{copied / name}: found ")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,50 @@
+"""The first state of a training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from isles_jax.networks import make_segmenter
+from isles_jax.training.state import init_state
+
+CLASSES = ("penumbra", "core")
+STEPS = 10
+
+
+def test_initial_state_is_a_function_of_seed_and_fold(small_config):
+    def kernel(seed, fold):
+        return init_state(small_config(seed=seed), CLASSES, 3, STEPS, fold).segmenter.params["conv3a"]["kernel"]
+
+    np.testing.assert_array_equal(kernel(0, 0), kernel(0, 0))
+    assert not np.array_equal(kernel(0, 0), kernel(0, 1))
+    assert not np.array_equal(kernel(0, 0), kernel(1, 0))
+    # He's deviation, sqrt(2 / (9 * 8)) = 0.167, over 1152 numbers.
+    assert abs(float(kernel(0, 0).std()) - (2 / 72) ** 0.5) < 0.015
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_the_preconvolution_starts_by_passing_every_channel_on(small_config, channels):
+    config = small_config(adversarial=False)
+    ours = init_state(config, CLASSES, channels, STEPS, 0).segmenter.params["preconv"]
+    network, images = make_segmenter(config, 3), jnp.zeros((1, 32, 32, channels))
+    # Compiled, so that the other layers are left out.
+    flax = jax.jit(lambda: network.init(jax.random.key(0), images)["params"]["preconv"])()
+    for leaves in (ours, flax):
+        kernel = np.asarray(leaves["kernel"])[0, 0]
+        assert set(kernel.flat) <= {0, 1}
+        assert kernel.sum(0).min() == max(1, channels // 3), "no output starts dead"
+        assert kernel.sum(1).min() == max(1, 3 // channels), "no input is left out"
+        assert not np.any(leaves["bias"])
+    if channels == 3:
+        np.testing.assert_array_equal(kernel, np.eye(3))
+
+
+@pytest.mark.parametrize(("classes", "names"), [(("core",), ["core"]), (CLASSES, ["penumbra", "core", "all classes"])])
+def test_one_critic_a_class_and_one_for_all(small_config, classes, names):
+    state = init_state(small_config(), classes, 2, STEPS, 0)
+    assert list(state.critics) == names
+    widths = [network.params["conv1"]["kernel"].shape[2] for network in state.critics.values()]
+    assert widths == [1] * len(classes) + [2] * (len(classes) > 1)
+    assert state.segmenter.params["output"]["kernel"].shape[-1] == len(classes) + 1
+    assert init_state(small_config(adversarial=False), classes, 2, STEPS, 0).critics == {}

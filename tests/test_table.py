@@ -1,0 +1,71 @@
+import re
+
+import numpy as np
+import pytest
+import report_runs
+
+from isles_jax import report
+from isles_jax.reporting import page, results, scores, table
+from isles_jax.runtime.command import InputError
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+def lines_of(text, start):
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_table_of_one_run(finished_runs):
+    text = table.table(finished_runs[1:])
+    assert "6 cases, 3 folds; data: the built-in phantom" in text
+    row = lines_of(text, "proposed")[0]
+    summary = scores.summarise(finished_runs[1].rows)["classes"]
+    for name in ("penumbra", "core", "whole lesion"):
+        dice = summary[name]["dice"]
+        assert f"{dice['mean']:.3f} ± {dice['std']:.3f} [" in row
+    assert re.search(r"\]\s+0\.881 .*\]\s+0\.877 ", row)
+    assert "another set" in text
+    assert (
+        lines_of(text, "clinical rule")[0].split()[2]
+        == f"{results.dice_means({'x': finished_runs[1].rule}, 'penumbra')['x'].mean:.3f}"
+    )
+    assert "difference of Dice from clinical rule" in text
+    assert "main effects" not in text
+    assert max(map(len, text.splitlines())) < 130
+
+
+def test_table_of_several_runs_compares_with_a_chosen_row(finished_runs):
+    assert "difference of Dice from proposed" in table.table(finished_runs)
+    text = table.table(finished_runs, "bl1")
+    assert "difference of Dice from bl1" in text
+    change = np.mean(results.dice_of(finished_runs[1].rows, "core")) - np.mean(
+        results.dice_of(finished_runs[0].rows, "core")
+    )
+    # The last lines on a system are its comparison: penumbra, core, lesion.
+    assert lines_of(text, "proposed")[-2].split()[2] == f"{change:+.3f}"
+    with pytest.raises(InputError, match="no row called 'bl9'"):
+        table.table(finished_runs, "bl9")
+
+
+def test_eight_cells_give_main_effects(
+    finished_runs, finished_workdirs, report_dataset, report_folds, phantom_root, tmp_path
+):
+    cells = [(bool(n & 4), bool(n & 2), bool(n & 1)) for n in range(8)]
+    eight = [
+        results.read_run(report_runs.make_run(tmp_path / str(n), report_dataset, report_folds, cell, n, phantom_root))
+        for n, cell in enumerate(cells)
+    ]
+    assert [run.name for run in eight] == list(results.PAPER)
+    text = table.table(eight)
+    effects = results.design_effects(results.make_study(eight))["core"]
+    for factor, (value, _, _) in effects.items():
+        assert f"core {value:+.3f} [" in lines_of(text, factor)[0]
+    page.write_report(tmp_path / "page.html", eight)
+    assert "Main effects" in (tmp_path / "page.html").read_text()
+    assert results.design_effects(results.make_study(eight[:7])) == {}
+
+
+def test_command_writes_table_and_page(finished_workdirs, tmp_path, capsys):
+    report.main([*map(str, finished_workdirs.values()), f"--output={tmp_path / 'set.html'}", "--reference=bl1"])
+    assert "difference of Dice from bl1" in capsys.readouterr().out
+    assert "Differences from bl1" in (tmp_path / "set.html").read_text()
