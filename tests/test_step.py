@@ -32,7 +32,7 @@ def run(config, indices, classes=CLASSES, platform=None):
     return step(state, parallel.replicate(data(classes)), np.asarray(indices, np.int32)[None])
 
 
-def trace(config):
+def trace(config, platform=None):
     """The step's jaxpr as text, and how often each network was called in it."""
     calls = {SUMNet: 0, Discriminator: 0}
 
@@ -42,7 +42,7 @@ def trace(config):
 
     state = init_state(config, CLASSES, 3, STEPS, 0)
     with nn.intercept_methods(count):
-        step = make_step(config, CLASSES, STEPS, "data")
+        step = make_step(config, CLASSES, STEPS, "data", platform)
         jaxpr = jax.make_jaxpr(step, axis_env=[("data", 1)])(state, data(), jnp.zeros((1, 4), jnp.int32))
     return str(jaxpr), calls[SUMNet], calls[Discriminator]
 
@@ -85,6 +85,17 @@ def test_dice_and_focal_have_weights_of_their_own(small_config):
     np.testing.assert_allclose(values["focal"].mean(), losses.focal(logits, labels, where=labels >= 0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_trace_one_program_for_all_critics(small_config, platform):
+    # Both maps at once for the update, and one after the other for the segmenter, whatever the number of critics; and
+    # once more each for the shapes of the results: those of the critics of one class, and of all.
+    _, segmenter, critics = trace(small_config(), platform)
+    assert segmenter == 1
+    assert critics <= 9
+    _, segmenter, critics = trace(small_config(adversarial=False), platform)
+    assert (segmenter, critics) == (1, 0)
+
+
 def close(got, expected, tolerance):
     got, expected = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (got, expected))
     assert jnp.linalg.norm(got - expected) <= tolerance * jnp.linalg.norm(expected)
@@ -106,11 +117,12 @@ def test_scanned_steps_are_the_same_steps(small_config):
 
 
 @pytest.mark.slow
-def test_the_form_for_accelerators_is_the_same_step(small_config, take_form):
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_forms_for_accelerators_are_the_same_step(small_config, take_form, platform):
     config = small_config(**{"augment.enabled": False, "loss.adversarial": 1.0})
     expected, values = run(config, [[0, 1, 2, 3]])
-    take_form("tpu")
-    got, got_values = run(config, [[0, 1, 2, 3]], platform="tpu")
+    take_form(platform)
+    got, got_values = run(config, [[0, 1, 2, 3]], platform=platform)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
     assert got_values.keys() == values.keys()
     for name, value in values.items():

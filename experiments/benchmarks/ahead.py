@@ -126,7 +126,8 @@ def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -
     costs, memory, found = compiled.cost_analysis(), compiled.memory_analysis(), operations(text)
     # XLA counts the body of a loop once: that is right for the loop over steps, and not for one inside a step.
     repeated = sum(o.bytes * (o.times / calls - 1) for o in found if o.times > calls)
-    moved = costs.get("bytes accessed", 0.0) + repeated
+    # Without a GPU, XLA gives no costs for one: there, all operands and results count.
+    moved = costs["bytes accessed"] + repeated if costs else sum(o.bytes * o.times for o in found) / calls
     report: dict[str, Any] = {
         "compile_s": seconds,
         "memory_bytes": {

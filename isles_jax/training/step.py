@@ -144,10 +144,12 @@ def _adversary(
     average, weight = config.discriminator.average, config.loss.adversarial
     # Compiled as part of the step; the jit saves tracing the same network for each critic again.
     judge_in_turn, judge_together = (jax.jit(partial(f, critic)) for f in (_judge_in_turn, _judge_together))
-    # Elsewhere than on CPUs, where convolutions in a loop are slow, a loop saves two thirds of the critics' program.
-    judge, each, each_for_segmenter = judge_together, _in_a_loop, _with_gradients
-    if platform == "cpu":
-        judge, each, each_for_segmenter = judge_in_turn, _in_turn, _in_turn
+    # On a TPU, a loop over the critics makes the program smaller. On a GPU, critics side by side need fewer launches.
+    # Both are slow on a CPU.
+    each, each_for_segmenter, judge = _in_turn, _in_turn, judge_in_turn
+    if platform != "cpu" and views:
+        each, judge = partial(_stacked, jax.vmap if platform == "gpu" else _loop), judge_together
+        each_for_segmenter = partial(_with_gradients, each)
 
     def maps(logits: Array, labels: Array, where: Array, view: slice) -> tuple[Array, Array]:
         """Ground truth as one-hot maps and the prediction as softmax maps, 0 where there is no pixel."""
@@ -161,7 +163,7 @@ def _adversary(
         return losses.relativistic_discriminator_loss(on_real, on_fake, average=average), batch_stats
 
     def segmenter_loss(fake: Array, real: Array, params: Any, batch_stats: Any) -> Array:
-        # The updated critic; the real maps are judged again, and their statistics are not kept.
+        # The updated critic. It judges the real maps again, apart: they need no backward pass, and no statistics.
         on_real, on_fake, _ = judge_in_turn(params, batch_stats, real, fake)
         return losses.relativistic_generator_loss(on_real, on_fake, average=average)
 
@@ -218,30 +220,42 @@ def _in_turn(function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
     return [function(*one) for one in arguments]
 
 
-def _in_a_loop(function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
-    """One program for all critics: arrays that differ in a side, as the class channels do, are filled up with zeros."""
+def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `jax.vmap`, one after the other."""
+    return lambda *stacked: lax.map(lambda one: function(*one), stacked)
+
+
+def _stacked(repeat: Callable[..., Any], function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
+    """One program for all critics, by `repeat` (`jax.vmap` or `_loop`).
+
+    Arrays that differ in a side, as those with the class channels do, are padded with zeros.
+    """
 
     def stack(*leaves: Array) -> Array:
         sides = [max(of_one) for of_one in zip(*(leaf.shape for leaf in leaves), strict=True)]
         return jnp.stack([jnp.pad(x, [(0, n - m) for n, m in zip(sides, x.shape, strict=True)]) for x in leaves])
 
-    results = lax.map(lambda one: function(*one), jax.tree.map(stack, *arguments))
+    def unstack(i: int, whole: Array, like: jax.ShapeDtypeStruct) -> Array:
+        return whole[(i, *map(slice, like.shape))]
+
+    results = repeat(function)(*jax.tree.map(stack, *arguments))
     return [
-        jax.tree.map(lambda whole, like: whole[(i, *map(slice, like.shape))], results, jax.eval_shape(function, *one))  # noqa: B023
-        for i, one in enumerate(arguments)
+        jax.tree.map(partial(unstack, i), results, jax.eval_shape(function, *one)) for i, one in enumerate(arguments)
     ]
 
 
-def _with_gradients(function: Callable[..., Array], arguments: list[tuple]) -> list[Array]:
-    """`_in_a_loop` for scalars. Their gradients for the first argument come from the same loop: no layer is stored."""
+def _with_gradients(
+    each: Callable[..., list[Any]], function: Callable[..., Array], arguments: list[tuple]
+) -> list[Array]:
+    """`each` for scalars. Their gradients for the first argument come from the same program: no layer is stored."""
     rest = [one[1:] for one in arguments]
 
     @jax.custom_vjp
     def values(first: list[Array]) -> list[Array]:
-        return _in_a_loop(function, [(x, *more) for x, more in zip(first, rest, strict=True)])
+        return each(function, [(x, *more) for x, more in zip(first, rest, strict=True)])
 
     def forward(first: list[Array]) -> tuple[list[Array], list[Array]]:
-        both = _in_a_loop(jax.value_and_grad(function), [(x, *more) for x, more in zip(first, rest, strict=True)])
+        both = each(jax.value_and_grad(function), [(x, *more) for x, more in zip(first, rest, strict=True)])
         return [value for value, _ in both], [gradient for _, gradient in both]
 
     def backward(gradients: list[Array], cotangents: list[Array]) -> tuple[list[Array]]:
