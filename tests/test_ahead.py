@@ -59,6 +59,8 @@ def test_operations_are_read_with_their_parts_bytes_and_loops():
         (["--target=v9:2x2"], r"--target=v9:2x2: found no such target, expected h100 or a topology such as v5e:1x1"),
         (["--target=v5e:2x4", "--config.modl.width=3"], "modl"),
         (["--target=v5e:2x4", "--size=30x32"], "--size"),
+        (["--target=v5e:2x4", "--config=nowhere.py"], r"--config=nowhere.py: found no such file"),
+        (["--target=v5e:2x4", "--tarjet=h100"], "tarjet"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the load_module")  # by ml_collections, for a config file

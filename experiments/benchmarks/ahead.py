@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_flags
 
 from experiments.benchmarks.chips import CHIPS, Chip, find_devices
 from experiments.benchmarks.compiled_text import Operation, operations
@@ -29,7 +31,7 @@ from isles_jax import config as configs
 from isles_jax import main as training_command
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import BATCH, make_forward, make_segmenter
-from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.runtime.command import InputError, Parser, one_line, run_command
 from isles_jax.training.parallel import AXIS
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
@@ -291,6 +293,28 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """The configuration of --config=FILE, by default the main command's, with each --config.KEY=VALUE applied.
+
+    Raises:
+      InputError: no such file, an unknown key, a value of another type, or another flag.
+    """
+    given = [word for word in arguments if word.startswith("--config=")]
+    path = given[-1].removeprefix("--config=") if given else training_command.DEFAULT
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: found no such file, expected one like {training_command.DEFAULT}")
+    values, words = flags.FlagValues(), ["ahead", f"--config={path}", *(w for w in arguments if w not in given)]
+    try:
+        config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=words)
+        rest = values(words)
+        values.config.to_dict()  # loads the file now, so that its errors are reported here
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"--config: {one_line(error)}") from error
+    if len(rest) > 1:
+        raise InputError(f"found {rest[1]!r}, expected flags only; --help lists them")
+    return values.config.copy_and_resolve_references()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__, allow_abbrev=False,
@@ -302,8 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also append the report to this JSON file, a list of reports")
     parser.epilog = "--config=FILE and --config.KEY=VALUE as for python -m isles_jax.main"
     options, rest = parser.parse_known_args(arguments)
-    training_command.parse(["ahead", *rest])
-    chosen = training_command.FLAGS.config.copy_and_resolve_references()
+    chosen = read_config(rest)
     for key, values in configs.BY_DATA.items():  # the sizes for patients' data, not those for the phantom
         if configs.flatten(chosen)[key] is None:
             chosen.update_from_flattened_dict({key: values[0]})
