@@ -40,7 +40,9 @@ def test_the_seed_fixes_every_patient(tmp_path):
     scans = [first[name] for name in files if "Tmax" in name]
     assert len(set(scans)) == len(scans)
     settings = json.loads((tmp_path / "a" / "phantom.json").read_text())
-    assert settings == {"digital perfusion phantom": {"cases": 2, "shape": [16, 16, 8], "difficulty": 1.0, "seed": 0}}
+    assert settings == {
+        "digital perfusion phantom": {"cases": 2, "shape": [16, 16, 8], "difficulty": 1.0, "seed": 0, "layout": "spes"}
+    }
 
 
 def test_files_lie_in_the_scanner(tmp_path):
