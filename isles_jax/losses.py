@@ -465,10 +465,12 @@ def boundary_distance(
     logits, labels, mask = _segmentation(name, logits, jnp.zeros(jnp.shape(logits)[:-1], jnp.int32), where)
     if distances.shape != logits.shape:
         raise ValueError(f"{name}: logits {logits.shape} need distances of that shape, got {distances.shape}")
-    axes = _pixel_axes(name, labels, reduction)
-    distances = jnp.where(mask[..., None], distances, 0.0)
-    total = jnp.sum(jnp.sum(jax.nn.softmax(logits) * distances, axis=-1), axis=axes)
-    return _ratio(total, jnp.sum(mask, axis=axes, dtype=jnp.float32))
+    shape = _images_by_pixels(name, labels, reduction == "none", reduction)
+    distances = distances if where is None else jnp.where(mask[..., None], distances, 0.0)
+    logits, distances = (_padded(x.reshape(*shape, x.shape[-1]), x.shape[-1]) for x in (logits, distances))
+    total = _expected_sums(logits, distances)
+    losses = _ratio(total, jnp.sum(mask.reshape(shape), axis=1, dtype=jnp.float32))
+    return losses if reduction == "none" else losses[0]
 
 
 def relativistic_discriminator_loss(real: ArrayLike, fake: ArrayLike, *, average: bool = False) -> Array:
@@ -522,7 +524,7 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
     return _relativistic(fake, real, average)
 
 
-# Soft counts of a confusion matrix, for Dice and Tversky.
+# Sums of probabilities over pixels.
 
 
 def _overlap(
@@ -530,65 +532,141 @@ def _overlap(
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...],
 ) -> tuple[Array, Array]:  # fmt: skip
     """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`."""
-    # Few numbers, so that those of the other classes may be computed for nothing.
-    hits, extra, missed = (x[:, jnp.array(chosen)] for x in _soft_counts(logits, labels, mask, squared))
+    counts = _soft_counts if logits.shape[-1] <= _MANY else _soft_counts_of_many
+    # Few numbers, so those of the other classes may be computed for nothing.
+    hits, extra, missed = (x[:, jnp.array(chosen)] for x in counts(logits, labels, mask, squared))
     # 1 - index as one fraction: no digit is lost where the loss is small, and it is 0 where there is nothing.
     wrong = alpha * extra + beta * missed
     losses = _ratio(wrong, hits + wrong + smooth)
     # A power below 1 has no finite derivative at 0.
     losses = jnp.where(losses < _TINY, 0.0, jnp.maximum(losses, _TINY) ** gamma)
-    return losses, jnp.any(_sides(labels, mask, chosen)[0], axis=-1).T
+    # A pixel of the class adds at least 3/4 to hits and missed together; NaN counts as present, to be seen.
+    return losses, hits + missed != 0
+
+
+def _soft_counts(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
+    """True positives, false positives and false negatives of each class in each image, [B, C].
+
+    Args:
+      logits: [B, N, C], N as `_padded` makes it.
+      labels: [B, N].
+      mask: [B, N].
+      squared: a false positive counts p^2 and a false negative (1 - p)^2, not p and 1 - p.
+    """
+    probabilities = _probabilities(logits)
+    foreground = jnp.moveaxis(_one_hot(labels, logits.shape[-1]), -1, 0) & mask
+    power = 2 if squared else 1
+    hits = jnp.where(foreground, probabilities, 0.0)
+    extra = jnp.where(~foreground & mask, probabilities**power, 0.0)
+    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
+    return _row_sums(hits).T, _row_sums(extra).T, _row_sums(missed).T
+
+
+# The derivatives below are written by hand because autodiff would store more arrays of the size of the logits.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _soft_counts(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
-    """True positives, false positives and false negatives of each class in each image.
-
-    Args:
-      logits: float32 [B, N, C], N a multiple of 8.
-      labels: int32 [B, N].
-      mask: bool [B, N].
-      squared: a false positive counts p^2 and a false negative (1 - p)^2, not p and 1 - p.
-
-    Returns:
-      float32 [B, C], three times.
-    """
+def _soft_counts_of_many(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
+    """As `_soft_counts`, for many classes: the logits stay as they lie in memory."""
     return _soft_counts_forward(logits, labels, mask, squared)[0]
 
 
-def _soft_counts_forward(
-    logits: Array, labels: Array, mask: Array, squared: bool
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
-    labels, mask = lax.optimization_barrier((labels, mask))
-    probabilities = lax.optimization_barrier(_softmax(logits))
-    foreground, background = _sides(labels, mask, tuple(range(len(probabilities))))
+def _soft_counts_forward(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[tuple, tuple]:
+    images, count = logits.shape[0], logits.shape[-1]
+    # XLA's CPU divides the first axis among the cores.
+    logits, labels, mask = (x.reshape(images * _WORD, -1, *x.shape[2:]) for x in (logits, labels, mask))
+    powers, total = _powers(logits)
+    inside = mask[..., None]
+    foreground = _one_hot(labels, count) & inside
+    own = jnp.sum(jnp.where(foreground, powers, 0.0), axis=-1, keepdims=True)
+    own = lax.optimization_barrier(lax.optimization_barrier(own) / total)
     power = 2 if squared else 1
-    hits = jnp.where(foreground, probabilities, 0.0)
-    extra = jnp.where(background, probabilities**power, 0.0)
-    missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
-    counts = _sum_of_pixels(hits).T, _sum_of_pixels(extra).T, _sum_of_pixels(missed).T
-    return counts, (probabilities, labels, mask)
+    hits = jnp.where(foreground, own, 0.0)
+    extra = jnp.where(~foreground & inside, (powers / total) ** power, 0.0)
+    missed = jnp.where(foreground, (1.0 - own) ** power, 0.0)
+    sums = (jnp.sum(_sums_by_words(x).reshape(images, _WORD, count), axis=1) for x in (hits, extra, missed))
+    return tuple(sums), (powers, total, foreground, inside)
 
 
-def _soft_counts_backward(
-    squared: bool, residuals: tuple[Array, Array, Array], cotangents: tuple[Array, Array, Array]
-) -> tuple[Array, None, None]:
-    probabilities, labels, mask = residuals
-    hits, extra, missed = (x.T[..., None] for x in cotangents)
+def _soft_counts_backward(squared: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple:
+    powers, total, foreground, inside = residuals
+    images, count = cotangents[0].shape
+    hits, extra, missed = (jnp.repeat(x, _WORD, axis=0)[:, None] for x in cotangents)
     if squared:
+        probabilities = powers / total
         extra, missed = 2.0 * extra * probabilities, 2.0 * missed * (1.0 - probabilities)
-    foreground, background = _sides(labels, mask, tuple(range(len(probabilities))))
-    slopes = jnp.where(foreground, hits - missed, jnp.where(background, extra, 0.0))
-    return _softmax_gradient(probabilities, slopes), None, None
+    slopes = jnp.where(foreground, hits - missed, jnp.where(inside, extra, 0.0))
+    return _powers_gradient(powers, total, slopes).reshape(images, -1, count), None, None
 
 
-_soft_counts.defvjp(_soft_counts_forward, _soft_counts_backward)
+_soft_counts_of_many.defvjp(_soft_counts_forward, _soft_counts_backward)
 
 
-def _sides(labels: Array, mask: Array, classes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Foreground and background of each of K classes, bool [K, B, N]; masked pixels are neither."""
-    foreground = labels == jnp.array(classes, jnp.int32)[:, None, None]
-    return foreground & mask, ~foreground & mask
+@jax.custom_vjp
+def _expected_sums(logits: Array, values: Array) -> Array:
+    """Sums over pixels and classes of softmax(logits) * values, both [B, N, C] as `_padded` makes them: [B]."""
+    return _expected_sums_forward(logits, values)[0]
+
+
+def _expected_sums_forward(logits: Array, values: Array) -> tuple[Array, tuple[Array, ...]]:
+    images, count = logits.shape[0], logits.shape[-1]
+    if count <= _MANY:
+        probabilities = lax.optimization_barrier(_softmax(logits))
+        sums = _sum_of_pixels(_sum_of_classes(probabilities * jnp.moveaxis(values, -1, 0)))
+        return sums, (probabilities, values)
+    powers, total = _powers(logits.reshape(images * _WORD, -1, count))
+    values = values.reshape(powers.shape)
+    expected = lax.optimization_barrier(jnp.sum(powers * values, axis=-1, keepdims=True)) / total
+    return _sum_of_pixels(expected.reshape(images, -1)), (powers, total, values)
+
+
+def _expected_sums_backward(residuals: tuple[Array, ...], cotangents: Array) -> tuple[Array, Array]:
+    if len(residuals) == 2:
+        probabilities, values = residuals
+        slopes = cotangents[:, None] * jnp.moveaxis(values, -1, 0)
+        by_values = jnp.moveaxis(cotangents[:, None] * probabilities, 0, -1)
+        return _softmax_gradient(probabilities, slopes), by_values
+    powers, total, values = residuals
+    slopes = jnp.repeat(cotangents, _WORD)[:, None, None]
+    shape = (len(cotangents), -1, powers.shape[-1])
+    by_logits = _powers_gradient(powers, total, slopes * values)
+    return by_logits.reshape(shape), (powers * (slopes / total)).reshape(shape)
+
+
+_expected_sums.defvjp(_expected_sums_forward, _expected_sums_backward)
+
+
+@jax.custom_vjp
+def _probabilities(logits: Array) -> Array:
+    """Softmax of [B, N, C] as [C, B, N]."""
+    return _softmax(logits)
+
+
+def _probabilities_forward(logits: Array) -> tuple[Array, Array]:
+    return (probabilities := lax.optimization_barrier(_softmax(logits))), probabilities
+
+
+_probabilities.defvjp(_probabilities_forward, lambda probabilities, slopes: (_softmax_gradient(probabilities, slopes),))
+
+
+@jax.custom_vjp
+def _row_sums(x: Array) -> Array:
+    """`_sum_of_pixels`; autodiff would take its slices apart."""
+    return _sum_of_pixels(x)
+
+
+_row_sums.defvjp(
+    lambda x: (_sum_of_pixels(x), x),
+    lambda like, slopes: (jnp.broadcast_to(slopes[..., None], like.shape),),
+)
+
+
+def _sums_by_words(x: Array) -> Array:
+    """[B, N, C] summed over N: [B, C]. One sum over millions of pixels would lose digits."""
+    while x.shape[1] > 1:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _WORD), (0, 0))).reshape(len(x), -1, _WORD, x.shape[-1])
+        x = lax.optimization_barrier(jnp.sum(x, axis=2))
+    return x[:, 0]
 
 
 # The Lovasz extension of the Jaccard loss.
@@ -624,11 +702,9 @@ def _classes(
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None, gradient: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
     """The result of `_lovasz_classes` and, if wanted, what backward needs: probabilities and slopes, pixels last."""
-    # Without a barrier XLA would evaluate what depends on a constant mask while compiling, for many seconds.
-    mask = lax.optimization_barrier(mask)
     probabilities = _softmax(logits)
     picked = probabilities if len(chosen) == len(probabilities) else probabilities[jnp.array(chosen)]
-    foreground, _ = _sides(labels, mask, chosen)
+    foreground = (labels == jnp.array(chosen, jnp.int32)[:, None, None]) & mask
     # A softmax may round to a little more than 1.
     errors = jnp.maximum(jnp.where(foreground, 1.0 - picked, picked), 0.0)
     losses, steps = _extension(errors, foreground, jnp.broadcast_to(mask, errors.shape), bins, gradient)
@@ -841,11 +917,22 @@ def _softmax(logits: Array) -> Array:
         powers = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
         return powers / _sum_of_classes(powers)
     # XLA's CPU would take the exponentials of the turned array one by one.
+    powers, total = _powers(logits)
+    return jnp.moveaxis(lax.optimization_barrier(powers / total), -1, 0)
+
+
+def _powers(logits: Array) -> tuple[Array, Array]:
+    """Numerators [B, N, C] and denominators [B, N, 1] of the softmax."""
     logits = lax.optimization_barrier(logits)
     largest = lax.optimization_barrier(jnp.max(logits, axis=-1, keepdims=True))
     powers = lax.optimization_barrier(jnp.exp(logits - largest))
-    total = lax.optimization_barrier(jnp.sum(powers, axis=-1, keepdims=True))
-    return jnp.moveaxis(lax.optimization_barrier(powers / total), -1, 0)
+    return powers, lax.optimization_barrier(jnp.sum(powers, axis=-1, keepdims=True))
+
+
+def _powers_gradient(powers: Array, total: Array, slopes: Array) -> Array:
+    """The gradient for the logits where powers / total has the gradient `slopes`, [B, N, C]."""
+    mean = lax.optimization_barrier(jnp.sum(powers * slopes, axis=-1, keepdims=True)) / total
+    return powers * ((slopes - mean) / total)
 
 
 def _softmax_gradient(probabilities: Array, slopes: Array) -> Array:
@@ -896,8 +983,10 @@ def _mean_of_classes(
     logits, labels, mask = _segmentation(name, logits, labels, where)
     chosen = _chosen_classes(name, classes, count := logits.shape[-1])
     table = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
-    logits, labels, mask = _rows(logits, labels, mask, _images_by_pixels(name, labels, per_image, reduction))
-    losses, present = loss(logits, labels, mask, chosen)
+    shape = _images_by_pixels(name, labels, per_image, reduction)
+    # The barrier: XLA would evaluate what depends on a constant mask while compiling, for many seconds.
+    labels, mask = labels.reshape(shape), lax.optimization_barrier(mask.reshape(shape))
+    losses, present = loss(*(_padded(x, count) for x in (logits.reshape(*shape, count), labels, mask)), chosen)
     weights = jnp.broadcast_to(table[jnp.array(chosen)], losses.shape)
     if classes == "present":
         weights = jnp.where(present, weights, 0.0)
@@ -1016,14 +1105,13 @@ def _pixel_axes(name: str, labels: Array, reduction: str) -> tuple[int, ...] | N
     return None if reduction == "mean" else tuple(range(1, labels.ndim))
 
 
-def _rows(logits: Array, labels: Array, mask: Array, shape: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """Logits [B, N, C], labels and mask [B, N], with masked pixels at the end.
+def _padded(x: Array, num_classes: int) -> Array:
+    """[B, N, ...] with zeros at the end of the second axis, so that N is a multiple of whole words.
 
-    N becomes an odd number of whole words: rows of a power of two would meet in the same few lines of a CPU's cache.
+    For few classes it is an odd one: rows of a power of two would meet in the same few lines of a CPU's cache.
     """
-    margin = (0, 0), (0, (_WORD - shape[1]) % (2 * _WORD))
-    logits = jnp.pad(logits.reshape(*shape, logits.shape[-1]), (*margin, (0, 0)))
-    return logits, jnp.pad(labels.reshape(shape), margin), jnp.pad(mask.reshape(shape), margin)
+    more = -x.shape[1] % _WORD**2 if num_classes > _MANY else (_WORD - x.shape[1]) % (2 * _WORD)
+    return jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
 
 
 def _class_weights(name: str, class_weights: ArrayLike, num_classes: int) -> Array:

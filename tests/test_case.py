@@ -42,7 +42,7 @@ def test_names_that_clash_are_refused():
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-3, 3), min_size=9, max_size=9))
+@given(st.lists(st.floats(-3, 3, width=32), min_size=9, max_size=9))
 def test_a_voxels_volume_is_the_determinant(numbers):
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(numbers, (3, 3))

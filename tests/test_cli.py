@@ -74,6 +74,7 @@ def test_the_configs_are_found_from_any_folder(flags, tmp_path):
     assert call(*flags, "--config.data.root=nowhere", cwd=tmp_path).stderr.startswith("error: nowhere")
 
 
+@pytest.mark.slow
 def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_root):
     shutil.copytree(phantom_root, tmp_path / "data")
     [removed] = sorted((tmp_path / "data").rglob("*MR_TTP*.nii"))[:1]

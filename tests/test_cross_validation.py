@@ -10,6 +10,7 @@ from isles_jax.cross_validation import cross_validate
 from isles_jax.runtime.command import InputError
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused(tmp_path, phantom_root):
     shutil.copytree(phantom_root, tmp_path / "data")
     settings = tiny_config("bl1", **{"data.root": str(tmp_path / "data"), "fold": 0})

@@ -23,6 +23,7 @@ def test_predictions_from_the_file_are_those_of_the_run(untrained_run, weights_f
     assert len(np.unique(nib.load(there).get_fdata())) > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [False, True])
 def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, weights_file, tmp_path, flips):
     """Any batch, any sides divisible by 32, the folds averaged, for all platforms."""

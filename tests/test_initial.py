@@ -90,6 +90,7 @@ def test_layers_that_do_not_fit_are_refused_in_one_line(channels, keys, words, u
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_and_says_so(tmp_path, capsys):
     spes_folder(tmp_path / "set", cases=("a", "b", "c"))
     keys = {"data.root": str(tmp_path / "set"), "train.epochs": 1, "train.batch_size": 2}

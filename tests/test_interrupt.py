@@ -77,7 +77,9 @@ def test_a_file_is_whole_before_the_process_leaves(tmp_path):
 
 def test_signals_are_handled_while_a_command_is_imported(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import builtins, os, signal\nimport_of = builtins.__import__\n"
+        # A shell that starts the tests in the background has SIGINT ignored.
+        "import builtins, os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import_of = builtins.__import__\n"
         "def slow(name, *rest, **more):\n    if name == 'isles_jax.runtime.command':\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n    return import_of(name, *rest, **more)\n"
         "builtins.__import__ = slow\n"

@@ -89,6 +89,7 @@ def test_no_occlusion_and_the_same_patient_on_another_grid():
     assert shares[0] == pytest.approx(shares[1], rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_whole_run_resumes_and_predicts_on_each_cases_own_grid(tmp_path, capsys):
     run = tmp_path / "run"
     keys = {"data.phantom.layout": "isles2022", "data.phantom.cases": 8, "data.phantom.shape": (32, 32, 8)}

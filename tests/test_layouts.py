@@ -65,6 +65,7 @@ def test_channels_of_ones_own(kind, wanted, tmp_path):
         np.testing.assert_array_equal(other.images, one.images[..., [channels.index(name) for name in wanted]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_one_command_trains_predicts_and_converts(kind, tmp_path, capsys):
     name, channels, build = LAYOUTS[kind]

@@ -45,6 +45,7 @@ def test_a_fold_is_held_until_its_process_is_gone_however_it_goes(holder, tmp_pa
         pass
 
 
+@pytest.mark.slow
 def test_the_command_is_refused_in_one_line(holder, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "isles_jax.main", f"--workdir={run}"]

@@ -256,6 +256,7 @@ PIXEL_LOSSES = {
 each_pixel_loss = pytest.mark.parametrize("loss", PIXEL_LOSSES.values(), ids=PIXEL_LOSSES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", ["lovasz_softmax", "soft_dice", "tversky", "focal", "cross_entropy"])
 def test_half_precision_keeps_the_gradient(name, dtype):
@@ -308,6 +309,7 @@ def test_any_integer_labels_will_do(dtype):
 # Transformations.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "on"),
     [(name, False) for name in PIXEL_LOSSES] + [("lovasz_softmax", True), ("lovasz_softmax bins", True)],
@@ -377,6 +379,7 @@ def check_devices():
     print("devices:", len(devices))
 
 
+@pytest.mark.slow
 def test_pmap_and_shard_map():
     code = "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'\n"
     code += f"import sys; sys.path[:0] = {[str(pathlib.Path(__file__).parent), str(DOCS.parent.parent)]}\n"
@@ -543,6 +546,7 @@ def test_bad_arguments_are_refused_while_tracing(error, words, call):
 # The file, its docstrings and its page.
 
 
+@pytest.mark.slow
 def test_file_stands_alone(tmp_path):
     source = pathlib.Path(losses.__file__)
     roots = set()
@@ -566,12 +570,14 @@ def test_file_stands_alone(tmp_path):
     np.testing.assert_allclose(float(value), 1 / (1 + np.e), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_docstring_examples():
     failed, attempted = doctest.testmod(losses)
     assert failed == 0
     assert attempted >= len(losses.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0].lstrip("# ") for block in BLOCKS])
 def test_docs_code_runs(block):
     if "import equinox" in block:

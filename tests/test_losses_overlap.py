@@ -76,6 +76,7 @@ NAMES = [f"{name}-{'-'.join(options) or 'defaults'}" for name, options in OPTION
 each_option = pytest.mark.parametrize(("name", "options"), OPTIONS, ids=NAMES)
 
 
+@pytest.mark.slow
 @each_option
 @pytest.mark.parametrize("shape", [(40,), (3, 12), (2, 5, 6), (2, 3, 4, 5)])
 def test_losses_are_their_definitions(name, options, shape):
@@ -86,6 +87,7 @@ def test_losses_are_their_definitions(name, options, shape):
         np.testing.assert_allclose(value, BY_HAND[name](logits, labels, where=mask, **options), atol=1e-6)
 
 
+@pytest.mark.slow
 @each_option
 def test_gradients_are_those_of_float64_differences(name, options):
     logits, labels, where = case((3, 5), 3, seed=1)
@@ -107,6 +109,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
     which=st.integers(0, len(OPTIONS) - 1),
@@ -136,6 +139,7 @@ def hard(predicted, num_classes):
     return 200.0 * np.eye(num_classes, dtype=np.float32)[predicted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [2, 4, 12])
 def test_hard_predictions_give_one_minus_the_score(num_classes):
     labels, predicted = np.random.default_rng(2).integers(0, num_classes, (2, 500))
@@ -207,6 +211,7 @@ def test_an_absent_class_costs_what_is_documented():
     assert losses.soft_dice(hard(labels, 3), labels, classes=(2,)) == 0
 
 
+@pytest.mark.slow
 def test_two_million_pixels_lose_no_digit():
     rng = np.random.default_rng(3)
     labels = (rng.random(2_000_000) < 0.01).astype(np.int32)
@@ -230,6 +235,7 @@ REDUCED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
 def test_reduction_none_is_each_image_alone(name):
     logits, labels, where = case((4, 5, 6), 3)

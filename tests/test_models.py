@@ -127,6 +127,7 @@ def norm(x, p, s):
     return (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 def test_layers_are_those_of_the_table(residual):
     """The network written out once more, layer by layer."""

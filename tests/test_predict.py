@@ -115,6 +115,7 @@ def test_bad_input_is_named_and_nothing_is_written(untrained_run, tmp_path, phan
         call(untrained_run, f"--input={tmp_path / 'cases' / 'good'}", f"--output={tmp_path / 'file'}")
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "isles_jax.predict", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}"]
     (tmp_path / "in").mkdir()

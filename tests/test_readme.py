@@ -85,6 +85,7 @@ def test_links_have_targets(page):
         assert "://" in target or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+@pytest.mark.slow
 def test_the_code_cells_of_the_notebook_run_in_order(tmp_path):
     assert "(docs/tour.ipynb)" in README
     cells = [cell for cell in TOUR["cells"] if cell["cell_type"] == "code"]

@@ -67,6 +67,7 @@ def test_what_has_no_weight_is_absent(small_config):
         assert (critics == 0) == (key == "adversarial")
 
 
+@pytest.mark.slow
 def test_dice_and_focal_have_weights_of_their_own(small_config):
     config = small_config(**{"loss.cross_entropy": 0.0, "loss.dice": 0.5, "loss.focal": 2.0}, overlap=False)
     logits, labels, _ = segmentation_case((4, 8, 8), 3)

@@ -79,10 +79,9 @@ def torch_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarra
     table = {}
     for loss, rows in forms.items():
         for form, function, arguments, compiled in rows:
-            table[f"{loss}, PyTorch, {form}"] = lambda f=function, a=arguments: run(f, *a)
-            if compiled:
-                quick = torch.compile(function)
-                table[f"{loss}, PyTorch, {form}, compiled"] = lambda f=quick, a=arguments: run(f, *a)
+            variants = {form: function} | ({f"{form}, compiled": torch.compile(function)} if compiled else {})
+            for name, f in variants.items():
+                table[f"{loss}, PyTorch, {name}"] = lambda f=f, a=arguments: run(f, *a)
     return table
 
 

@@ -50,9 +50,9 @@ def overlap_one_hot(logits: Tensor, labels: Tensor, alpha: float, beta: float) -
 def overlap_gathered(logits: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
     """The same from the probability of the label alone and counts: the fastest form we know."""
     p, flat = logits.softmax(1), labels.flatten()
-    count = torch.bincount(flat, minlength=p.shape[1])
-    true = torch.zeros_like(p[0, :, 0, 0] if p.ndim == 4 else p[0, :, 0, 0, 0])
-    true = true.index_add(0, flat, p.gather(1, labels[:, None]).flatten())
+    zeros = torch.zeros(p.shape[1], device=p.device)
+    count = zeros.index_add(0, flat, torch.ones(flat.shape, device=p.device))
+    true = zeros.index_add(0, flat, p.gather(1, labels[:, None]).flatten())
     extra, missed = p.sum([axis for axis in range(p.ndim) if axis != 1]) - true, count - true
     return (1 - true / (true + alpha * extra + beta * missed)).mean()
 

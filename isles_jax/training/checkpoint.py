@@ -6,19 +6,11 @@ of the step to its SHA-256 checksum.
 """
 
 import atexit
-import contextlib
-import gc
 import hashlib
 import importlib.metadata
-import io
-import logging
 import os
-import re
 import sys
 import threading
-import time
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,7 +20,7 @@ from etils import epath
 
 from isles_jax.runtime import files, processes
 from isles_jax.runtime.command import InputError
-from isles_jax.training import parallel
+from isles_jax.training import failed_save, parallel
 from isles_jax.training.state import Network, State, init_state
 
 KEEP = 2
@@ -41,9 +33,6 @@ SAVING = ".saving"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Generous bound on the bytes that a step takes beside its arrays.
 _OVERHEAD = 1 << 20
-# After a failed save: the longest wait for each of Orbax's threads, and the time for TensorStore's last calls. Both
-# took less than half a second.
-_JOIN_SECONDS, _CALL_SECONDS = 10, 1
 _handlers = {"params": ocp.StandardCheckpointHandler, "train": ocp.StandardCheckpointHandler,
              "meta": lambda: ocp.JsonCheckpointHandler(META)}  # fmt: skip
 
@@ -133,13 +122,13 @@ def _reserve(folder: epath.Path, size: int) -> None:
 def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
     """Lets Orbax write one step. An error of the operating system becomes one line, although Orbax prints pages."""
     before = set(threading.enumerate())
-    with _quiet() as output:
+    with failed_save.quiet() as output:
         reason = _try_to_write(folder, items)
         if reason is None:
             return
-        _free_what_orbax_left(before)
+        failed_save.free(before)
         # TensorStore keeps some of it until the interpreter exits.
-        atexit.register(_silence)
+        atexit.register(failed_save.silence)
         output.truncate(0)
     raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept")
 
@@ -153,63 +142,12 @@ def _try_to_write(folder: epath.Path, items: ocp.args.Composite) -> str | None:
         with _manager(folder.parent) as manager:
             saved = manager.save(int(folder.name), args=items)
     except Exception as error:
-        reason = _system_error(error)
+        reason = failed_save.system_error(error)
         if reason is None:
             raise
         return reason
     if not saved:
         raise FileExistsError(f"{folder}: Orbax did not save this step")
-    return None
-
-
-def _free_what_orbax_left(before: set[threading.Thread]) -> None:
-    """Lets everything that a failed save left behind print now; `before` are the threads before the save."""
-    # Orbax's threads go on logging after the failure.
-    for thread in set(threading.enumerate()) - before:
-        if not thread.daemon:
-            threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
-    # Python complains about each abandoned coroutine and task when it frees it.
-    gc.collect()
-    # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
-    time.sleep(_CALL_SECONDS)
-    gc.collect()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
-    """Inside, `_silence` holds; afterwards all is as before.
-
-    Yields:
-      A buffer that collects stderr; what it holds at the end is printed.
-    """
-    disabled, hook = logging.root.manager.disable, sys.unraisablehook
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) as output, warnings.catch_warnings():
-            _silence()
-            yield output
-    finally:
-        sys.unraisablehook = hook
-        logging.disable(disabled)
-        sys.stderr.write(output.getvalue())
-
-
-def _silence() -> None:
-    """Switches off logging, and Python's complaints about abandoned coroutines and closed event loops."""
-    logging.disable(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else hook(args)
-
-
-def _system_error(error: BaseException | None) -> str | None:
-    """The operating system's message in an error of Orbax or TensorStore; None if another error caused it."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code:
-            return os.strerror(int(code[1]))
-        error = error.__cause__ or error.__context__
     return None
 
 
