@@ -85,8 +85,11 @@ def test_signals_are_handled_while_a_command_is_imported(tmp_path):
         "builtins.__import__ = slow\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    for command in ("main", "predict", "evaluate", "report", "export", "phantom", "convert"):
-        run = [sys.executable, "-m", f"isles_jax.{command}", "--help"]
+    script = tmp_path / "isles-jax"
+    script.write_text("from isles_jax.cli import run\nrun()\n")
+    names = ("main", "predict", "evaluate", "report", "export", "phantom", "convert")
+    for command in (*(["-m", f"isles_jax.{name}"] for name in names), [str(script), "convert"]):
+        run = [sys.executable, *command, "--help"]
         done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (130, ""), command
         assert done.stderr == "stopped by SIGINT; to go on, run the same command again\n"
