@@ -80,17 +80,15 @@ def _first_maximum(x: Array) -> tuple[Array, Array]:
     return best, index
 
 
-def _scatter(values: Array, x: Array) -> Array:
+def _scatter(values: Array, index: Array) -> Array:
     b, h, w, c = values.shape
-    index = _first_maximum(x)[1]
     four = [jnp.where(index == k, values, 0) for k in range(4)]
     rows = [jnp.stack(four[2 * i : 2 * i + 2], axis=3) for i in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
 
 
-def _gather(values: Array, x: Array) -> Array:
+def _gather(values: Array, index: Array) -> Array:
     a, b, c, d = _windows(values)
-    index = _first_maximum(x)[1]
     return jnp.where(index < 2, jnp.where(index == 0, a, b), jnp.where(index == 2, c, d))
 
 
@@ -114,47 +112,65 @@ def _window_gather(values: Array, x: Array) -> Array:
     return _reduce_windows(jnp.where(places > 0, values, 0), 0.0, lax.add)
 
 
-def _place(values: Array, x: Array) -> Array:
+# The index serves CPUs and GPUs, and x a TPU; XLA removes what the platform does not need.
+
+
+def _place(values: Array, index: Array, x: Array) -> Array:
     """Values [B, H/2, W/2, C] at the first maximum of each window of x [B, H, W, C], zeros elsewhere: [B, H, W, C]."""
-    return lax.platform_dependent(values, x, tpu=_window_scatter, default=_scatter)
+    return lax.platform_dependent(
+        values, index, x, tpu=lambda v, _, x: _window_scatter(v, x), default=lambda v, i, _: _scatter(v, i)
+    )
 
 
-def _pick(values: Array, x: Array) -> Array:
+def _pick(values: Array, index: Array, x: Array) -> Array:
     """Values [B, H, W, C] at the first maximum of each window of x [B, H, W, C]: [B, H/2, W/2, C]."""
-    return lax.platform_dependent(values, x, tpu=_window_gather, default=_gather)
+    return lax.platform_dependent(
+        values, index, x, tpu=lambda v, _, x: _window_gather(v, x), default=lambda v, i, _: _gather(v, i)
+    )
 
 
 @jax.custom_vjp
-def max_pool(x: Array) -> Array:
-    """2x2 max pooling.
+def max_pool(x: Array) -> tuple[Array, Array]:
+    """2x2 max pooling with the place of each maximum.
 
     Args:
       x: [B, H, W, C], H and W even.
 
     Returns:
-      The maxima [B, H/2, W/2, C]. The gradient goes to the first maximum of a window in row-major order.
+      The maxima [B, H/2, W/2, C] and, int8, their places 0..3 in row-major order; the first one wins a tie.
     """
-    return lax.platform_dependent(x, tpu=_window_maximum, default=lambda x: _first_maximum(x)[0])
+    return lax.platform_dependent(x, tpu=lambda x: (_window_maximum(x), _first_maximum(x)[1]), default=_first_maximum)
 
 
-max_pool.defvjp(lambda x: (max_pool(x), x), lambda x, gradient: (_place(gradient, x),))
+def _pool_forward(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    pooled, index = max_pool(x)
+    return (pooled, index), (index, x)
+
+
+max_pool.defvjp(_pool_forward, lambda residuals, gradients: (_place(gradients[0], *residuals),))
 
 
 @jax.custom_vjp
-def max_unpool(values: Array, x: Array) -> Array:
-    """The inverse placement of `max_pool(x)`.
+def max_unpool(values: Array, index: Array, x: Array | None = None) -> Array:
+    """The inverse placement of `max_pool`: each value goes to its place in a 2x2 window, zeros elsewhere.
 
     Args:
-      values: [B, H/2, W/2, C].
-      x: [B, H, W, C], what was pooled; it has no gradient.
+      values: [B, H, W, C].
+      index: int8 [B, H, W, C], from `max_pool`.
+      x: [B, 2H, 2W, C], what was pooled; with it, the function is fast on a TPU, too. It has no gradient.
 
     Returns:
-      [B, H, W, C]: each value at the place of its window's maximum (the first in row-major order), zeros elsewhere.
+      [B, 2H, 2W, C].
     """
-    return _place(values, x)
+    return _scatter(values, index) if x is None else _place(values, index, x)
 
 
-max_unpool.defvjp(lambda values, x: (_place(values, x), x), lambda x, gradient: (_pick(gradient, x), None))
+def _unpool_backward(residuals: tuple[Array, Array | None], gradient: Array) -> tuple[Array, None, None]:
+    index, x = residuals
+    return (_gather(gradient, index) if x is None else _pick(gradient, index, x)), None, None
+
+
+max_unpool.defvjp(lambda values, index, x=None: (max_unpool(values, index, x), (index, x)), _unpool_backward)
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any) -> Array:
@@ -230,11 +246,12 @@ class SUMNet(nn.Module):
         normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):
             x = self._encoder_stage(x, stage, widths, partial(conv, normed=normed))
-            skips.append(x)
-            x = max_pool(x)
+            pooled, index = max_pool(x)
+            skips.append((index, x))
+            x = pooled
         for stage, widths in zip(range(len(DECODER), 0, -1), DECODER, strict=True):
-            skip = skips.pop()
-            x = jnp.concatenate([max_unpool(x, skip), skip], axis=-1)
+            index, skip = skips.pop()
+            x = jnp.concatenate([max_unpool(x, index, skip), skip], axis=-1)
             # The public SUMNet counts a decoder's convolutions backwards: donv5b, then donv5a.
             for channels, letter in zip(widths, "ba" if len(widths) == 2 else ("",), strict=True):
                 x = nn.relu(conv(x, channels, f"_up{stage}{letter}", self.batch_norm == "all"))
@@ -281,7 +298,7 @@ class Discriminator(nn.Module):
 
         def pool(x: Array) -> Array:
             # An odd last row or column is dropped, as in PyTorch's pooling.
-            return max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+            return max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])[0]
 
         def convolve_and_pool(*args: Any, **options: Any) -> Array:
             return pool((self.conv or convolve)(*args, **options))

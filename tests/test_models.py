@@ -63,27 +63,30 @@ def tied():
 @pytest.mark.usefixtures("form")
 def test_pooling_takes_the_first_maximum(tied):
     expected, places = brute_pool(tied)
-    np.testing.assert_array_equal(max_pool(tied), expected)
-    np.testing.assert_array_equal(max_unpool(expected, tied), brute_place(expected, places))
+    pooled, index = max_pool(tied)
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_array_equal(index, places)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("also", [False, True], ids=["index", "index and pooled"])
+def test_unpooling_places_and_gathers_its_gradient(tied, also):
+    pooled, index = brute_pool(tied)
+    x = tied if also else None
     # The values that are placed need not be the maxima.
-    values = np.random.default_rng(3).normal(size=expected.shape).astype(np.float32)
-    np.testing.assert_array_equal(max_unpool(values, tied), brute_place(values, places))
+    values = np.random.default_rng(3).normal(size=pooled.shape).astype(np.float32)
+    np.testing.assert_array_equal(max_unpool(values, index, x), brute_place(values, index))
+    weights = np.random.default_rng(2).normal(size=tied.shape).astype(np.float32)
+    gradient = jax.grad(lambda v: (max_unpool(v, index, x) * weights).sum())(pooled)
+    expected = brute_pool(np.where(brute_place(np.ones_like(pooled), index) > 0, weights, -np.inf))[0]
+    np.testing.assert_array_equal(gradient, expected)
 
 
 @pytest.mark.usefixtures("form")
 def test_gradients_go_to_the_first_maximum_alone(tied):
     weights = np.random.default_rng(1).normal(size=(2, 3, 2, 3)).astype(np.float32)
-    gradient = jax.grad(lambda x: (max_pool(x) * weights).sum())(tied)
+    gradient = jax.grad(lambda x: (max_pool(x)[0] * weights).sum())(tied)
     np.testing.assert_array_equal(gradient, brute_place(weights, brute_pool(tied)[1]))
-
-
-@pytest.mark.usefixtures("form")
-def test_unpooling_gathers_its_gradient(tied):
-    pooled, index = brute_pool(tied)
-    weights = np.random.default_rng(2).normal(size=tied.shape).astype(np.float32)
-    gradient = jax.grad(lambda v: (max_unpool(v, tied) * weights).sum())(pooled)
-    expected = brute_pool(np.where(brute_place(np.ones_like(pooled), index) > 0, weights, -np.inf))[0]
-    np.testing.assert_array_equal(gradient, expected)
 
 
 @pytest.mark.usefixtures("form")
