@@ -72,6 +72,23 @@ def untrained_run(tmp_path_factory, small_config):
     return workdir, made, variables
 
 
+@pytest.fixture
+def take_form(monkeypatch):
+    """A function that makes this CPU run the form that the code has for another platform, such as "tpu"."""
+    import jax
+    from jax import lax
+
+    def take(platform):
+        def choose(*arguments, default, **forms):
+            return forms.get(platform, default)(*arguments)
+
+        monkeypatch.setattr(lax, "platform_dependent", choose)
+        jax.clear_caches()
+
+    yield take
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def forward(untrained_run):
     """The compiled forward pass of `untrained_run`'s networks."""

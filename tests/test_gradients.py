@@ -191,9 +191,18 @@ def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
+# Every system in its form for CPUs and, where ALL_SYSTEMS is set, for TPUs; else of the latter the last.
+FORMS = [(*system, "cpu") for system in SYSTEMS]
+FORMS += [(*system, "tpu") for system in (SYSTEMS if SYSTEMS == ALL else ALL[-1:])]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("residual", "adversarial", "overlap"), SYSTEMS)
-def test_gradients_are_those_of_the_plain_step(small_config, plain, residual, adversarial, overlap):
+@pytest.mark.parametrize(("residual", "adversarial", "overlap", "platform"), FORMS)
+def test_gradients_are_those_of_the_plain_step(
+    small_config, plain, take_form, residual, adversarial, overlap, platform
+):
+    if platform != "cpu":
+        take_form(platform)
     present = {"cross_entropy"} | ({"adversarial"} if adversarial else set())
     present |= {"lovasz", "boundary"} if overlap else set()
     weights = {name: weight * (name in present) for name, weight in WEIGHTS.items()}
@@ -202,7 +211,7 @@ def test_gradients_are_those_of_the_plain_step(small_config, plain, residual, ad
     conv = "lax" if adversarial else "winograd"
     fixed = {"augment.enabled": False, "optimizer.weight_decay": 0.0, "model.conv": conv}
     config = small_config(residual, adversarial, overlap, **keys, **fixed)
-    step = parallel.parallelize(make_step(config, CLASSES, 10, parallel.AXIS))
+    step = parallel.parallelize(make_step(config, CLASSES, 10, parallel.AXIS, platform))
     state = parallel.replicate(init_state(config, CLASSES, 3, 10, 0))
     state, _ = step(state, parallel.replicate(batch()), np.array([[[0, 1]]], np.int32))
     # Adam's first moments are the gradient times 1 - beta.

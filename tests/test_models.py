@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from isles_jax.models import Discriminator, SUMNet, max_pool, max_unpool
+from isles_jax.models import Discriminator, SUMNet, convolve, max_pool, max_unpool
 
 
 def count(tree):
@@ -48,32 +48,61 @@ def brute_place(values, index):
     return placed
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def form(request, take_form):
+    """Each platform's form of what has several, on this CPU."""
+    take_form(request.param)
+
+
 @pytest.fixture
 def tied():
     """Small integers: most windows hold their maximum more than once."""
     return np.random.default_rng(0).integers(0, 3, (2, 6, 4, 3)).astype(np.float32)
 
 
+@pytest.mark.usefixtures("form")
 def test_pooling_takes_the_first_maximum(tied):
-    pooled, index = max_pool(tied)
     expected, places = brute_pool(tied)
+    pooled, index = max_pool(tied)
     np.testing.assert_array_equal(pooled, expected)
     np.testing.assert_array_equal(index, places)
-    np.testing.assert_array_equal(max_unpool(pooled, index), brute_place(expected, places))
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("also", [False, True], ids=["index", "index and pooled"])
+def test_unpooling_places_and_gathers_its_gradient(tied, also):
+    pooled, index = brute_pool(tied)
+    x = tied if also else None
+    # The values that are placed need not be the maxima.
+    values = np.random.default_rng(3).normal(size=pooled.shape).astype(np.float32)
+    np.testing.assert_array_equal(max_unpool(values, index, x), brute_place(values, index))
+    weights = np.random.default_rng(2).normal(size=tied.shape).astype(np.float32)
+    gradient = jax.grad(lambda v: (max_unpool(v, index, x) * weights).sum())(pooled)
+    expected = brute_pool(np.where(brute_place(np.ones_like(pooled), index) > 0, weights, -np.inf))[0]
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.usefixtures("form")
 def test_gradients_go_to_the_first_maximum_alone(tied):
     weights = np.random.default_rng(1).normal(size=(2, 3, 2, 3)).astype(np.float32)
     gradient = jax.grad(lambda x: (max_pool(x)[0] * weights).sum())(tied)
     np.testing.assert_array_equal(gradient, brute_place(weights, brute_pool(tied)[1]))
 
 
-def test_unpooling_gathers_its_gradient(tied):
-    pooled, index = brute_pool(tied)
-    weights = np.random.default_rng(2).normal(size=tied.shape).astype(np.float32)
-    gradient = jax.grad(lambda v: (max_unpool(v, index) * weights).sum())(pooled)
-    expected = brute_pool(np.where(brute_place(np.ones_like(pooled), index) > 0, weights, -np.inf))[0]
-    np.testing.assert_array_equal(gradient, expected)
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize(("inputs", "outputs", "side"), [(2, 16, 3), (3, 3, 1), (32, 3, 1), (9, 8, 3)])
+def test_layers_of_few_channels_are_the_same_convolution(inputs, outputs, side):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel, weights = (
+            jnp.asarray(rng.normal(size=s))
+            for s in ((2, 6, 4, inputs), (side, side, inputs, outputs), (2, 6, 4, outputs))
+        )
+        numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        expected, pullback = jax.vjp(lambda *a: lax.conv_general_dilated(*a, (1, 1), "SAME", **numbers), x, kernel)
+        got, got_pullback = jax.vjp(lambda *a: convolve(*a, (1, 1), "SAME", **numbers), x, kernel)
+        for one, other in zip((got, *got_pullback(weights)), (expected, *pullback(weights)), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 @pytest.mark.parametrize(("batch_norm", "expected"), [("none", 23_857_871), ("encoder", 23_857_871 + 5_504 - 2_752)])
@@ -194,3 +223,25 @@ def test_sides_that_do_not_fit_are_refused():
         shapes(Discriminator(width=4), 1, 31, 40, 1)
     with pytest.raises(ValueError, match="batch_norm"):
         shapes(SUMNet(width=4, batch_norm="decoder"), 1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (35, 40)])
+def test_a_critic_may_pool_before_its_first_bias_and_its_activations(size):
+    """The critic written out with each activation before the pooling, as it is defined."""
+    module = Discriminator(width=4)
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(size=(2, *size, 2)).astype(np.float32)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0.3, 0.5, x.shape), jnp.float32), shapes(module, *maps.shape)
+    )
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    p, s = variables["params"], variables["batch_stats"]
+    x = maps
+    for i in range(1, 6):
+        x = conv(x, p[f"conv{i}"])
+        x = norm(x, p[f"norm{i}"], s[f"norm{i}"]) if i > 1 else x
+        x = jnp.where(x >= 0, x, 0.2 * x)
+        if i < 5:
+            x = brute_pool(np.asarray(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]))[0]
+    expected = x.mean((1, 2)) @ p["output"]["kernel"][:, 0] + p["output"]["bias"]
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, maps), expected, rtol=1e-4)

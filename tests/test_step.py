@@ -25,14 +25,14 @@ def data(classes=CLASSES):
     return jnp.asarray(images), jnp.asarray(np.minimum(labels, len(classes)))
 
 
-def run(config, indices, classes=CLASSES):
+def run(config, indices, classes=CLASSES, platform=None):
     """The compiled step on a fresh state; indices [K, B]."""
-    step = parallel.parallelize(make_step(config, classes, STEPS, parallel.AXIS), config.train.parallel)
+    step = parallel.parallelize(make_step(config, classes, STEPS, parallel.AXIS, platform), config.train.parallel)
     state = parallel.replicate(init_state(config, classes, 3, STEPS, 0))
     return step(state, parallel.replicate(data(classes)), np.asarray(indices, np.int32)[None])
 
 
-def trace(config):
+def trace(config, platform=None):
     """The step's jaxpr as text, and how often each network was called in it."""
     calls = {SUMNet: 0, Discriminator: 0}
 
@@ -42,7 +42,7 @@ def trace(config):
 
     state = init_state(config, CLASSES, 3, STEPS, 0)
     with nn.intercept_methods(count):
-        step = make_step(config, CLASSES, STEPS, "data")
+        step = make_step(config, CLASSES, STEPS, "data", platform)
         jaxpr = jax.make_jaxpr(step, axis_env=[("data", 1)])(state, data(), jnp.zeros((1, 4), jnp.int32))
     return str(jaxpr), calls[SUMNet], calls[Discriminator]
 
@@ -86,6 +86,17 @@ def test_dice_and_focal_have_weights_of_their_own(small_config):
     np.testing.assert_allclose(values["focal"].mean(), losses.focal(logits, labels, where=labels >= 0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_trace_one_program_for_all_critics(small_config, platform):
+    # Both maps at once for the update, and one after the other for the segmenter, whatever the number of critics; and
+    # once more each for the shapes of the results: those of the critics of one class, and of all.
+    _, segmenter, critics = trace(small_config(), platform)
+    assert segmenter == 1
+    assert critics <= 9
+    _, segmenter, critics = trace(small_config(adversarial=False), platform)
+    assert (segmenter, critics) == (1, 0)
+
+
 def close(got, expected, tolerance):
     got, expected = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (got, expected))
     assert jnp.linalg.norm(got - expected) <= tolerance * jnp.linalg.norm(expected)
@@ -104,6 +115,25 @@ def test_scanned_steps_are_the_same_steps(small_config):
     np.testing.assert_allclose(metrics["loss"], values, rtol=1e-4)
     assert metrics["learning_rate"].shape == (3,)
     close(scanned.segmenter.params, state.segmenter.params, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_forms_for_accelerators_are_the_same_step(small_config, take_form, platform):
+    config = small_config(**{"augment.enabled": False, "loss.adversarial": 1.0})
+    expected, values = run(config, [[0, 1, 2, 3]])
+    take_form(platform)
+    got, got_values = run(config, [[0, 1, 2, 3]], platform=platform)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
+    assert got_values.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_allclose(got_values[name], value, rtol=1e-4, err_msg=name)
+    networks = {"segmenter": (got.segmenter, expected.segmenter)}
+    networks |= {name: (got.critics[name], expected.critics[name]) for name in expected.critics}
+    for one, other in networks.values():
+        close(one.batch_stats, other.batch_stats, 1e-4)
+        # Adam's moments show the gradients; its first step hides their size.
+        close(one.opt_state, other.opt_state, 1e-3)
 
 
 @pytest.mark.slow

@@ -1,9 +1,15 @@
 """Random changes of training slices: flip, rotation, scale, intensity; pure, and compiled with the step."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.scipy.ndimage import map_coordinates
+
+# The two one-dimensional passes differ from bilinear interpolation the more, the larger the rotation: on a smooth image
+# by less than 0.15 standard deviations at 10 degrees, and by up to 0.6 at 45.
+LARGEST_ROTATION_IN_TWO_PASSES = 10.0
 
 
 def augment(
@@ -16,6 +22,10 @@ def augment(
     intensity: float = 0.1,
 ) -> tuple[Array, Array]:
     """Changes each slice by a random flip, rotation, scale and change of intensity of its own.
+
+    On a TPU, with rotations of at most 10 degrees, slices are resampled along one axis and then along the other, as
+    matrix products, since gathering single pixels is slow there. The numbers differ from the bilinear interpolation of
+    other platforms as two interpolations differ; a label comes from within a pixel of the same place.
 
     Args:
       keys: [B] random keys, one for each slice, so that a slice's change does not depend on the device that makes it.
@@ -30,22 +40,55 @@ def augment(
     """
 
     def one(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
-        height, width, channels = image.shape
+        channels = image.shape[-1]
         # One draw for all: every further one would cost a second of compilation.
         drawn = jax.random.uniform(key, (3 + 2 * channels,), minval=-1.0)
         mirror = jnp.where(drawn[0] < 0, -1.0, 1.0)
         turn = jnp.deg2rad(rotation_degrees) * drawn[1]
         size = 1.0 + scale * drawn[2]
-        # Where each pixel comes from: mirrored, turned and scaled about the centre.
-        centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-        x, y = jnp.meshgrid(jnp.arange(height) - centre[0], jnp.arange(width) - centre[1], indexing="ij")
-        cos, sin = jnp.cos(turn) / size, jnp.sin(turn) / size
-        places = [mirror * (cos * x - sin * y) + centre[0], sin * x + cos * y + centre[1]]
-
-        image = jax.vmap(lambda plane: map_coordinates(plane, places, order=1), in_axes=-1, out_axes=-1)(image)
-        label = map_coordinates(label, places, order=0, cval=-1)
+        move = mirror, jnp.cos(turn) / size, jnp.sin(turn) / size
+        if rotation_degrees <= LARGEST_ROTATION_IN_TWO_PASSES:
+            image, label = lax.platform_dependent(image, label, *move, tpu=_in_two_passes, default=_interpolate)
+        else:
+            image, label = _interpolate(image, label, *move)
         brain = jnp.any(image != 0, axis=-1, keepdims=True)
         factor, shift = 1.0 + intensity * drawn[3 : 3 + channels], intensity * drawn[3 + channels :]
         return jnp.where(brain, image * factor + shift, 0.0), label
 
     return jax.vmap(one)(keys, images, labels)
+
+
+# Both forms: the pixel at (x, y) from the centre comes from (mirror (cos x - sin y), sin x + cos y).
+
+
+def _interpolate(image: Array, label: Array, mirror: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """Bilinear interpolation of an image [H, W, M], and the nearest label [H, W]."""
+    height, width = label.shape
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    x, y = jnp.meshgrid(jnp.arange(height) - centre[0], jnp.arange(width) - centre[1], indexing="ij")
+    places = [mirror * (cos * x - sin * y) + centre[0], sin * x + cos * y + centre[1]]
+    image = jax.vmap(lambda plane: map_coordinates(plane, places, order=1), in_axes=-1, out_axes=-1)(image)
+    return image, map_coordinates(label, places, order=0, cval=-1)
+
+
+def _in_two_passes(image: Array, label: Array, mirror: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """The same by two one-dimensional interpolations (Catmull and Smith 1980), each a batch of matrix products."""
+    height, width = label.shape
+    x, y = jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2
+    # Between the passes, a pixel has its new row x and its old column v. There y is (v - sin x) / cos.
+    rows = mirror * ((cos**2 + sin**2) * x - sin * y[:, None]) / cos + (height - 1) / 2
+    columns = sin * x[:, None] + cos * y + (width - 1) / 2
+
+    def resample(planes: Array, weights: Callable[[Array], Array]) -> Array:
+        of_rows = weights(rows[..., None] - jnp.arange(height))
+        of_columns = weights(columns[..., None] - jnp.arange(width))
+        halfway = jnp.einsum("vxu,uvm->xvm", of_rows, planes, precision="highest")
+        return jnp.einsum("xyv,xvm->xym", of_columns, halfway, precision="highest")
+
+    image = resample(image, lambda distance: jnp.maximum(0.0, 1.0 - jnp.abs(distance)))
+    # Shifted by 1, what no pixel reaches becomes -1.
+    found = resample(
+        (label + 1).astype(jnp.float32)[..., None],
+        lambda distance: ((distance > -0.5) & (distance <= 0.5)).astype(jnp.float32),
+    )
+    return image, found[..., 0].astype(label.dtype) - 1

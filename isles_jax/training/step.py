@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 from jax import Array, lax
 
 from isles_jax import losses
+from isles_jax.models import MOMENTUM, Discriminator
 from isles_jax.networks import critic_channels, make_critic, make_segmenter
 from isles_jax.training.augment import augment
 from isles_jax.training.state import Network, State, critic_optimizer, learning_rate, segmenter_optimizer
@@ -19,7 +21,9 @@ Metrics = dict[str, Array]
 Step = Callable[[State, tuple[Array, Array], Array], tuple[State, Metrics]]
 
 
-def make_step(config: ml_collections.ConfigDict, classes: tuple[str, ...], steps: int, axis_name: str) -> Step:
+def make_step(
+    config: ml_collections.ConfigDict, classes: tuple[str, ...], steps: int, axis_name: str, platform: str | None = None
+) -> Step:
     """Builds the training step of a configuration.
 
     Args:
@@ -28,6 +32,7 @@ def make_step(config: ml_collections.ConfigDict, classes: tuple[str, ...], steps
       classes: names of the foreground classes.
       steps: steps of the whole training, for the schedule.
       axis_name: the device axis.
+      platform: "cpu", "gpu" or "tpu", what the step will run on; None: JAX's default. It decides how the critics run.
 
     Returns:
       step(state, (images [N, H, W, M], labels [N, H, W]), indices [K, B]) -> (state, metrics): K steps on the slices
@@ -36,10 +41,12 @@ def make_step(config: ml_collections.ConfigDict, classes: tuple[str, ...], steps
     rate = learning_rate(config, steps)
     optimizer = segmenter_optimizer(config, steps)
     segmenter = make_segmenter(config, len(classes) + 1, axis_name, steps)
-    update_critics, fool_critics = _adversary(config, classes, steps, axis_name)
+    platform = platform or jax.default_backend()
+    update_critics, fool_critics = _adversary(config, classes, steps, axis_name, platform)
 
     def one_step(state: State, data: tuple[Array, Array], indices: Array) -> tuple[State, Metrics]:
-        images, labels = _load(config, state, data, indices, axis_name)
+        with jax.named_scope("augmentation"):
+            images, labels = _load(config, state, data, indices, axis_name)
         where = labels >= 0
 
         def forward(params: Any) -> tuple[Array, Any]:
@@ -49,17 +56,20 @@ def make_step(config: ml_collections.ConfigDict, classes: tuple[str, ...], steps
 
         # The segmenter runs once; its logits serve the critics' update and, through the pullback, its own.
         logits, pullback, batch_stats = jax.vjp(forward, state.segmenter.params, has_aux=True)
-        critics, critic_metrics = update_critics(state.critics, logits, labels, where)
+        with jax.named_scope("critics"):
+            critics, critic_metrics = update_critics(state.critics, logits, labels, where)
 
         def loss(logits: Array) -> tuple[Array, Metrics]:
-            terms = _supervised(config, logits, labels, where, axis_name) | fool_critics(critics, logits, labels, where)
-            return sum(weight * value for weight, value in terms.values()), {k: v for k, (_, v) in terms.items()}
+            with jax.named_scope("losses"):
+                terms = _supervised(config, logits, labels, where, axis_name)
+            with jax.named_scope("critics"):
+                terms |= fool_critics(critics, logits, labels, where)
+            total = cast(Array, sum(weight * value for weight, value in terms.values()))
+            return total, {k: v for k, (_, v) in terms.items()}
 
         (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
         gradients = lax.pmean(pullback(gradient)[0], axis_name)
-        updates, opt_state = optimizer.update(gradients, state.segmenter.opt_state, state.segmenter.params)
-        params = optax.apply_updates(state.segmenter.params, updates)
-        trained = Network(params, batch_stats, opt_state)
+        trained = _updated(optimizer, state.segmenter, gradients, batch_stats)
         metrics = lax.pmean({"loss": total, **terms, **critic_metrics}, axis_name)
         metrics["learning_rate"] = rate(state.step)
         return dataclasses.replace(state, step=state.step + 1, segmenter=trained, critics=critics), metrics
@@ -91,6 +101,13 @@ def _load(
     )  # fmt: skip
 
 
+@jax.named_scope("optimiser")
+def _updated(optimizer: optax.GradientTransformation, network: Network, gradients: Any, batch_stats: Any) -> Network:
+    """The network after one step of its optimiser."""
+    updates, opt_state = optimizer.update(gradients, network.opt_state, network.params)
+    return Network(optax.apply_updates(network.params, updates), batch_stats, opt_state)
+
+
 def _supervised(
     config: ml_collections.ConfigDict, logits: Array, labels: Array, where: Array, axis_name: str
 ) -> dict[str, tuple[float, Array]]:
@@ -119,12 +136,20 @@ def _supervised(
 
 
 def _adversary(
-    config: ml_collections.ConfigDict, classes: tuple[str, ...], steps: int, axis_name: str
+    config: ml_collections.ConfigDict, classes: tuple[str, ...], steps: int, axis_name: str, platform: str
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The critics' side of a step, as two functions: their update, and the loss by which the segmenter fools them."""
     critic, optimizer = make_critic(config, axis_name, steps), critic_optimizer(config)
     views = critic_channels(config, classes)
     average, weight = config.discriminator.average, config.loss.adversarial
+    # Compiled as part of the step; the jit saves tracing the same network for each critic again.
+    judge_in_turn, judge_together = (jax.jit(partial(f, critic)) for f in (_judge_in_turn, _judge_together))
+    # On a TPU, a loop over the critics makes the program smaller. On a GPU, critics side by side need fewer launches.
+    # Both are slow on a CPU.
+    each, each_for_segmenter, judge = _in_turn, _in_turn, judge_in_turn
+    if platform != "cpu" and views:
+        each, judge = partial(_stacked, jax.vmap if platform == "gpu" else _loop), judge_together
+        each_for_segmenter = partial(_with_gradients, each)
 
     def maps(logits: Array, labels: Array, where: Array, view: slice) -> tuple[Array, Array]:
         """Ground truth as one-hot maps and the prediction as softmax maps, 0 where there is no pixel."""
@@ -133,43 +158,108 @@ def _adversary(
         fake = jax.nn.softmax(logits) * inside
         return real[..., view], fake[..., view]
 
-    # Compiled as part of the step; the jit saves tracing the same network for each critic again.
-    @jax.jit
-    def judge(params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple[Array, Array, Any]:
-        verdicts = []
-        for batch in (real, fake):
-            variables = {"params": params, "batch_stats": batch_stats}
-            verdict, updates = critic.apply(variables, batch, train=True, mutable=["batch_stats"])
-            verdicts.append(verdict)
-            batch_stats = updates["batch_stats"]
-        return *verdicts, batch_stats
+    def critic_loss(params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple[Array, Any]:
+        on_real, on_fake, batch_stats = judge(params, batch_stats, real, fake)
+        return losses.relativistic_discriminator_loss(on_real, on_fake, average=average), batch_stats
+
+    def segmenter_loss(fake: Array, real: Array, params: Any, batch_stats: Any) -> Array:
+        # The updated critic. It judges the real maps again, apart: they need no backward pass, and no statistics.
+        on_real, on_fake, _ = judge_in_turn(params, batch_stats, real, fake)
+        return losses.relativistic_generator_loss(on_real, on_fake, average=average)
 
     def update(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> tuple[Any, Metrics]:
-        updated, metrics = {}, {}
-        for name, view in views.items():
-            network = critics[name]
-            real, fake = maps(lax.stop_gradient(logits), labels, where, view)
-
-            def loss(params: Any, network: Network = network, real: Array = real, fake: Array = fake) -> Any:
-                on_real, on_fake, batch_stats = judge(params, network.batch_stats, real, fake)
-                value = losses.relativistic_discriminator_loss(on_real, on_fake, average=average)
-                return value, batch_stats
-
-            (value, batch_stats), gradients = jax.value_and_grad(loss, has_aux=True)(network.params)
-            gradients = lax.pmean(gradients, axis_name)
-            changes, opt_state = optimizer.update(gradients, network.opt_state, network.params)
-            updated[name] = Network(optax.apply_updates(network.params, changes), batch_stats, opt_state)
+        logits, updated, metrics = lax.stop_gradient(logits), {}, {}
+        arguments = [
+            (critics[name].params, critics[name].batch_stats, *maps(logits, labels, where, view))
+            for name, view in views.items()
+        ]
+        results = each(jax.value_and_grad(critic_loss, has_aux=True), arguments)
+        for name, ((value, batch_stats), gradients) in zip(views, results, strict=True):
+            updated[name] = _updated(optimizer, critics[name], lax.pmean(gradients, axis_name), batch_stats)
             metrics[f"critic/{name}"] = value
         return updated, metrics
 
     def fool(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> dict:
-        terms = {}
+        arguments = []
         for name, view in views.items():
             real, fake = maps(logits, labels, where, view)
-            # The updated critic; the real maps are judged again, and their statistics are not kept.
-            on_real, on_fake, _ = judge(critics[name].params, critics[name].batch_stats, real, fake)
-            value = losses.relativistic_generator_loss(on_real, on_fake, average=average)
-            terms[f"adversarial/{name}"] = weight, value
-        return terms
+            arguments.append((fake, real, critics[name].params, critics[name].batch_stats))
+        values = each_for_segmenter(segmenter_loss, arguments)
+        return {f"adversarial/{name}": (weight, value) for name, value in zip(views, values, strict=True)}
 
     return update, fool
+
+
+# What a critic makes of a batch of real and fake maps: (verdicts on real, on fake, running statistics after both).
+
+
+def _judge_in_turn(critic: Discriminator, params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple:
+    verdicts = []
+    for batch in (real, fake):
+        variables = {"params": params, "batch_stats": batch_stats}
+        verdict, updates = critic.apply(variables, batch, train=True, mutable=["batch_stats"])
+        verdicts.append(verdict)
+        batch_stats = updates["batch_stats"]
+    return *verdicts, batch_stats
+
+
+def _judge_together(critic: Discriminator, params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple:
+    """The same in one pass, each half with its own batch statistics."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    judge = jax.vmap(lambda batch: critic.apply(variables, batch, train=True, mutable=["batch_stats"]))
+    verdicts, updates = judge(jnp.stack([real, fake]))
+    # Both halves moved the statistics that were there before; in turn, the second moves what the first left.
+    after = jax.tree.map(lambda old, new: new[1] + MOMENTUM * (new[0] - old), batch_stats, updates["batch_stats"])
+    return *verdicts, after
+
+
+# function(*arguments) for the arguments of each critic.
+
+
+def _in_turn(function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
+    return [function(*one) for one in arguments]
+
+
+def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `jax.vmap`, one after the other."""
+    return lambda *stacked: lax.map(lambda one: function(*one), stacked)
+
+
+def _stacked(repeat: Callable[..., Any], function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
+    """One program for all critics, by `repeat` (`jax.vmap` or `_loop`).
+
+    Arrays that differ in a side, as those with the class channels do, are padded with zeros.
+    """
+
+    def stack(*leaves: Array) -> Array:
+        sides = [max(of_one) for of_one in zip(*(leaf.shape for leaf in leaves), strict=True)]
+        return jnp.stack([jnp.pad(x, [(0, n - m) for n, m in zip(sides, x.shape, strict=True)]) for x in leaves])
+
+    def unstack(i: int, whole: Array, like: jax.ShapeDtypeStruct) -> Array:
+        return whole[(i, *map(slice, like.shape))]
+
+    results = repeat(function)(*jax.tree.map(stack, *arguments))
+    return [
+        jax.tree.map(partial(unstack, i), results, jax.eval_shape(function, *one)) for i, one in enumerate(arguments)
+    ]
+
+
+def _with_gradients(
+    each: Callable[..., list[Any]], function: Callable[..., Array], arguments: list[tuple]
+) -> list[Array]:
+    """`each` for scalars. Their gradients for the first argument come from the same program: no layer is stored."""
+    rest = [one[1:] for one in arguments]
+
+    @jax.custom_vjp
+    def values(first: list[Array]) -> list[Array]:
+        return each(function, [(x, *more) for x, more in zip(first, rest, strict=True)])
+
+    def forward(first: list[Array]) -> tuple[list[Array], list[Array]]:
+        both = each(jax.value_and_grad(function), [(x, *more) for x, more in zip(first, rest, strict=True)])
+        return [value for value, _ in both], [gradient for _, gradient in both]
+
+    def backward(gradients: list[Array], cotangents: list[Array]) -> tuple[list[Array]]:
+        return ([c * gradient for c, gradient in zip(cotangents, gradients, strict=True)],)
+
+    values.defvjp(forward, backward)
+    return values([one[0] for one in arguments])

@@ -1,0 +1,344 @@
+"""Compiles a configuration's training step and inference for TPUs or a GPU that are not there, and reads the result.
+
+python -m experiments.benchmarks.ahead --target=v5e:2x4 --config=configs/proposed.py --config.dtype=bfloat16
+
+Run it before paying for a machine: does the step compile, does it fit, what would it cost? Everything printed is an
+estimate by XLA's compiler and by published peaks. Nothing was run, and nothing is a measurement.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_flags
+
+from experiments.benchmarks.chips import CHIPS, Chip, find_devices
+from experiments.benchmarks.compiled_text import Operation, operations
+from isles_jax import config as configs
+from isles_jax import main as training_command
+from isles_jax.models import MULTIPLE
+from isles_jax.networks import BATCH, make_forward, make_segmenter
+from isles_jax.runtime.command import InputError, Parser, one_line, run_command
+from isles_jax.training.parallel import AXIS
+from isles_jax.training.state import init_state
+from isles_jax.training.step import make_step
+
+CLASSES = ("penumbra", "core")
+CHANNELS = 3
+# A step's parts, by the first of these that stands in the path of JAX's scopes.
+PARTS = ("optimiser", "augmentation", "losses", "critics", "SUMNet")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# These have no estimate of cycles; for all others without one, nothing is to be done.
+UNESTIMATED = ("reduce-window", "select-and-scatter", "gather", "scatter", "sort", "fusion", "convolution")
+# What a GPU is asked to launch.
+LAUNCHES = ("fusion", "custom-call", "copy", "convolution", "sort", "gather", "scatter", "reduce-window", "reduce",
+            "transpose", "select-and-scatter", "dynamic-update-slice", "dynamic-slice", "concatenate")  # fmt: skip
+
+
+def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices: int, size: tuple[int, int]) -> Any:
+    """The training step of a configuration, lowered for devices that need not be there.
+
+    Args:
+      config: resolved; `train.batch_size` is that of all devices together.
+      devices: from `find_devices`.
+      slices: of the data set, which lies on each device.
+      size: of a slice.
+
+    Raises:
+      InputError: the batch does not divide over the devices.
+    """
+    batch, per_call, count = config.train.batch_size, config.train.steps_per_call, len(devices)
+    if batch % count:
+        raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {count} devices")
+    platform = {"cuda": "gpu"}.get(devices[0].platform, devices[0].platform)
+    steps = fold_steps(config, slices)
+    step = make_step(config, CLASSES, steps, AXIS, platform)
+    mesh = Mesh(np.array(devices), (AXIS,))
+
+    def shaped(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    state = shaped(init_state(config, CLASSES, CHANNELS, steps, 0), whole)
+    images = jax.ShapeDtypeStruct((slices, *size, CHANNELS), jnp.float32)
+    labels = jax.ShapeDtypeStruct((slices, *size), jnp.int8)
+    indices = jax.ShapeDtypeStruct((count, per_call, batch // count), jnp.int32)
+    if config.train.parallel == "pmap":
+        mapped = jax.pmap(
+            step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,), devices=list(devices)
+        )
+        return mapped.lower(state, shaped((images, labels), whole), shaped(indices, split))
+    mapped = jax.shard_map(
+        lambda state, data, indices: step(state, data, indices[0]),
+        mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False,
+    )  # fmt: skip
+    compiled = jax.jit(mapped, donate_argnums=(0,))
+    return compiled.lower(state, shaped((images, labels), whole), shaped(indices, split))
+
+
+def lower_inference(config: ml_collections.ConfigDict, devices: Sequence[Any], size: tuple[int, int]) -> Any:
+    """The segmenter's probabilities for a batch of slices, lowered for the first of the devices."""
+    segmenter = make_segmenter(config, len(CLASSES) + 1)
+    images = jnp.zeros((BATCH, *size, CHANNELS))
+    variables = jax.eval_shape(lambda: segmenter.init(jax.random.key(0), images))
+    sharding = NamedSharding(Mesh(np.array(devices[:1]), (AXIS,)), PartitionSpec())
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (variables, jax.typeof(images))
+    )
+    return make_forward(segmenter).lower(*arguments)
+
+
+def fold_steps(config: ml_collections.ConfigDict, slices: int) -> int:
+    """Steps of a fold's whole training."""
+    return config.train.epochs * epoch_steps(config, slices)
+
+
+def epoch_steps(config: ml_collections.ConfigDict, slices: int) -> int:
+    """Steps of a pass over the training slices of a fold."""
+    return math.ceil(slices * (config.folds - 1) / config.folds / config.train.batch_size)
+
+
+def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -> dict[str, Any]:
+    """Compiles, and says what the compiler says.
+
+    Args:
+      lowered: from `lower_step` or `lower_inference`.
+      flops: of a step or of inference, on one device.
+      chip: to whose peaks its arithmetic and bytes are set.
+      calls: steps in a call; what is reported is for one.
+      devices: that share the collectives.
+    """
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds, text = time.perf_counter() - start, compiled.as_text()
+    costs, memory, found = compiled.cost_analysis(), compiled.memory_analysis(), operations(text)
+    # XLA counts the body of a loop once: that is right for the loop over steps, and not for one inside a step.
+    repeated = sum(o.bytes * (o.times / calls - 1) for o in found if o.times > calls)
+    # Without a GPU, XLA gives no costs for one: there, all operands and results count.
+    moved = costs["bytes accessed"] + repeated if costs else sum(o.bytes * o.times for o in found) / calls
+    report: dict[str, Any] = {
+        "compile_s": seconds,
+        "memory_bytes": {
+            "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes, "device": chip.memory / chip.cores,
+        },
+        "flops": flops, "bytes": moved,
+        "seconds_at_peak": {
+            "arithmetic": flops * chip.cores / chip.flops, "bytes": moved * chip.cores / chip.bandwidth,
+        },
+        "pixel_gathers": len(_pixelwise(text)), "operations": _counts(found, calls), "wide": _wide(text),
+        "collectives": _collectives(found, calls, chip, devices),
+    }  # fmt: skip
+    if chip.clock:
+        report |= _cycles(found, calls, chip)
+    else:
+        launched = [o for o in found if o.opcode in LAUNCHES]
+        report["launches"] = sum(o.times for o in launched) / calls
+        report["step_s"] = max(report["seconds_at_peak"].values())
+    return report
+
+
+def _cycles(found: list[Operation], calls: int, chip: Chip) -> dict[str, Any]:
+    """The compiler's estimates by part; what has none counts with its bytes at the memory's bandwidth, apart."""
+    parts: dict[str, float] = defaultdict(float)
+    for o in found:
+        parts["copies" if o.opcode == "copy" else _part(o)] += (o.cycles or 0) * o.times / calls
+    missing = [o for o in found if o.cycles is None and o.opcode in UNESTIMATED]
+    by_bytes = sum(o.bytes * o.times for o in missing) / calls / chip.bandwidth * chip.clock * chip.cores
+    total = sum(parts.values())
+    return {
+        "cycles": total, "cycles_by_part": dict(sorted(parts.items(), key=lambda item: -item[1])),
+        "convolution_cycles": sum((o.cycles or 0) * o.times for o in found if "conv_general" in o.part) / calls,
+        "without_estimate": dict(Counter(o.opcode for o in missing)), "cycles_without_estimate_by_bytes": by_bytes,
+        "step_s": (total + by_bytes) / chip.clock,
+    }  # fmt: skip
+
+
+def _part(operation: Operation) -> str:
+    return next((part for part in PARTS if part in operation.part), "other").replace("SUMNet", "segmenter")
+
+
+def _counts(found: list[Operation], calls: int) -> dict[str, float]:
+    counts: dict[str, float] = defaultdict(float)
+    for o in found:
+        kind = o.opcode
+        if kind == "custom-call" and (name := o.text.partition('custom_call_target="')[2].partition('"')[0]):
+            kind = f"{kind} {name}"
+        counts[kind] += o.times / calls
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _collectives(found: list[Operation], calls: int, chip: Chip, devices: int) -> dict[str, Any]:
+    """Their number and bytes in a step, and the time of a ring over the links at their peak."""
+    shared = [o for o in found if o.opcode.removesuffix("-start") in COLLECTIVES]
+    sent = sum(o.bytes / 2 * o.times for o in shared) / calls
+    # A ring sends each byte twice, less one part in the number of devices.
+    return {
+        "count": sum(o.times for o in shared) / calls, "bytes": sent,
+        "seconds_at_peak": 2 * (devices - 1) / devices * sent / chip.link,
+    }  # fmt: skip
+
+
+def _pixelwise(text: str) -> list[str]:
+    """Gathers and scatters, fused or not, that take fewer than eight numbers at a place."""
+    lines = []
+    for line in text.splitlines():
+        if " gather(" in line:
+            sides = line.partition("slice_sizes={")[2].partition("}")[0]
+            if math.prod(int(side) for side in sides.split(",") if side) < 8:
+                lines.append(line)
+        elif " scatter(" in line and "update_window_dims={}" in line:
+            lines.append(line)
+    return lines
+
+
+def _wide(text: str) -> list[str]:
+    """The types 64 bits wide in a program; a TPU works on pairs of 32 for each."""
+    return [kind for kind in ("s64", "u64", "f64") if f" {kind}[" in text]
+
+
+def bounds(config: ml_collections.ConfigDict, slices: int, step_s: float) -> dict[str, float]:
+    """Seconds of an epoch, a fold, and the 24 trainings of Table 1 (as if all systems cost this one), by a step's."""
+    epoch = epoch_steps(config, slices) * step_s
+    return {"epoch_s": epoch, "fold_s": epoch * config.train.epochs, "table1_s": epoch * config.train.epochs * 24}
+
+
+def examine(options: argparse.Namespace, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The report on one target: the step's and inference's."""
+    chip, devices = find_devices(options.target)
+    # "auto" looks at the machine that compiles.
+    config.model.conv = "lax" if config.model.conv == "auto" else config.model.conv
+    report: dict[str, Any] = {"target": options.target, "devices": len(devices), "config": configs.flatten(config)}
+    # Arithmetic is counted in the form for a CPU, which has no loop inside a step.
+    cpu = jax.devices("cpu")[:1]
+    if not options.inference:
+        calls, count = config.train.steps_per_call, len(devices)
+        lowered = lower_step(config, devices, options.slices, options.size)
+        share = config.copy_and_resolve_references()
+        share.train.batch_size //= count
+        flops = lower_step(share, cpu, options.slices, options.size).cost_analysis()["flops"]
+        report["step"] = describe(lowered, flops, chip, calls, count)
+        report["lower_bounds"] = bounds(config, options.slices, report["step"]["step_s"])
+    flops = lower_inference(config, cpu, options.size).cost_analysis()["flops"]
+    report["inference"] = describe(lower_inference(config, devices, options.size), flops, chip, 1, 1)
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report as lines of text."""
+    lines = [f"{report['target']}, {report['devices']} devices: estimated by the compiler, nothing was run"]
+    for name in ("step", "inference"):
+        if name in report:
+            lines += ["", name, *(f"  {line}" for line in _lines(report[name]))]
+    if "lower_bounds" in report:
+        epoch, fold, table = (_time(value) for value in report["lower_bounds"].values())
+        lines += ["", f"not less than: epoch {epoch}, fold {fold}, Table 1's 24 trainings {table} (all as this one)"]
+    return "\n".join(lines)
+
+
+def _lines(part: dict[str, Any]) -> list[str]:
+    memory, peak, shared = part["memory_bytes"], part["seconds_at_peak"], part["collectives"]
+    needed = memory["arguments"] + memory["temporary"] + memory["code"]
+    lines = [
+        f"compiled in {part['compile_s']:.0f} s",
+        f"memory {needed / 1e9:.2f} of {memory['device'] / 1e9:.1f} GB: state and data "
+        f"{memory['arguments'] / 1e9:.2f}, temporary {memory['temporary'] / 1e9:.2f}, code {memory['code'] / 1e9:.3f}",
+        f"{part['flops'] / 1e9:.0f} GFLOP, {1e3 * peak['arithmetic']:.2f} ms at the peak; "
+        f"{part['bytes'] / 1e9:.2f} GB in all memories, {1e3 * peak['bytes']:.2f} ms if all were the main one",
+    ]
+    if "cycles" in part:
+        parts = ", ".join(f"{name} {cycles / 1e6:.2f}" for name, cycles in part["cycles_by_part"].items())
+        lines.append(f"{part['cycles'] / 1e6:.2f} million cycles: {parts}")
+        lines.append(f"convolutions {part['convolution_cycles'] / 1e6:.2f} of them")
+        missing = ", ".join(f"{count} {name}" for name, count in part["without_estimate"].items()) or "nothing"
+        by_bytes = part["cycles_without_estimate_by_bytes"] / 1e6
+        lines.append(f"without an estimate: {missing}; {by_bytes:.2f} million cycles by their bytes")
+    else:
+        lines.append(f"{part['launches']:.0f} launches")
+    kinds = ("gather", "scatter", "sort")
+    counts = ", ".join(f"{part['operations'].get(kind, 0):.0f} {kind}" for kind in kinds)
+    lines.append(f"{counts}; {part['pixel_gathers']} of single pixels")
+    lines.append(
+        f"{shared['count']:.0f} collectives, {shared['bytes'] / 1e6:.1f} MB, {1e3 * shared['seconds_at_peak']:.2f} ms "
+        f"on the links; not less than {1e3 * part['step_s']:.2f} ms in all"
+    )
+    return lines
+
+
+def _time(seconds: float) -> str:
+    return next(
+        (f"{seconds / unit:.1f} {name}" for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= unit),
+        f"{1e3 * seconds:.1f} ms",
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = (int(side) for side in text.split("x"))
+    if height % MULTIPLE or width % MULTIPLE:
+        raise ValueError
+    return height, width
+
+
+def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """The configuration of --config=FILE, by default the main command's, with each --config.KEY=VALUE applied.
+
+    Raises:
+      InputError: no such file, an unknown key, a value of another type, or another flag.
+    """
+    given = [word for word in arguments if word.startswith("--config=")]
+    path = given[-1].removeprefix("--config=") if given else training_command.DEFAULT
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: found no such file, expected one like {training_command.DEFAULT}")
+    values, words = flags.FlagValues(), ["ahead", f"--config={path}", *(w for w in arguments if w not in given)]
+    try:
+        config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=words)
+        rest = values(words)
+        values.config.to_dict()  # loads the file now, so that its errors are reported here
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"--config: {one_line(error)}") from error
+    if len(rest) > 1:
+        raise InputError(f"found {rest[1]!r}, expected flags only; --help lists them")
+    return values.config.copy_and_resolve_references()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--target", required=True, help=f"{', '.join(CHIPS)}; a TPU with its topology, as in v5e:2x4")
+    parser.add_argument("--slices", type=int, default=2130, help="slices of the data set; SPES's 30 cases have 2130")
+    parser.add_argument("--size", type=_size, default=(96, 128), help="of a slice, multiples of 32, as in 96x128")
+    parser.add_argument("--inference", action="store_true", help="compile inference alone")
+    parser.add_argument("--output", type=Path, help="also append the report to this JSON file, a list of reports")
+    parser.epilog = "--config=FILE and --config.KEY=VALUE as for python -m isles_jax.main"
+    options, rest = parser.parse_known_args(arguments)
+    chosen = read_config(rest)
+    for key, values in configs.BY_DATA.items():  # the sizes for patients' data, not those for the phantom
+        if configs.flatten(chosen)[key] is None:
+            chosen.update_from_flattened_dict({key: values[0]})
+    jax.config.update("jax_platforms", "cpu")
+    report = examine(options, configs.resolve(chosen))
+    packages = ("jax", "jaxlib", "jax-cuda12-plugin" if options.target == "h100" else "libtpu")
+    report |= {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}
+    if options.output:
+        before = json.loads(options.output.read_text()) if options.output.exists() else []
+        options.output.write_text(json.dumps([*before, report], indent=1) + "\n")
+    print(summary(report))
+
+
+if __name__ == "__main__":
+    run_command(main)
