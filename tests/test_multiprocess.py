@@ -138,7 +138,8 @@ def test_two_processes_are_killed_resume_and_agree_with_one(on_eight, phantom_ro
 
 
 def test_every_command_of_the_documentation_is_run(on_eight):
-    [look, *runs] = COMMANDS
+    [ahead, look, *runs] = COMMANDS
+    assert ahead.startswith("python -m experiments.benchmarks.ahead --target=v5e"), "tests/test_ahead.py runs this"
     assert len(runs) == 3, "the two tests above run these"
     inside = re.findall(r"\.venv/bin/(python -m isles_jax[^\"]+)", DOCS)
     assert len(inside) == 1
