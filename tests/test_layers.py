@@ -17,7 +17,7 @@ ORDER = (
     "training.weights", "training.initial",
     "training.metric_writer", "training.event_images", "training.plan", "training.fold",
     "inference", "exporting", "clinical",
-    "reporting.scores", "reporting.statistics", "reporting.results", "reporting.notes", "reporting.table",
+    "reporting.prediction", "reporting.scores", "reporting.statistics", "reporting.results", "reporting.notes", "reporting.table",
     "reporting.charts",
     "reporting.tmax", "reporting.pictures", "reporting.markup", "reporting.score_sections", "reporting.case_sections",
     "reporting.case_table", "reporting.run_sections", "reporting.page",
