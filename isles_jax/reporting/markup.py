@@ -23,7 +23,9 @@ def document(title: str, content: str, styles: Sequence[str], scripts: Sequence[
       scripts: names of scripts of this package.
     """
     assets = importlib.resources.files("isles_jax.reporting")
-    style, script = ("".join((assets / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts))
+    style, script = (
+        "".join((assets / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser itself refuses every request that would leave the file, and every script but this one.
     policy = (

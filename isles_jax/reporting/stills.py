@@ -9,13 +9,28 @@ from isles_jax.reporting.pictures import Picture
 
 
 def channel(picture: Picture, number: int, position: int, name: str) -> str:
-    """A channel without results: in gray, but Tmax in colour with the contour of the tissue at risk."""
+    """A channel without results, as a figure; see `background`."""
+    image, lines = background(picture, number, position, name)
+    return still(picture, image, lines, f"{name}, seconds" if name == tmax.CHANNEL else name)
+
+
+def background(picture: Picture, number: int, position: int, name: str) -> tuple[str, str]:
+    """A slice of a channel, in gray; but Tmax in colour, with the contour of the tissue at risk.
+
+    Args:
+      picture: the case.
+      number: the channel.
+      position: the slice's place in the picture.
+      name: the channel's name.
+
+    Returns:
+      The slice as a data address, and the contour's lines.
+    """
     gray = picture.gray[number][position]
     if name != tmax.CHANNEL:
-        return still(picture, pictures.data_uri(gray), "", name)
+        return pictures.data_uri(gray), ""
     raised = (gray > 0) & (picture.values(number)[position] > tmax.CONTOUR_S)
-    image = pictures.data_uri(gray, pictures.tmax_palette(picture, number))
-    return still(picture, image, line(raised, "risk"), f"{name}, seconds")
+    return pictures.data_uri(gray, pictures.tmax_palette(picture, number)), line(raised, "risk")
 
 
 def still(picture: Picture, image: str, lines: str, title: str, note: str = "") -> str:
@@ -28,6 +43,12 @@ def still(picture: Picture, image: str, lines: str, title: str, note: str = "") 
       title: plain text below the figure, and its name for screen readers.
       note: plain text below the title.
     """
+    below = f"{escape(title)}{f'<br>{escape(note)}' if note else ''}"
+    return f"<figure>{scan(picture, image, lines, title)}<figcaption>{below}</figcaption></figure>"
+
+
+def scan(picture: Picture, image: str, lines: str, title: str) -> str:
+    """The picture in `still`, without the text below it."""
     _, _, height, width = picture.gray.shape
     height_mm, width_mm = picture.pixel_mm
     size = 0.08 * width * width_mm
@@ -39,10 +60,10 @@ def still(picture: Picture, image: str, lines: str, title: str, note: str = "") 
             f'<text class="end" x="{width * width_mm - size / 3:.5g}" y="{size:.3g}">{right}</text></g>'
         )
     return (
-        f'<figure><svg class="scan" viewBox="0 0 {width * width_mm:.3f} {height * height_mm:.3f}" role="img" '
+        f'<svg class="scan" viewBox="0 0 {width * width_mm:.3f} {height * height_mm:.3f}" role="img" '
         f'aria-label="{escape(title, quote=True)}"><g transform="scale({width_mm:.6g} {height_mm:.6g})">'
         f'<image width="{width}" height="{height}" preserveAspectRatio="none" href="{image}"/>{lines}'
-        f"</g>{sides}</svg><figcaption>{escape(title)}{f'<br>{escape(note)}' if note else ''}</figcaption></figure>"
+        f"</g>{sides}</svg>"
     )
 
 
@@ -55,6 +76,9 @@ def outlines(labels: np.ndarray, css_class: str = "") -> str:
 
 
 def line(mask: np.ndarray, css_class: str) -> str:
-    """The outline of a mask on a dark halo, so that it also shows on bright tissue."""
+    """The outline of a mask, on a dark halo so that it also shows on bright tissue; thin lines have none."""
     path = pictures.outline(mask)
-    return f'<path class="halo" d="{path}"/><path class="{css_class}" d="{path}"/>' if path else ""
+    if not path:
+        return ""
+    halo = "" if "thin" in css_class.split() else f'<path class="halo" d="{path}"/>'
+    return f'{halo}<path class="{css_class}" d="{path}"/>'
