@@ -99,7 +99,7 @@ def _text(value: float | int | str | None) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:

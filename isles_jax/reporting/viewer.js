@@ -89,9 +89,12 @@
     path.addPath(line.path, matrix);
     context.lineJoin = "round";
     context.setLineDash([]);
-    context.strokeStyle = "rgb(0 0 0 / 75%)";
-    context.lineWidth = 4 * scale;
-    context.stroke(path);
+    // A dark halo shows a line on bright tissue; around thin lines it would hide what lies beside them.
+    if (line.style !== "thin") {
+      context.strokeStyle = "rgb(0 0 0 / 75%)";
+      context.lineWidth = 4 * scale;
+      context.stroke(path);
+    }
     if (line.style === "dashed") context.setLineDash([5 * scale, 4 * scale]);
     context.strokeStyle = line.colour;
     context.lineWidth = 2 * scale;
