@@ -119,6 +119,7 @@ def page(
         case_table.section(study, cases),
         score_sections.measures(study),
         score_sections.volumes(study),
+        score_sections.calibration(study),
         run_sections.learning_curves(study),
         run_sections.configuration(study, versions),
     ]

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from isles_jax.reporting import markup, pictures, stills, tmax, viewer
+from isles_jax.reporting import expected, markup, pictures, stills, summary, tmax, viewer
 from isles_jax.reporting.pictures import Picture
 from isles_jax.reporting.prediction import Prediction
 
@@ -18,6 +18,13 @@ CHECKED = ("DWI", tmax.CHANNEL)
 AVERAGE = "average of the networks"
 # Columns of the summary that stand elsewhere on the page.
 ELSEWHERE = {"case", "warnings"}
+# Columns that each class has, CLASS_coverage and so on, and what they are called.
+OF_CLASSES = {
+    "coverage": "coverage of such intervals",
+    "folds_dice": "Dice between networks",
+    "cross_validation_dice": "Dice in cross-validation",
+}
+DEFUSE3 = set(summary.DEFUSE3)
 
 
 def page(prediction: Prediction) -> str:
@@ -57,40 +64,51 @@ def _warnings(sentences: Sequence[str]) -> str:
 
 
 def _volumes(prediction: Prediction) -> str:
-    """The volume of each class, its interval, and the least and the largest volume of the single networks."""
-    head, body = ["class", "volume, ml"], []
+    """The volume of each class, and how sure it is: its interval, and what the single networks say."""
+    case, several = prediction.case, len(prediction.fold_labels) > 1
+    volumes = summary.volumes_ml(prediction.labels, case, prediction.classes)
+    alone = [summary.volumes_ml(labels, case, prediction.classes) for labels in prediction.fold_labels]
+    level = f"{expected.LEVEL:.0%} interval, ml"
+    rows: dict[str, list[str]] = {"volume, ml": [_text(volumes[name]) for name in prediction.classes]}
     if prediction.intervals:
-        head.append("interval, ml")
-    if len(prediction.fold_labels) > 1:
-        head.append("networks alone, ml")
-    for value, name in enumerate(prediction.classes, 1):
-        sizes = [float((labels == value).sum()) * prediction.case.voxel_ml for labels in prediction.fold_labels]
-        colour = f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>'
-        row = [f"{colour}{escape(name)}", _text(float((prediction.labels == value).sum()) * prediction.case.voxel_ml)]
-        if prediction.intervals:
-            ends = prediction.intervals.get(name)
-            row.append(f"{_text(ends[0])} to {_text(ends[1])}" if ends else "unknown")
-        if len(sizes) > 1:
-            row.append(f"{_text(min(sizes))} to {_text(max(sizes))}")
-        body.append(row)
-    return markup.table("Predicted volume of each class", head, body)
+        limits = [prediction.intervals.get(name) for name in prediction.classes]
+        rows[level] = [f"{_text(ends[0])} to {_text(ends[1])}" if ends else "unknown" for ends in limits]
+    if several:
+        each = [[volumes[name] for volumes in alone] for name in prediction.classes]
+        rows["networks alone, ml"] = [f"{_text(min(sizes))} to {_text(max(sizes))}" for sizes in each]
+    for ending, title in OF_CLASSES.items():
+        cells = [prediction.summary.get(f"{name}_{ending}") for name in prediction.classes]
+        if any(cell is not None for cell in cells):
+            rows[title] = [_text(cell) for cell in cells]
+    head = [
+        f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>{escape(name)}'
+        for value, name in enumerate(prediction.classes, 1)
+    ]
+    return markup.table(
+        "Volume of each class, and how sure it is", ["class", *head], [[title, *cells] for title, cells in rows.items()]
+    )
 
 
 def _summary(prediction: Prediction) -> str:
     """Every other number of the case's row in summary.csv."""
-    shown = ELSEWHERE | {f"{name}_ml" for name in prediction.classes}
+    endings = ("ml", "least_ml", "most_ml", "low_ml", "high_ml", *OF_CLASSES)
+    shown = ELSEWHERE | {f"{name}_{ending}" for name in prediction.classes for ending in endings}
     items = "".join(
         f"<div><dt>{escape(_words(name))}</dt><dd>{escape(_text(value))}</dd></div>"
         for name, value in prediction.summary.items()
         if name not in shown
     )
-    return f'<dl class="facts">{items}</dl>'
+    source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
+    return f'<div><dl class="facts">{items}</dl>{source * (prediction.summary.keys() >= DEFUSE3)}</div>'
 
 
 def _words(column: str) -> str:
     """A column's name as text: hypoperfused_ml is "hypoperfused, ml"."""
+    if column in DEFUSE3:
+        return "DEFUSE 3: " + column.removeprefix("defuse3_").replace("_", " ")
     name, _, unit = column.rpartition("_")
-    return f"{name}, {unit}".replace("_", " ") if name and unit in ("ml", "mm", "s") else column.replace("_", " ")
+    text = f"{name}, {unit}" if name and unit == "ml" else column
+    return text.replace("tmax", tmax.CHANNEL).replace("_", " ").strip()
 
 
 def _text(value: float | int | str | None) -> str:
