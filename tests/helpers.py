@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import html.parser
 import json
 import os
+import re
 import socket
 import subprocess
 import sys

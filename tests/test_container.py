@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-from helpers import files_in
+from helpers import checksums
 
 ROOT = Path(__file__).parents[1]
 # User 1000 in a namespace of its own: no rights of root over files, and no network but a loopback that is down.
@@ -85,7 +85,7 @@ def test_it_predicts_as_user_1000_without_network_on_what_it_cannot_write(untrai
     shutil.copytree(untrained_run[0], model)
     shutil.copytree(sorted(phantom_root.glob("*/"))[0], images / "case")
     output.mkdir()
-    before = {path: files_in(path) for path in (model, images)}
+    before = {path: checksums(path) for path in (model, images)}
     for path in (*model.rglob("*"), model, *images.rglob("*"), images):
         path.chmod(0o555 if path.is_dir() else 0o444)
     (tmp_path / "home").mkdir()
@@ -101,7 +101,7 @@ def test_it_predicts_as_user_1000_without_network_on_what_it_cannot_write(untrai
             timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert {path: files_in(path) for path in before} == before
+        assert {path: checksums(path) for path in before} == before
     finally:
         for path in (model, images, *model.rglob("*"), *images.rglob("*")):
             path.chmod(stat.S_IRWXU)

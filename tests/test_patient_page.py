@@ -25,7 +25,8 @@ def prediction(report_dataset):
     moved = tuple(np.where(case.brain, np.roll(case.labels, step, 1), 0).astype(np.uint8) for step in (0, 1))
     summary = {
         "case": case.name, "brain_ml": 1234.56, "penumbra_ml": 1.0, "core_ml": 2.0, "mismatch_ml": 0.056789,
-        "mismatch_ratio": None, "lesions": 3, "side": "left", "warnings": "; ".join(WARNINGS),
+        "mismatch_ratio": None, "lesions": 3, "side": "left", "tmax_above_6_s_ml": 7.0, "penumbra_coverage": 11 / 12,
+        "core_coverage": None, "core_low_ml": 3.25, "defuse3_core_below_70_ml": "yes", "warnings": "; ".join(WARNINGS),
     }  # fmt: skip
     return Prediction(
         case, report_dataset.channels, report_dataset.classes, case.labels, moved, summary,
@@ -54,30 +55,29 @@ def test_page_is_well_formed_and_names_no_address(prediction, without_tmax):
 
 
 def test_warnings_stand_before_every_number_and_research_before_them(prediction, without_tmax):
-    text = ParsedPage(patient_page.page(prediction)).text
-    body = text
-    places = [text.index(part) for part in (patient_page.RESEARCH, "2 warnings", *WARNINGS, "Predicted volume")]
+    text = ParsedPage(patient_page.page(prediction).partition("<main>")[2].partition("</main>")[0]).text
+    places = [text.index(part) for part in (patient_page.RESEARCH, "2 warnings", *WARNINGS, "Volume of each class")]
     assert places == sorted(places)
-    assert body.count(patient_page.RESEARCH) == 3, "in the title, on top and at the end of the printed sheet"
+    assert text.count(patient_page.RESEARCH) == 2, "on top, and at the end of the printed sheet"
     silent = ParsedPage(patient_page.page(without_tmax)).text
     assert "raised a warning" in silent
     assert "can be wrong" in silent
 
 
 def test_volumes_are_those_of_the_labels(prediction):
-    text = patient_page.page(prediction)
-    head, *rows = cells(text)
-    assert head == ["class", "volume, ml", "interval, ml", "networks alone, ml"]
-    assert [row[2] for row in rows] == ["10.0 to 20.0", "3.25 to 4.50"]
-    for value, row in enumerate(rows, 1):
-        volumes = [
+    rows = cells(patient_page.page(prediction))
+    assert rows[0] == ["class", *prediction.classes]
+    assert rows[2] == ["90% interval, ml", "10.0 to 20.0", "3.25 to 4.50"]
+    assert rows[4] == ["coverage of such intervals", "0.917", "–"]
+    assert [row[0] for row in rows] == ["class", "volume, ml", rows[2][0], "networks alone, ml", rows[4][0]]
+    for value in (1, 2):
+        volume, *alone = (
             sum(1 for label in labels.ravel() if label == value) * prediction.case.voxel_ml
             for labels in (prediction.labels, *prediction.fold_labels)
-        ]
-        assert row[0] == prediction.classes[value - 1]
-        assert float(row[1]) == pytest.approx(volumes[0], rel=0.006)
-        assert [float(part) for part in row[3].split(" to ")] == pytest.approx(
-            [min(volumes[1:]), max(volumes[1:])], rel=0.006
+        )
+        assert float(rows[1][value]) == pytest.approx(volume, rel=0.006)
+        assert [float(part) for part in rows[3][value].split(" to ")] == pytest.approx(
+            [min(alone), max(alone)], rel=0.006
         )
 
 
@@ -85,6 +85,7 @@ def test_every_other_column_of_the_summary_is_shown_once(prediction):
     facts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", patient_page.page(prediction))
     assert facts == [
         ("brain, ml", "1235"), ("mismatch, ml", "0.0568"), ("mismatch ratio", "–"), ("lesions", "3"), ("side", "left"),
+        ("Tmax above 6 s, ml", "7.00"), ("DEFUSE 3: core below 70 ml", "yes"),
     ]  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def test_the_reference_of_a_case_is_not_used(prediction):
 def test_one_network_without_tmax_has_no_thin_lines_and_no_colours(without_tmax):
     text = patient_page.page(without_tmax)
     body = text[text.index("<main>") : text.index("<script>")]
-    assert cells(body)[0] == ["class", "volume, ml"]
+    assert cells(body) == [["class", "lesion"], ["volume, ml", "0.00"]]
     assert "thin" not in body
     assert "Tmax" not in body
     assert "DWI and ADC: 0 of 0 slices with a predicted lesion" in body
