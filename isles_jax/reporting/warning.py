@@ -27,7 +27,8 @@ def notes(expected: Facts) -> list[str]:
         return ["the run does not describe its training cases, so no image is compared with them"]
     left_out = []
     if not expected["norms"]["axes"]:
-        left_out.append("an earlier version began this run; axes, brain volume and skull-stripping are not compared")
+        facts = "axes, brain volume, skull-stripping, zeros and the midline"
+        left_out.append(f"an earlier version began this run; {facts} are not compared")
     if "least_dice" not in expected:
         left_out.append("the run is not scored; there are no intervals, and the folds' agreement is not compared")
     return left_out
@@ -71,19 +72,24 @@ def _skull(seen: Mapping[str, float], ranges: Mapping[str, list], as_in: str) ->
 
 def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Mapping[str, list], as_in: str) -> list[str]:
     """At most one warning for each channel: constant, missing from the brain, swapped with another, or out of range."""
+    values = {name: [seen[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))] for name in channels}
+    strange = [name for name in channels if not _fits(values[name], ranges, name)]
     found = []
     for name in channels:
-        values = [seen[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))]
         zeros, most = seen[f"zeros.{name}"], ranges.get(f"zeros.{name}", [0.0, 0.5])[1]
         wanted = ", ".join(_text(limits) for limits in _limits(ranges, name))
-        if values[0] == values[-1]:
-            found.append(f"{name} is {values[0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}")
+        if values[name][0] == values[name][-1]:
+            found.append(
+                f"{name} is {values[name][0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}"
+            )
         elif zeros > most + max(_SHARE, most):
             found.append(f"{name} is 0 in {100 * zeros:.3g}% of the brain; expected at most {100 * most:.3g}%, {as_in}")
-        elif not _fits(values, ranges, name):
-            others = [other for other in channels if other != name and _fits(values, ranges, other)]
+        elif name in strange:
+            fitting = [other for other in channels if other != name and _fits(values[name], ranges, other)]
+            # A channel that is itself out of range is the more likely partner.
+            others = [other for other in fitting if other in strange] or fitting
             hint = f"; they fit {' and '.join(others)}: are the channels swapped?" if others else ""
-            shown = ", ".join(f"{value:.4g}" for value in values)
+            shown = ", ".join(f"{value:.4g}" for value in values[name])
             found.append(f"{name} has the percentiles {shown} in the brain; expected {wanted}, {as_in}{hint}")
     return found
 
