@@ -25,6 +25,9 @@ from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, weights
 
+# A case's row of summary.csv, and its warnings.
+Finished = tuple[Mapping[str, summary.Value], tuple[str, ...]]
+
 
 def predict_folder(
     run: epath.PathLike,
@@ -81,9 +84,9 @@ def predict_folder(
     for note in (*dataset.notes, *warning.notes(expected)):
         print(f"note: {note}")
     interrupt.advise("add --overwrite, or choose another --output")
-    predictions = new.predict(dataset.cases)
-    warned = [f"{prediction.case.name}: {text}" for prediction in predictions for text in prediction.warnings]
-    kept = [prediction.summary for prediction in predictions if not (strict and prediction.warnings)]
+    finished = new.predict(dataset.cases)
+    warned = [f"{row['case']}: {text}" for row, warnings in finished for text in warnings]
+    kept = [row for row, warnings in finished if not (strict and warnings)]
     if kept:
         summary.write_csv(output / "summary.csv", kept)
     if strict and warned:
@@ -112,13 +115,13 @@ class _NewCases:
         texts = [self.output / f"{case.name}{ending}" for ending in endings]
         return [self.output / image, *(self.output / n / image for n in self.maps), *texts]
 
-    def predict(self, cases: Sequence[Case]) -> list[Prediction]:
+    def predict(self, cases: Sequence[Case]) -> list[Finished]:
         """Predicts and writes the cases. While the network works on a case, a thread finishes the one before."""
         forward = make_forward(make_segmenter(self.trained.config, len(self.trained.classes) + 1))
         folds, flips, target = list(self.trained.folds.values()), self.settings.flips, self.trained.target
-        finished: list[Prediction] = []
+        finished: list[Finished] = []
         with Bar("predict", len(cases), "case") as bar, ThreadPoolExecutor(1) as pool:
-            pending: Future[Prediction] | None = None
+            pending: Future[Finished] | None = None
             for case in cases:
                 interrupt.leave_if_requested()
                 each = predict_folds(forward, folds, case, flips=flips, target=target)
@@ -131,14 +134,16 @@ class _NewCases:
                 bar.advance()
         return finished
 
-    def _finish(self, case: Case, each: np.ndarray) -> Prediction:
+    def _finish(self, case: Case, each: np.ndarray) -> Finished:
         """Makes and writes the prediction of a case from each fold's probabilities [folds, X, Y, Z, C]."""
         mean = each.mean(axis=0)
         labels = predict_labels(mean, case, self.settings)
         of_folds = tuple(predict_labels(alone, case, self.settings) for alone in each)
         prediction = self._judge(case, labels, of_folds)
+        # Only what the table needs stays in memory.
+        finished = prediction.summary, prediction.warnings
         if self.strict and prediction.warnings:
-            return dataclasses.replace(prediction, fold_labels=())
+            return finished
         image_path, *paths = self.paths(case)
         map_paths, text_paths = paths[: len(self.maps)], paths[len(self.maps) :]
         for name, path in zip(self.maps, map_paths, strict=True):
@@ -147,7 +152,7 @@ class _NewCases:
         summary.write_json(text_paths[0], prediction)
         if self.page:
             files.write_atomic(text_paths[1], patient_page.page(prediction))
-        return prediction
+        return finished
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""

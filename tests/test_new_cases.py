@@ -1,6 +1,7 @@
 """New cases from the command to the files: numbers, warnings, maps, and what a killed command leaves."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import signal
@@ -61,10 +62,8 @@ def test_the_files_of_a_case(scored_run, untrained_run, forward, phantom_root, t
             # The twelve held-out volumes were exact.
             assert row[f"{name}_low_ml"] == row[f"{name}_high_ml"] == row[f"{name}_ml"]
         content = json.loads((out / f"{case.name}.json").read_text())
-        assert {name: "" if value is None else value for name, value in content["summary"].items()} == {
-            name: float(text) if name.endswith(("_ml", "dice", "ratio", "coverage")) and text else
-            int(text) if name == "lesions" else text for name, text in row.items()
-        }  # fmt: skip
+        texts = {n: f"{v:.6f}" if isinstance(v, float) else str(v or "") for n, v in content["summary"].items()}
+        assert texts | {"lesions": str(content["summary"]["lesions"])} == row
         assert "; ".join(content["warnings"]) == row["warnings"]
         for text in content["warnings"]:
             assert f"warning: {case.name}: {text}\n" in printed
@@ -85,7 +84,7 @@ def test_a_file_of_weights_leads_to_the_same_numbers(scored_run, phantom_root, t
     assert weights.load(file).expected == json.loads(json.dumps(expected.read(files.location(scored_run))))
     written = []
     for run in (scored_run, file):
-        out = tmp_path / run.name
+        out = tmp_path / f"from {run.name}"
         predict.main([f"--workdir={run}", f"--input={phantom_root / '01'}", f"--output={out}"])
         written.append([(out / name).read_bytes() for name in ("01.nii.gz", "01.json", "summary.csv")])
     assert written[0] == written[1]
@@ -105,28 +104,28 @@ def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root
         ["summary.csv", *(f"{name}.{ending}" for name in kept for ending in ("json", "nii.gz"))]
     )
     warned |= set(kept)
-    with pytest.raises(InputError, match="^01: too odd\n02"):
+    with pytest.raises(InputError, match=r"^01: too odd\n02"):
         predict.main([*base, f"--output={tmp_path / 'none'}", "--strict"])
     assert not list((tmp_path / "none").iterdir())
     predict.main([*base, f"--output={tmp_path / 'all'}"])
     assert {row["warnings"] for row in rows_of(tmp_path / "all")} == {"too odd"}
 
 
-def test_flags_that_a_run_cannot_fulfil(untrained_run, phantom_root, tmp_path, small_config):
+def test_flags_that_a_run_cannot_fulfil(untrained_run, phantom_root, tmp_path):
     base = [f"--workdir={untrained_run[0]}", f"--input={phantom_root}", f"--output={tmp_path / 'out'}"]
-    with pytest.raises(InputError, match="--spread: found one fold in .*, expected two or more"):
+    with pytest.raises(InputError, match=r"--spread: found one fold in .*, expected two or more"):
         predict.main([*base, "--folds=0", "--spread"])
     trained = weights.load(untrained_run[0])
-    import dataclasses
-
     file = files.location(tmp_path / "lesion.safetensors")
     weights.save(file, dataclasses.replace(trained, classes=("stroke", "core")))
-    with pytest.raises(InputError, match="--defuse3: found the classes stroke, core in .*, expected core and penumbra"):
+    with pytest.raises(
+        InputError, match=r"--defuse3: found the classes stroke, core in .*, expected core and penumbra"
+    ):
         predict.main([f"--workdir={file}", *base[1:], "--defuse3"])
     assert not (tmp_path / "out").exists()
 
 
-def test_names_of_any_kind(scored_run, tmp_path, capsys):
+def test_names_of_any_kind(scored_run, tmp_path):
     names = ["=cmd|calc", "a b", 'quote\'s "two"', "<script>alert(1)</script>".replace("/", "∕"), "-x", "@y"]
     for name in names:
         save_case(tmp_path / "in" / name, random_case((32, 32, 3)))

@@ -135,19 +135,30 @@ def test_a_name_from_outside_cannot_become_markup(prediction, evil):
     assert evil in parsed.text
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_slices_are_those_with_a_lesion_and_their_neighbours(seed):
+@pytest.mark.parametrize("seed", range(40))
+def test_slices_are_those_with_a_lesion_then_those_of_a_network_alone_then_neighbours(seed):
     draw = np.random.default_rng(seed)
-    lesion = draw.random(draw.integers(1, 80)) < draw.choice([0.0, 0.05, 0.2, 0.9])
-    chosen = patient_page.choose_slices(lesion)
+    count = draw.integers(1, 80)
+    lesion = draw.random(count) < draw.choice([0.0, 0.05, 0.2, 0.9])
+    alone_only = (draw.random(count) < draw.choice([0.0, 0.1, 0.9])) & ~lesion
+    chosen = patient_page.choose_slices(lesion, alone_only)
     assert chosen == sorted(set(chosen))
-    assert min(len(lesion), patient_page.LEAST_SLICES) <= len(chosen) <= patient_page.MOST_SLICES
-    inside = set(np.flatnonzero(lesion))
-    if len(inside) <= patient_page.MOST_SLICES:
-        assert inside <= set(chosen)
-    elif len(lesion) > patient_page.MOST_SLICES:
-        assert set(chosen) <= inside
-        assert {min(inside), max(inside)} <= set(chosen)
+    assert min(count, patient_page.LEAST_SLICES) <= len(chosen) <= patient_page.MOST_SLICES
+    first, second = set(np.flatnonzero(lesion)), set(np.flatnonzero(alone_only))
+    if len(first) <= patient_page.MOST_SLICES:
+        assert first <= set(chosen)
+    elif count > patient_page.MOST_SLICES:
+        assert set(chosen) <= first
+        assert {min(first), max(first)} <= set(chosen)
+    if len(first | second) <= patient_page.MOST_SLICES:
+        assert second <= set(chosen)
+    elif count > patient_page.MOST_SLICES:
+        assert set(chosen) <= first | second
+    # Others are chosen only next to lesions: nothing nearer is left out.
+    if 0 < len(first | second) < patient_page.LEAST_SLICES < patient_page.MOST_SLICES < count:
+        distance = [min(abs(position - one) for one in first | second) for position in range(count)]
+        left_out = set(range(count)) - set(chosen)
+        assert max(distance[one] for one in chosen) <= min(distance[one] for one in left_out)
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -125,8 +125,9 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     names = list(prediction.channels)
     channels = [name for name in CHECKED if name in names]
     channels = [*channels, *(name for name in names if name not in channels)][: len(CHECKED)]
-    lesion = np.any([result > 0 for result in picture.results.values()], axis=0).any(axis=(1, 2))
-    positions = choose_slices(lesion)
+    lesion = (picture.results[AVERAGE] > 0).any(axis=(1, 2))
+    alone_only = np.any([(result > 0).any(axis=(1, 2)) for result in picture.results.values()], axis=0) & ~lesion
+    positions = choose_slices(lesion, alone_only)
     figures = []
     for position in positions:
         title = f"slice {picture.slices[position] + 1}"
@@ -137,7 +138,9 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
             image, contour = stills.background(picture, names.index(name), position, name)
             scans.append(stills.scan(picture, image, contour + lines, f"{name}, {title}"))
         figures.append(f"<figure>{''.join(scans)}<figcaption>{title}</figcaption></figure>")
-    covered = f"{int(lesion[positions].sum())} of {int(lesion.sum())} slices with a predicted lesion"
+    covered = f"{lesion[positions].sum()} of {lesion.sum()} slices with a predicted lesion"
+    if alone_only.any():
+        covered += f", {alone_only[positions].sum()} of {alone_only.sum()} where only a network alone has one"
     sides = ", R and L are the patient’s sides" if picture.sides else ", sides unknown"
     bar = tmax.colour_bar() if tmax.CHANNEL in channels else ""
     return (
@@ -148,25 +151,37 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     )
 
 
-def choose_slices(lesion: np.ndarray) -> list[int]:
-    """The slices to show: those with a lesion, joined by their neighbours up to `LEAST_SLICES`, at most `MOST_SLICES`.
+def choose_slices(lesion: np.ndarray, alone_only: np.ndarray) -> list[int]:
+    """The slices to show: `LEAST_SLICES` to `MOST_SLICES`, or all if there are fewer.
+
+    Slices with a lesion come first, then those where only a network alone has one, then their neighbours. Where there
+    are too many of a kind, they are taken at even steps.
 
     Args:
-      lesion: bool [S], whether a slice has a lesion.
+      lesion: bool [S], whether a slice has a predicted lesion.
+      alone_only: bool [S], whether only a network alone has a lesion there.
 
     Returns:
-      Ascending positions. Of many slices, some at even steps; without a lesion, some of all.
+      Ascending positions.
     """
     count = len(lesion)
     if count <= MOST_SLICES:
         return list(range(count))
-    chosen = np.flatnonzero(lesion) if lesion.any() else np.arange(count)
-    if len(chosen) > MOST_SLICES:
-        chosen = chosen[np.rint(np.linspace(0, len(chosen) - 1, MOST_SLICES)).astype(int)]
+    if not (lesion | alone_only).any():
+        return _even(np.arange(count), MOST_SLICES)
+    chosen = _even(np.flatnonzero(lesion), MOST_SLICES)
+    chosen += _even(np.flatnonzero(alone_only), MOST_SLICES - len(chosen))
     if len(chosen) < LEAST_SLICES:
         distance = np.abs(np.arange(count)[:, None] - chosen).min(axis=1)
-        chosen = np.argsort(distance, kind="stable")[:LEAST_SLICES]
-    return sorted(chosen.tolist())
+        chosen = np.argsort(distance, kind="stable")[:LEAST_SLICES].tolist()
+    return sorted(chosen)
+
+
+def _even(positions: np.ndarray, most: int) -> list[int]:
+    """At most so many of the positions, at even steps."""
+    if len(positions) > most:
+        positions = positions[np.rint(np.linspace(0, len(positions) - 1, most)).astype(int)]
+    return positions.tolist()
 
 
 def _origin(prediction: Prediction) -> str:
