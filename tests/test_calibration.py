@@ -6,8 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from isles_jax import cross_validation
 from isles_jax.data.case import Case
 from isles_jax.reporting import calibration
+from isles_jax.runtime import files
 
 
 def make_case(labels, seed=0):
@@ -61,3 +63,16 @@ def test_probabilities_that_are_drawn_are_calibrated():
     assert max(curve["error"] for curve in (summary["confidence"], *summary["classes"].values())) < 0.02
     wrong = calibration.summarise([calibration.histograms(maps[..., [0, 2, 1]], make_case(labels), ("a", "b"))])
     assert wrong["classes"]["a"]["error"] > 0.1
+
+
+def test_a_run_is_calibrated_only_if_every_case_was_counted(tmp_path):
+    """A run that an earlier version began has counts of some cases; their calibration would not be the run's."""
+    labels = np.ones((3, 3, 3), np.uint8)
+    counts = calibration.histograms(np.full((3, 3, 3, 2), 0.5, np.float32), make_case(labels), ("lesion",))
+    workdir = files.location(tmp_path)
+    files.write_json(workdir / "fold_0" / "calibration" / "a.json", counts)
+    cross_validation._write_calibration([["a"], ["b"]], workdir)
+    assert not (workdir / "calibration.json").exists()
+    files.write_json(workdir / "fold_1" / "calibration" / "b.json", counts)
+    cross_validation._write_calibration([["a"], ["b"]], workdir)
+    assert json.loads((workdir / "calibration.json").read_text()) == calibration.summarise([counts, counts])
