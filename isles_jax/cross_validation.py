@@ -12,7 +12,7 @@ from isles_jax.data import check, layouts, phantom
 from isles_jax.data import folds as splits
 from isles_jax.data.case import Dataset
 from isles_jax.data.nifti import read_labels
-from isles_jax.reporting import page, results, scores, table
+from isles_jax.reporting import calibration, page, results, scores, table
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.training import initial
@@ -199,7 +199,7 @@ def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path)
 
 
 def _is_fold_done(directory: epath.Path) -> bool:
-    files.remove_parts(directory, directory / "predictions")
+    files.remove_parts(directory, directory / "predictions", directory / "calibration")
     return (directory / "DONE").exists()
 
 
@@ -241,4 +241,15 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
     scores.write_summary(workdir / "summary.json", scores.summarise(rows))
     if rule_rows:
         scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)
+    _write_calibration(held_out, workdir)
     page.write_report(workdir / "report.html", [results.read_run(workdir)], dataset=dataset)
+
+
+def _write_calibration(held_out: list[list[str]], workdir: epath.Path) -> None:
+    """Writes calibration.json, unless an earlier version predicted some of the cases and kept no counts."""
+    paths = [
+        workdir / f"fold_{fold}" / "calibration" / f"{n}.json" for fold, names in enumerate(held_out) for n in names
+    ]
+    if all(path.exists() for path in paths):
+        counts = [files.read_json_like(path, {"confidence": {}, "classes": {}}) for path in paths]
+        files.write_json(workdir / "calibration.json", calibration.summarise(counts))

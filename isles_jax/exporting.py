@@ -1,6 +1,7 @@
 """Writes trained networks for other programs: as weights, or as the inference function in StableHLO."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from etils import epath
 from isles_jax.inference import average
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import make_forward, make_segmenter
+from isles_jax.reporting import expected
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
@@ -34,7 +36,7 @@ def export(run: epath.PathLike, output: epath.Path, folds: Sequence[int] | None 
     """
     trained = weights.load(run, folds)
     if output.suffix == weights.SUFFIX:
-        weights.save(output, trained)
+        weights.save(output, replace(trained, expected=expected.known(run, trained)))
     else:
         files.write_atomic(output, serialise(trained))
     return trained

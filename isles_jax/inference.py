@@ -1,7 +1,6 @@
-"""Predictions: from a case to class probabilities and labels, and from many cases to label files on their own grids."""
+"""Predictions: from a case to class probabilities and labels, and from a fold's held-out cases to label files."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_collections
@@ -13,15 +12,15 @@ from scipy import ndimage
 from isles_jax.data import grid
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.grid import AS_STORED, Target
-from isles_jax.data.layouts import load_images
-from isles_jax.data.nifti import write_labels, write_volume
+from isles_jax.data.nifti import write_labels
 from isles_jax.data.slices import network_input, padded_size, unpad
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import BATCH, make_forward, make_segmenter
+from isles_jax.reporting import calibration
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
-from isles_jax.training import checkpoint, weights
+from isles_jax.training import checkpoint
 
 # In a fold's folder: what the reader of the report must know about its predictions, one line each.
 NOTES = "notes.txt"
@@ -34,6 +33,19 @@ def predict_case(
 ) -> np.ndarray:
     """Class probabilities of a case on its own grid, averaged over the networks of several folds.
 
+    Arguments and errors are those of `predict_folds`.
+
+    Returns:
+      float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
+    """
+    return predict_folds(forward, folds, case, flips=flips, target=target).mean(axis=0)
+
+
+def predict_folds(
+    forward: Callable[..., Array], folds: Sequence[Any], case: Case, *, flips: bool = False, target: Target = AS_STORED
+) -> np.ndarray:
+    """Class probabilities of a case on its own grid, of each fold's network alone.
+
     Args:
       forward: from `make_forward`.
       folds: variables of one network or more.
@@ -42,7 +54,7 @@ def predict_case(
       target: the grid that the networks work on.
 
     Returns:
-      float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
+      float32 [folds, X, Y, Z, C]. Outside the brain, background has probability 1.
 
     Raises:
       InputError: the case has no brain.
@@ -60,16 +72,19 @@ def predict_case(
         part = stack[start : start + BATCH]
         # The last batch is padded, so that one compilation serves all batches.
         part = np.pad(part, [(0, BATCH - len(part))] + [(0, 0)] * 3)
-        parts.append(average(on_host, folds, part, flips))
+        parts.append([average(on_host, [variables], part, flips) for variables in folds])
     if not parts:
         raise InputError(f"{case.name}: found no voxel of brain, expected some")
-    inside = np.moveaxis(np.concatenate(parts)[: len(stack)], 0, 2)
-    result = np.zeros((*network_case.images.shape[:3], inside.shape[-1]), np.float32)
-    result[..., 0] = 1.0
-    result[:, :, places] = unpad(inside, shape)
-    result = grid.to_case(result, made, case.images.shape[:3])
-    result[~case.brain] = np.eye(inside.shape[-1], dtype=np.float32)[0]
-    return result
+    results = []
+    for batches in zip(*parts, strict=True):
+        inside = np.moveaxis(np.concatenate(batches)[: len(stack)], 0, 2)
+        result = np.zeros((*network_case.images.shape[:3], inside.shape[-1]), np.float32)
+        result[..., 0] = 1.0
+        result[:, :, places] = unpad(inside, shape)
+        result = grid.to_case(result, made, case.images.shape[:3])
+        result[~case.brain] = np.eye(inside.shape[-1], dtype=np.float32)[0]
+        results.append(result)
+    return np.stack(results)
 
 
 def average(forward: Callable[[Any, Images], Images], folds: Sequence[Any], images: Images, flips: bool) -> Images:
@@ -117,6 +132,7 @@ def predict_fold(
 ) -> None:
     """Segments the held-out cases of a trained fold into `directory`/predictions/CASE.nii.gz; existing files are kept.
 
+    Before each of them, `directory`/calibration/CASE.json gets the histograms of `calibration.histograms`.
     Several processes divide the cases among them. All files are written when the function returns.
     """
     variables, _, meta = checkpoint.load_variables(directory / "checkpoints")
@@ -141,76 +157,9 @@ def predict_fold(
                     path = folder / f"{case.name}.nii.gz"
                     if not path.exists():
                         maps = predict_case(forward, [variables], case, flips=config.predict.flips, target=target)
+                        counts = calibration.histograms(maps, case, dataset.classes)
+                        files.write_json(directory / "calibration" / f"{case.name}.json", counts)
                         write_labels(path, predict_labels(maps, case, config.predict), case, dataset.label_values)
                 bar.advance(min(processes.count(), len(cases) - start))
 
     processes.on_all(write)
-
-
-def predict_folder(
-    run: epath.PathLike,
-    images: Path,
-    output: epath.Path,
-    *,
-    folds: Sequence[int] | None = None,
-    flips: bool | None = None,
-    min_volume_ml: float | None = None,
-    probabilities: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Segments the cases of a folder with the average of a run's folds, and writes `output`/CASE.nii.gz.
-
-    Args:
-      run: the workdir of a run, or a .safetensors file.
-      images: a case folder, a folder of cases, or an nnU-Net imagesTs folder.
-      output: folder or bucket.
-      folds: numbers of the folds, finished or not; None: all finished ones.
-      flips: average also over left-right mirror images; None: as in the run's config.predict.
-      min_volume_ml: remove smaller lesions; None: as in the run's config.predict.
-      probabilities: also write `output`/probabilities/CASE.nii.gz.
-      overwrite: replace existing files.
-
-    Raises:
-      InputError: see `weights.load`; bad cases (one line each); a file exists and `overwrite` is not set; a file cannot
-        be written.
-    """
-    trained = weights.load(run, folds)
-    settings = trained.config.predict.copy_and_resolve_references()
-    given = {"flips": flips, "min_volume_ml": min_volume_ml}
-    settings.update({key: value for key, value in given.items() if value is not None})
-    dataset = load_images(images, trained.channels)
-    cases = dataset.cases
-    paths = [output / f"{case.name}.nii.gz" for case in cases]
-    map_paths = [output / "probabilities" / path.name for path in paths] if probabilities else []
-    _make_room([*paths, *map_paths], overwrite)
-    forward = make_forward(make_segmenter(trained.config, len(trained.classes) + 1))
-    folds_text = ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
-    count = f"{len(trained.folds)} of {trained.config.folds}"
-    notes = [f"{len(cases)} case{'s' * (len(cases) != 1)}", f"{count} folds of {run}: {folds_text}"]
-    notes += ["with flips"] * settings.flips
-    notes += [f"no lesion below {settings.min_volume_ml:g} ml"] * (settings.min_volume_ml > 0)
-    print("; ".join([*notes, f"to {output}"]))
-    for note in dataset.notes:
-        print(f"note: {note}")
-    interrupt.advise("add --overwrite, or choose another --output")
-    with Bar("predict", len(cases), "case") as bar:
-        for number, (case, path) in enumerate(zip(cases, paths, strict=True)):
-            interrupt.leave_if_requested()
-            maps = predict_case(
-                forward, list(trained.folds.values()), case, flips=settings.flips, target=trained.target
-            )
-            if map_paths:
-                write_volume(map_paths[number], maps, case)
-            write_labels(path, predict_labels(maps, case, settings), case, trained.label_values)
-            bar.advance()
-
-
-def _make_room(paths: Sequence[epath.Path], overwrite: bool) -> None:
-    """Makes the folders for the files to write; InputError before any is written if a file exists already."""
-    existing = [path for path in paths if path.exists()]
-    if existing and not overwrite:
-        more = f" and {len(existing) - 1} more of the files to write" if existing[1:] else ""
-        raise InputError(f"{existing[0]} exists{more}; choose another --output, or replace them with --overwrite")
-    for folder in {path.parent for path in paths}:
-        with files.writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, metavar="RUN", help=run)
     cases = "a case folder, a folder of cases, or an nnU-Net imagesTs folder"
     parser.add_argument("--input", required=True, metavar="DIR", help=cases)
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder or bucket for the files CASE.nii.gz")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder or bucket for CASE.nii.gz and CASE.json of each case, and summary.csv",
+    )
     add_folds_flag(parser)
     flips = "average with the mirrored slices' predictions; takes twice the time; default: the run's predict.flips"
     parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help=flips)
@@ -24,6 +29,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-volume-ml", type=float, metavar="ML", help=small)
     maps = "also write DIR/probabilities/CASE.nii.gz: float32, whose fourth axis is background and then the classes"
     parser.add_argument("--probabilities", action="store_true", help=maps)
+    spread = "also write DIR/spread/CASE.nii.gz: float32, the standard deviation of the folds' probabilities"
+    parser.add_argument("--spread", action="store_true", help=spread)
+    defuse3 = "add to summary.csv whether a case meets the thresholds of the DEFUSE 3 trial; no rule for a treatment"
+    parser.add_argument("--defuse3", action="store_true", help=defuse3)
+    strict = "make warnings errors: a case with a warning is not written, and the exit code is 2"
+    parser.add_argument("--strict", action="store_true", help=strict)
+    page = "write no page DIR/CASE.html with numbers, pictures and warnings"
+    parser.add_argument("--no-page", action="store_false", dest="page", help=page)
     overwrite = "replace files that exist; by default, they are an error"
     parser.add_argument("--overwrite", action="store_true", help=overwrite)
     options = parser.parse_args(arguments)
@@ -33,18 +46,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Segments new cases with the networks of a run, averaged over its folds, and writes label volumes."""
+    """Segments new cases with the networks of a run, averaged over its folds: label volumes and numbers."""
     options = _parse(arguments)
     output, images = files.location(options.output), files.fetch(options.input)
     files.check_folder(images)
     files.refuse_inside(options.output, options.input)
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
-    from isles_jax import inference
+    from isles_jax import new_cases
 
-    inference.predict_folder(
+    new_cases.predict_folder(
         options.workdir, images, output, folds=options.folds, flips=options.flips, min_volume_ml=options.min_volume_ml,
-        probabilities=options.probabilities, overwrite=options.overwrite,
+        probabilities=options.probabilities, spread=options.spread, defuse3=options.defuse3, strict=options.strict,
+        page=options.page, overwrite=options.overwrite,
     )  # fmt: skip
 
 

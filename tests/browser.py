@@ -1,5 +1,6 @@
 """A headless Chromium, driven through chromedriver's own interface (W3C WebDriver: JSON over HTTP on this machine)."""
 
+import base64
 import contextlib
 import json
 import shutil
@@ -13,6 +14,30 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
 )  # fmt: skip
+
+# Every text with its contrast against the background that its ancestors paint: the WCAG's ratio.
+CONTRASTS = """
+const luminance = (colour) => {
+  const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+};
+const behind = (element) => {
+  for (let one = element; one; one = one.parentElement) {
+    const colour = getComputedStyle(one).backgroundColor;
+    if (colour !== "rgba(0, 0, 0, 0)") return colour;
+  }
+};
+const ratios = [];
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) {
+  const element = texts.currentNode.parentElement, style = getComputedStyle(element);
+  if (!texts.currentNode.textContent.trim() || !element.getClientRects().length || element.closest("title")) continue;
+  const one = luminance(element instanceof SVGElement ? style.fill : style.color), other = luminance(behind(element));
+  ratios.push([(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), texts.currentNode.textContent]);
+}
+return ratios;
+"""
 
 
 def installed():
@@ -85,8 +110,9 @@ class Browser:
         self._call("POST", "/actions", {"actions": [source]})
 
     def print(self):
-        """Prints the page, and drops the paper."""
-        self._call("POST", "/goog/cdp/execute", {"cmd": "Page.printToPDF", "params": {}})
+        """The page on paper as a PDF; the style sheet chooses the paper."""
+        command = {"cmd": "Page.printToPDF", "params": {"preferCSSPageSize": True}}
+        return base64.b64decode(self._call("POST", "/goog/cdp/execute", command)["data"])
 
     def log(self, kind):
         return self._call("POST", "/se/log", {"type": kind})

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import html.parser
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -203,3 +205,44 @@ def segmentation_case(shape, num_classes, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, shape)
     return (scale * rng.standard_normal((*shape, num_classes))).astype(np.float32), labels, rng.random(shape) < 0.7
+
+
+# --- pages ---
+
+
+class ParsedPage(html.parser.HTMLParser):
+    """Tags, attributes and whether every element that is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.source = text
+        self.stack, self.attributes, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "link", "input", "br", "img"):
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, text):
+        self.text += text
+
+    def assert_names_no_address(self):
+        """Nothing outside the file is loaded or linked, and no attribute holds a script."""
+        for name, value in self.attributes:
+            if name in ("src", "href", "xlink:href", "action", "poster", "data"):
+                assert value.startswith("data:"), value
+            assert not name.startswith("on")
+        text = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "", self.source)
+        assert not re.search(r"(?i)https?:|//[a-z]|@import|url\(", text)
+        assert {"img", "iframe", "object", "embed"}.isdisjoint(self.tags)

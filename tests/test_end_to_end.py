@@ -54,6 +54,8 @@ def test_each_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_
         assert image.shape == case.labels.shape
         np.testing.assert_array_equal(image.affine, case.affine)
         assert image.get_data_dtype() == np.uint8
+    calibration, voxels = json.loads((run / "calibration.json").read_text()), sum(c.brain.sum() for c in dataset.cases)
+    assert (calibration["cases"], sum(calibration["confidence"]["voxels"])) == (len(dataset.cases), voxels)
     rows = scores.read_cases_csv(run / "cases.csv")
     assert {(row["case"], row["class"]) for row in rows} >= {
         (c.name, w) for c in dataset.cases for w in dataset.classes
@@ -172,7 +174,7 @@ def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, sy
     assert len(critics) == (system == "proposed")
 
     predict.main([f"--workdir={run}", f"--input={root / 'imagesTs'}", f"--output={tmp_path / 'out'}"])
-    written = sorted((tmp_path / "out").iterdir())
+    written = sorted((tmp_path / "out").glob("*.nii.gz"))
     assert [path.name for path in written] == [f"new{case.name}.nii.gz" for case in dataset.cases]
     for path in written:
         assert set(np.unique(np.asarray(nib.load(path).dataobj))) <= {0, *values}

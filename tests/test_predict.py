@@ -36,7 +36,7 @@ def test_a_new_case_of_another_shape_and_affine(untrained_run, forward, tmp_path
              "--probabilities")  # fmt: skip
         assert f"1 case; {len(folds)} of 3 folds of {untrained_run[0]}: " in capsys.readouterr().out
         assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
-            f"{name}.nii.gz", f"probabilities/{name}.nii.gz"
+            f"{name}.html", f"{name}.json", f"{name}.nii.gz", f"probabilities/{name}.nii.gz", "summary.csv"
         ]  # fmt: skip
         labels, maps = nib.load(out / f"{name}.nii.gz"), nib.load(out / "probabilities" / f"{name}.nii.gz")
         source = nib.load(tmp_path / "in" / name / "Tmax.nii.gz")
@@ -58,7 +58,9 @@ def test_the_command_takes_the_finished_folds_and_every_case(untrained_run, forw
     assert f"6 cases; 2 of 3 folds of {untrained_run[0]}: 0 (0 steps), 1 (0 steps); to" in capsys.readouterr().out
     dataset = load(phantom_root, penumbra=1, core=2)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == [f"{case.name}.nii.gz" for case in dataset.cases]
+    assert written == sorted(
+        ["summary.csv", *(f"{case.name}.{ending}" for case in dataset.cases for ending in ("html", "json", "nii.gz"))]
+    )
     for case in dataset.cases:
         image = nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
         assert image.shape == case.labels.shape
@@ -79,10 +81,12 @@ def test_flags_override_the_settings_of_the_run(untrained_run, forward, tmp_path
     )
     # What is there may have been corrected by hand.
     before = (tmp_path / "out" / "x.nii.gz").read_bytes()
-    with pytest.raises(InputError, match=r"out/x\.nii\.gz exists; choose another --output"):
+    with pytest.raises(InputError, match=r"out/x\.nii\.gz exists and 3 more of the files to write; choose another"):
         call(untrained_run, *base, "--min-volume-ml=1000")
     assert (tmp_path / "out" / "x.nii.gz").read_bytes() == before
-    call(untrained_run, *base, "--no-flips", "--min-volume-ml=1000", "--overwrite")
+    (tmp_path / "out" / "x.html").unlink()
+    call(untrained_run, *base, "--no-flips", "--min-volume-ml=1000", "--overwrite", "--no-page")
+    assert not (tmp_path / "out" / "x.html").exists()
     assert "; no lesion below 1000 ml; to" in capsys.readouterr().out
     assert not np.asarray(nib.load(tmp_path / "out" / "x.nii.gz").dataobj).any()
 

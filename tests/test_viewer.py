@@ -16,29 +16,6 @@ pytestmark = [
 STATE = "return Object.assign({}, document.getElementById('viewer').dataset)"
 PICTURE = "return document.querySelector('#viewer canvas.slice').toDataURL()"
 VALUES = "return document.querySelector('[data-part=values]').textContent"
-# Every text with its contrast against the background that its ancestors paint: the WCAG's ratio.
-CONTRASTS = """
-const luminance = (colour) => {
-  const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
-    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
-};
-const behind = (element) => {
-  for (let one = element; one; one = one.parentElement) {
-    const colour = getComputedStyle(one).backgroundColor;
-    if (colour !== "rgba(0, 0, 0, 0)") return colour;
-  }
-};
-const ratios = [];
-const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (texts.nextNode()) {
-  const element = texts.currentNode.parentElement, style = getComputedStyle(element);
-  if (!texts.currentNode.textContent.trim() || !element.getClientRects().length || element.closest("title")) continue;
-  const one = luminance(element instanceof SVGElement ? style.fill : style.color), other = luminance(behind(element));
-  ratios.push([(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), texts.currentNode.textContent]);
-}
-return ratios;
-"""
 CUT_OFF = """
 return [...document.querySelectorAll(".dice, .differences")].filter((box) => box.scrollWidth > box.clientWidth).length
 """
@@ -76,7 +53,7 @@ def test_page_fits_the_window_and_can_be_read(view, report_file, width, height, 
     # Dice and p values are seen without scrolling; other tables scroll, by keyboard too.
     assert view.run(CUT_OFF) == 0
     assert view.run("return [...document.querySelectorAll('.wide')].every(b => b.tabIndex === 0 && b.ariaLabel)")
-    contrasts = view.run(CONTRASTS)
+    contrasts = view.run(browser.CONTRASTS)
     assert len(contrasts) > 300
     assert min(ratio for ratio, _ in contrasts) >= 4.5, min(contrasts)
 

@@ -103,6 +103,41 @@ def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     return _svg("".join(parts), height + BOTTOM, f"{title} over training steps")
 
 
+def reliability(title: str, series: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
+    """How often a predicted probability is right, over the probability; the diagonal is a perfect calibration.
+
+    Args:
+      title: plain text above the chart.
+      series: {label: [(mean probability, frequency, voxels) of each bin with voxels]}, for colours c0, c1, ...
+    """
+    top, height = 26, 258
+
+    def x(value: float) -> float:
+        return AXIS + value * (WIDTH - RIGHT - AXIS)
+
+    def y(value: float) -> float:
+        return height - value * (height - top)
+
+    places = ticks(0.0, 1.0)
+    parts = [
+        _grid_x(x, places, top, height) + _grid_y(y, places, AXIS, WIDTH - RIGHT),
+        f'<line class="limit" x1="{x(0):.1f}" y1="{y(0):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>',
+        _x_label("predicted probability", (AXIS + WIDTH - RIGHT) / 2, height),
+        f'<text transform="translate(11 {(top + height) / 2}) rotate(-90)" class="middle">frequency</text>',
+        f'<text x="{AXIS}" y="14" class="title">{escape(title)}</text>',
+    ]
+    for number, (label, bins) in enumerate(series.items()):
+        path = "L".join(f"{x(probability):.1f} {y(frequency):.1f}" for probability, frequency, _ in bins)
+        parts.append(f'<path class="curve c{number % 6}" d="M{path}"/>' if path else "")
+        parts += [
+            _dot(
+                x(probability), y(frequency), f"{label}: {probability:.2f} predicted, {frequency:.2f} seen, {n} voxels"
+            )
+            for probability, frequency, n in bins
+        ]
+    return _svg("".join(parts), height + BOTTOM, f"Reliability curve of {title}")
+
+
 def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[str]:
     """For each system the difference of two volumes over their mean, with the mean difference and limits of agreement.
 

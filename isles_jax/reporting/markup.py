@@ -1,13 +1,44 @@
-"""Pieces of HTML that several sections of the page share: tables, legends, class colours."""
+"""Pieces of HTML that pages share: the frame of a page, tables, legends, class colours."""
 
-from collections.abc import Sequence
+import base64
+import hashlib
+import importlib.resources
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from isles_jax.reporting import tmax
-from isles_jax.reporting.results import RULE, Study
+from isles_jax.reporting.results import RULE
 
 # Class colours in page.css: --k1 to --k6.
 CLASS_COLOURS = 6
+
+
+def document(title: str, content: str, styles: Sequence[str], scripts: Sequence[str]) -> str:
+    """A self-contained page: no address outside the file, and no script but the package's own.
+
+    Args:
+      title: plain text.
+      content: HTML of the page's body.
+      styles: names of style sheets of this package.
+      scripts: names of scripts of this package.
+    """
+    assets = importlib.resources.files("isles_jax.reporting")
+    style, script = (
+        "".join((assets / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The browser itself refuses every request that would leave the file, and every script but this one.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
+        f"<style>{style}</style></head>\n<body><main>{content}</main>\n<script>{script}</script></body></html>\n"
+    )
 
 
 def class_colour(value: int) -> str:
@@ -57,16 +88,21 @@ def legend(colours: dict[str, str]) -> str:
     return f'<p class="key">{"".join(items)}</p>'
 
 
-def contour_legend(study: Study) -> str:
-    """The lines in the pictures of cases: a class has one colour, solid for a result and dashed for the reference."""
-    names = study.first.data["classes"]
+def contour_legend(channels: Sequence[str], classes: Sequence[str], styles: Mapping[str, str]) -> str:
+    """The lines in the pictures of cases: a class has one colour, and what drew it has one style.
+
+    Args:
+      channels: names of the images' channels.
+      classes: names of the classes.
+      styles: {"solid", "dashed" or "thin": what the lines of this style show}.
+    """
     items = []
-    for style, source in (("solid", "result"), ("dashed", "reference")):
-        for value, name in enumerate(names, 1):
+    for style, source in styles.items():
+        for value, name in enumerate(classes, 1):
             items.append(
                 f'<span class="{style}" style="--colour: var(--{class_colour(value)})">{escape(name)}, {source}</span>'
             )
-    if tmax.CHANNEL in study.first.data["channels"]:
+    if tmax.CHANNEL in channels:
         items.append(f'<span class="solid" style="--colour: #fff">Tmax {tmax.CONTOUR_S:g} s</span>')
     return f'<p class="key contours">{"".join(items)}</p>'
 

@@ -1,8 +1,5 @@
 """One self-contained HTML page about one or more runs: no address outside the file, no text that is not escaped."""
 
-import base64
-import hashlib
-import importlib.resources
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,7 +9,7 @@ from etils import epath
 
 from isles_jax.data import layouts
 from isles_jax.data.case import WHOLE_LESION, Dataset
-from isles_jax.reporting import case_sections, case_table, pictures, results, run_sections, score_sections
+from isles_jax.reporting import case_sections, case_table, markup, pictures, results, run_sections, score_sections
 from isles_jax.reporting.pictures import Picture
 from isles_jax.reporting.results import Run, Study
 from isles_jax.runtime import files
@@ -112,35 +109,22 @@ def page(
       versions: for each run, {package: version} of the packages that trained it; empty where they were not kept.
       damages: sentences about checkpoints that are not whole.
     """
-    assets = importlib.resources.files("isles_jax.reporting")
-    style = (assets / "page.css").read_text(encoding="utf-8")
-    script = "".join((assets / name).read_text(encoding="utf-8") for name in ("outline.js", "viewer.js", "tables.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # The browser itself refuses every request that would leave the file, and every script but this one.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     title = ", ".join(run.name for run in study.runs.values())
     sections = [
         _head(title, study, damages),
         score_sections.dice(study),
         score_sections.differences(study),
-        case_sections.stills(study, cases, chosen),
-        case_sections.viewer(study, cases),
+        case_sections.best_median_worst(study, cases, chosen),
+        case_sections.every_slice(study, cases),
         case_table.section(study, cases),
         score_sections.measures(study),
         score_sections.volumes(study),
+        score_sections.calibration(study),
         run_sections.learning_curves(study),
         run_sections.configuration(study, versions),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}: lesion segmentation</title>'
-        f"<style>{style}</style></head>\n<body><main>{''.join(sections)}</main>\n<script>{script}</script></body></html>\n"
-    )
+    styles, scripts = ("page.css",), ("outline.js", "viewer.js", "tables.js")
+    return markup.document(f"{title}: lesion segmentation", "".join(sections), styles, scripts)
 
 
 def _head(title: str, study: Study, damages: Sequence[str]) -> str:

@@ -38,8 +38,8 @@ class Picture:
       name: the case's name.
       gray: uint8 [channels, S, H, W], levels times `STEP`.
       ranges: for each channel its values at level 1 and at the last level; beyond them it is clipped.
-      truth: the reference, uint8 [S, H, W]; 0 is background, 1, 2, ... are the classes.
-      results: predictions by the system's label, as `truth`.
+      truth: the reference, uint8 [S, H, W]; 0 is background, 1, 2, ... are the classes; None without a reference.
+      results: one prediction or more by the system's label, as `truth`.
       slices: the stored index of each of the S slices.
       pixel_mm: height and width of a pixel in mm.
       sides: the patient's sides at the left, right, top and bottom of the picture, "RLAP", or "" where unknown.
@@ -48,7 +48,7 @@ class Picture:
     name: str
     gray: np.ndarray
     ranges: list[tuple[float, float]]
-    truth: np.ndarray
+    truth: np.ndarray | None
     results: dict[str, np.ndarray]
     slices: list[int]
     pixel_mm: tuple[float, float]
@@ -81,23 +81,34 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
     pictures: list[Picture] = []
     used = 0
     for name in dict.fromkeys([*first, *held_out]):
-        picture = _picture(cases[name], dataset, runs, all_slices)
-        used += sum(map(len, picture.sheets))
+        made = _read(cases[name], dataset, runs, all_slices)
+        used += sum(map(len, made.sheets))
         if pictures and used > PAGE_SIZE:
             break
-        pictures.append(picture)
-    return sorted(pictures, key=lambda picture: picture.name)
+        pictures.append(made)
+    return sorted(pictures, key=lambda made: made.name)
 
 
-def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: bool) -> Picture:
-    assert case.labels is not None
+def _read(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: bool) -> Picture:
     results = {}
     for label, run in runs.items():
         fold = next(number for number, names in enumerate(run.folds) if case.name in names)
         path = run.workdir / f"fold_{fold}" / "predictions" / f"{case.name}.nii.gz"
         results[label] = read_labels(files.fetch(path), case, dataset.label_values)
+    return picture(case, results, all_slices)
+
+
+def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = True) -> Picture:
+    """A picture of a case, with its reference if it has one.
+
+    Args:
+      case: it has a brain.
+      results: predictions by the system's label, uint8 [X, Y, Z]; at least one.
+      all_slices: show every slice with brain; False: the slices with a lesion and two more on either side.
+    """
     brain = case.brain
-    lesion = np.any([case.labels > 0, *(result > 0 for result in results.values())], axis=0)
+    volumes = [*results.values()] if case.labels is None else [case.labels, *results.values()]
+    lesion = np.any([volume > 0 for volume in volumes], axis=0)
     mask, margin = (brain, 0) if all_slices or not lesion.any() else (lesion, 2)
     crop = (_extent(brain, 0, 2), _extent(brain, 1, 2), _extent(mask, 2, margin))
     flips, sides = radiological(case.affine)
@@ -113,7 +124,7 @@ def _picture(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: 
         name=case.name,
         gray=np.stack([show(channel) for channel in gray]),
         ranges=ranges,
-        truth=show(case.labels),
+        truth=None if case.labels is None else show(case.labels),
         results={label: show(result) for label, result in results.items()},
         slices=list(range(*crop[2].indices(brain.shape[2]))),
         pixel_mm=(y_mm, x_mm),
@@ -182,7 +193,7 @@ def _sheet(stack: np.ndarray) -> np.ndarray:
 
 def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
     """A picture as the page's script reads it; every channel, the reference and every result is one sheet of slices."""
-    _, height, width = picture.truth.shape
+    _, _, height, width = picture.gray.shape
     return {
         "name": picture.name,
         "slices": picture.slices,
@@ -191,16 +202,16 @@ def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
         "sides": picture.sides,
         "images": dict(zip(channels, picture.sheets, strict=True)),
         "ranges": picture.ranges,
-        "truth": data_uri(_sheet(picture.truth)),
+        "truth": None if picture.truth is None else data_uri(_sheet(picture.truth)),
         "results": {label: data_uri(_sheet(result)) for label, result in picture.results.items()},
     }
 
 
 def representative_slice(picture: Picture) -> int:
     """The position of the slice with the largest share of all classes together; the middle slice without a lesion."""
-    labels = (
-        picture.truth if picture.truth.any() else max(picture.results.values(), key=lambda result: (result > 0).sum())
-    )
+    labels = picture.truth
+    if labels is None or not labels.any():
+        labels = max(picture.results.values(), key=lambda result: (result > 0).sum())
     share = np.zeros(len(labels))
     for value in np.unique(labels[labels > 0]):
         area = (labels == value).sum(axis=(1, 2))

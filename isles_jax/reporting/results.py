@@ -28,7 +28,10 @@ PAPER = {
 }
 RULE = "clinical rule"
 # The files of a finished run whose checksums are in its DONE.
-SEALED = ("config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv")
+SEALED = (
+    "config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv",
+    "calibration.json",
+)  # fmt: skip
 # What a report reads of the JSON files of a run.
 _FORMS: dict[str, Any] = {
     "config.json": {
@@ -41,6 +44,8 @@ _FORMS: dict[str, Any] = {
     "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
     "folds.json": [[str]],
 }
+_SHARES = [(int, float, type(None))]
+_CURVE: dict[str, Any] = {"voxels": [int], "probability": _SHARES, "frequency": _SHARES, "error": float}
 
 MEASURES = {
     "precision": "precision",
@@ -67,6 +72,7 @@ class Run:
       rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
       curves: for each fold, the lines of its metrics.jsonl.
       notes: what a reader must know about the folds' predictions, one sentence each.
+      calibration: calibration.json, see `calibration.summarise`; None for runs of earlier versions.
     """
 
     workdir: epath.Path
@@ -78,6 +84,7 @@ class Run:
     rule: list[Row]
     curves: list[list[dict[str, float]]]
     notes: list[str] = dataclasses.field(default_factory=list)
+    calibration: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", sorted(self.rows, key=_case_name))
@@ -108,6 +115,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
         curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
         notes=[line for fold in range(len(folds)) for line in _read_notes(workdir / f"fold_{fold}" / "notes.txt")],
+        calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
     )
 
 
@@ -142,6 +150,11 @@ def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequen
             f"{len(expected)} rows in their order"
         )
     return rows
+
+
+def _read_calibration(path: epath.Path, classes: Sequence[str]) -> dict[str, Any] | None:
+    form = {"cases": int, "confidence": _CURVE, "classes": dict.fromkeys(classes, _CURVE)}
+    return files.read_json_like(path, form) if path.exists() else None
 
 
 def _read_notes(path: epath.Path) -> list[str]:

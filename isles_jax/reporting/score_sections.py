@@ -5,6 +5,8 @@ from html import escape
 from isles_jax.reporting import charts, markup, notes, results, scores, statistics
 from isles_jax.reporting.results import Study
 
+# Of a curve of calibration.json.
+CURVE = ("probability", "frequency", "voxels")
 FACTOR_NAMES = {
     "residual": "residual connections",
     "adversarial": "adversarial training",
@@ -116,4 +118,33 @@ def volumes(study: Study) -> str:
     return text + (
         '<p class="soft">Each dot is a case: the predicted minus the reference volume, over the mean of the two. The '
         "solid line is the mean difference, and the dashed lines are the 95% limits of agreement.</p>"
+    )
+
+
+def calibration(study: Study) -> str:
+    """The expected calibration error of each system and its reliability curve; nothing where no counts were kept."""
+    known = {label: run.calibration for label, run in study.runs.items() if run.calibration}
+    if not known:
+        return ""
+    body, drawn = [], []
+    names = list(study.first.data["classes"])
+    for label, one in known.items():
+        curves = {"predicted class": one["confidence"]} | {name: one["classes"][name] for name in names}
+        body.append([markup.system_name(label), *(f"{curve['error']:.3f}" for curve in curves.values())])
+        bins = {
+            name: [
+                (probability, frequency, voxels)
+                for probability, frequency, voxels in zip(*(curve[key] for key in CURVE), strict=True)
+                if voxels
+            ]
+            for name, curve in curves.items()
+        }
+        drawn.append(charts.reliability(label, bins))
+    head = ["system", "predicted class", *map(escape, names)]
+    caption = "Expected calibration error: mean difference of probability and frequency over the brain’s voxels"
+    colours = {name: f"c{number % 6}" for number, name in enumerate(["predicted class", *names])}
+    return (
+        f"<h2>Calibration</h2>{markup.table(caption, head, body)}{markup.legend(colours)}"
+        f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. On the '
+        "dashed line a probability of 0.7 is right in 70% of the voxels. Below it the networks are too sure.</p>"
     )

@@ -75,12 +75,12 @@ def write_cases_csv(path: epath.PathLike, rows: Sequence[Row]) -> None:
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow(
-            [_quoted(row["case"]), row["fold"], _quoted(row["class"]), *(f"{row[name]:.6f}" for name in METRICS)]
+            [quoted(row["case"]), row["fold"], quoted(row["class"]), *(f"{row[name]:.6f}" for name in METRICS)]
         )
     files.write_atomic(path, text.getvalue())
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """The name, with an apostrophe before it if a spreadsheet would take it for a formula."""
     return f"'{name}" if name.startswith(_FORMULA) else name
 

@@ -4,9 +4,10 @@
   if (!root) return;
   const { cases, channels, classes, levels, colours } = JSON.parse(document.getElementById("viewer-data").textContent);
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
-  const chosen = part("case"), system = part("system"), slide = part("slice"), truth = part("truth");
-  const risk = part("risk"), coloured = part("coloured"), views = part("views");
-  const status = part("status"), values = part("values");
+  const chosen = part("case"), system = part("system"), slide = part("slice");
+  // A page offers only the controls that its cases need.
+  const truth = part("truth"), others = part("others"), risk = part("risk"), coloured = part("coloured");
+  const views = part("views"), status = part("status"), values = part("values");
   const HINT = "On the image: wheel or arrow keys change the slice, + and − zoom, dragging moves a zoomed image. "
     + "Point at a voxel to read its values.";
   // The zoomed image is centred on `centre`, a share of its sides; `pointer` is a share of the canvas's sides.
@@ -75,23 +76,26 @@
 
   // --- drawing ------------------------------------------------------------------------------------------------------
 
-  const contours = (sheet, offset, dashed) => classes.map((_, index) => ({
+  const contours = (sheet, offset, style) => classes.map((_, index) => ({
     path: outline((pixel) => sheet[offset + pixel] === index + 1, cases[state.number].size),
     colour: colour(`--k${index % 6 + 1}`),
-    dashed,
+    style,
   }));
 
   const frame = () => views.querySelectorAll("canvas.slice");
 
-  const drawLine = (context, line, matrix, scale) => {
-    const path = new Path2D();
+  const drawLine = (context, line, matrix, density) => {
+    const path = new Path2D(), scale = line.style === "thin" ? density / 2 : density;
     path.addPath(line.path, matrix);
     context.lineJoin = "round";
     context.setLineDash([]);
-    context.strokeStyle = "rgb(0 0 0 / 75%)";
-    context.lineWidth = 4 * scale;
-    context.stroke(path);
-    if (line.dashed) context.setLineDash([5 * scale, 4 * scale]);
+    // A dark halo shows a line on bright tissue; around thin lines it would hide what lies beside them.
+    if (line.style !== "thin") {
+      context.strokeStyle = "rgb(0 0 0 / 75%)";
+      context.lineWidth = 4 * scale;
+      context.stroke(path);
+    }
+    if (line.style === "dashed") context.setLineDash([5 * scale, 4 * scale]);
     context.strokeStyle = line.colour;
     context.lineWidth = 2 * scale;
     context.stroke(path);
@@ -124,8 +128,13 @@
     const [height, width] = one.size, position = Number(slide.value), offset = position * height * width;
     const result = sheets.results[system.value], density = Math.max(1, window.devicePixelRatio || 1);
     // The reference lies below, so that it shows only where the result differs from it.
-    const lines = [...(truth.checked ? contours(sheets.truth, offset, true) : []),
-      ...(result ? contours(result, offset, false) : [])];
+    const lines = [...(truth && truth.checked ? contours(sheets.truth, offset, "dashed") : []),
+      ...(result ? contours(result, offset, "solid") : [])];
+    // Thin lines lie above, so that they also show where they cross the result.
+    if (others && others.checked) {
+      lines.push(...Object.entries(sheets.results).filter(([label]) => label !== system.value)
+        .flatMap(([, sheet]) => contours(sheet, offset, "thin")));
+    }
     frame().forEach((canvas, index) => {
       const context = canvas.getContext("2d"), { contour } = channels[index];
       canvas.width = Math.round(canvas.clientWidth * density);
@@ -145,10 +154,10 @@
       drawSides(context, one.sides, canvas.width, density);
       drawScale(canvas.parentElement.querySelector("canvas.scale"), index, density);
     });
-    const dice = one.dice[system.value] ? `; Dice of ${system.value}: ${one.dice[system.value]}` : "";
+    const note = one.notes[system.value] ? `; ${one.notes[system.value]}` : "";
     const zoom = state.zoom > 1 ? `, zoom ${state.zoom.toFixed(1)}` : "";
     const slice = `slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)`;
-    status.textContent = `${one.name}, ${slice}${zoom}${dice}`;
+    status.textContent = `${one.name}, ${slice}${zoom}${note}`;
     values.textContent = describeVoxel();
     views.classList.toggle("zoomed", state.zoom > 1);
     Object.assign(root.dataset, { case: one.name, slice: one.slices[position], zoom: state.zoom, ready: "yes" });
@@ -164,7 +173,7 @@
     const label = (sheet) => classes[sheet[pixel] - 1] || "no lesion";
     const texts = channels.map(({ name, unit }, index) =>
       `${name} ${describe(images[index][pixel], range(index), unit)}`);
-    texts.push(`reference: ${label(reference)}`);
+    if (reference) texts.push(`reference: ${label(reference)}`);
     if (results[system.value]) texts.push(`${system.value}: ${label(results[system.value])}`);
     return texts.join(" · ");
   };
@@ -225,17 +234,18 @@
     state.sheets = null;
     const one = cases[state.number], labels = Object.keys(one.results);
     const images = channels.map(({ name }) => one.images[name]);
-    const sheets = await Promise.all([...images, one.truth, ...labels.map((label) => one.results[label])].map(bytes));
+    const reference = one.truth ? [one.truth] : [], predicted = labels.map((label) => one.results[label]);
+    const sheets = await Promise.all([...images, ...reference, ...predicted].map(bytes));
     // Another case may have been chosen meanwhile.
     if (one !== cases[state.number]) return;
-    const results = labels.map((label, index) => [label, sheets[channels.length + 1 + index]]);
-    state.sheets = { images: sheets, truth: sheets[channels.length], results: Object.fromEntries(results) };
+    const results = labels.map((label, index) => [label, sheets[images.length + reference.length + index]]);
+    state.sheets = { images: sheets, truth: one.truth && sheets[images.length], results: Object.fromEntries(results) };
     // A window without a unit belongs to one scan; seconds are the same in all of them.
     state.windows = state.windows.map((ends, index) => (channels[index].unit ? ends : undefined));
     state.zoom = 1;
     state.centre = [0.5, 0.5];
     views.replaceChildren(...channels.map(makeView));
-    chosen.selectedIndex = state.number;
+    if (chosen) chosen.selectedIndex = state.number;
     slide.max = one.slices.length - 1;
     slide.value = one.start;
     draw();
@@ -330,9 +340,9 @@
     "previous-case": () => go(state.number - 1), "next-case": () => go(state.number + 1),
     "zoom-in": () => zoomBy(1.5), "zoom-out": () => zoomBy(1 / 1.5), whole: () => zoomBy(1 / 16),
   };
-  for (const [name, action] of Object.entries(CLICKS)) part(name).addEventListener("click", action);
-  chosen.addEventListener("change", () => go(chosen.selectedIndex));
-  [slide, system, truth, risk, coloured].forEach((control) => control && control.addEventListener("input", draw));
+  for (const [name, action] of Object.entries(CLICKS)) part(name)?.addEventListener("click", action);
+  chosen?.addEventListener("change", () => go(chosen.selectedIndex));
+  [slide, system, truth, others, risk, coloured].forEach((control) => control && control.addEventListener("input", draw));
   window.addEventListener("resize", draw);
   // A case's name in the table of every case opens the case with the system of its row.
   document.addEventListener("click", (event) => {

@@ -2,15 +2,15 @@
 
 The tensors in the file are named fold_K/params/LAYER/kernel and so on. They are float32 in Flax's layouts. The metadata
 in the file's header hold one JSON object under the key `isles_jax`, with all that is needed to rebuild and use the
-networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`. Its `sha256` is a checksum
-of the rest of the object and of all tensors.
+networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`, and `expected`, what the run
+leads to expect of a new case. Its `sha256` is a checksum of the rest of the object and of all tensors.
 """
 
 import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ class Trained:
       folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
         this process if read from a file.
       target: the grid that the networks work on.
+      expected: of a new case, as `reporting.expected.read` gives it; empty if it is not known, or in the run's files.
     """
 
     config: ml_collections.ConfigDict
@@ -58,6 +59,7 @@ class Trained:
     steps: dict[int, int]
     folds: dict[int, Any]
     target: Target = AS_STORED
+    expected: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
@@ -126,10 +128,15 @@ def save(path: epath.PathLike, trained: Trained) -> None:
       InputError: safetensors is not installed.
     """
     header = {name: getattr(trained, name) for name in _HEADER} | {"config": to_dict(trained.config)}
-    header |= {"grid": trained.target._asdict()}
+    header |= {"grid": trained.target._asdict(), "expected": trained.expected}
     header["sha256"] = _digest(flat(trained), header)
     # There is one key only, because the library writes several keys in an order that changes from call to call.
     files.write_atomic(path, _safetensors().save(flat(trained), {KEY: json.dumps(header)}))
+
+
+def fingerprint(trained: Trained) -> str:
+    """SHA-256 of the networks' tensors; the same for a run and for the file that `save` wrote of it."""
+    return _digest(flat(trained), {})
 
 
 def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
@@ -177,6 +184,7 @@ def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] |
         config, classes, channels, tuple(values["label_values"]), values["versions"],
         {number: steps[number] for number in chosen},
         {number: parallel.replicate(networks[number]) for number in chosen}, Target(**values.get("grid", {})),
+        values.get("expected", {}),
     )  # fmt: skip
 
 

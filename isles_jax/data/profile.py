@@ -1,0 +1,97 @@
+"""Facts of a case that show whether a network was trained on such cases, and the ranges of these facts in training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from isles_jax.data.case import Case
+
+PERCENTILES = (0.5, 50.0, 99.5)
+
+
+def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
+    """The facts of a case's images, as JSON holds them.
+
+    Returns:
+      shape and spacing_mm; axes: where the stored axes point to, such as "RAS"; brain_ml; empty: the share of voxels
+      that are 0 in all channels; percentiles: of each channel in the brain; zeros: the share of the brain where a
+      channel is 0.
+    """
+    inside = case.images[case.brain]
+    quantiles = np.percentile(inside, PERCENTILES, axis=0).T
+    return {
+        "shape": list(case.images.shape[:3]),
+        "spacing_mm": [round(side, 4) for side in case.spacing_mm],
+        "axes": "".join(nib.aff2axcodes(case.affine)),
+        "brain_ml": round(len(inside) * case.voxel_ml, 3),
+        "empty": round(1 - len(inside) / case.brain.size, 5),
+        "percentiles": {
+            name: [float(f"{value:.5g}") for value in row] for name, row in zip(channels, quantiles, strict=True)
+        },
+        "zeros": {name: round(float(share), 5) for name, share in zip(channels, (inside == 0).mean(0), strict=True)},
+    }
+
+
+def right_side(case: Case) -> np.ndarray:
+    """Bool [X, Y, Z]: the voxels on the patient's right.
+
+    The midline is the plane of constant left-right position in the world, by the affine, with half of the brain on each
+    side.
+    """
+    steps = (np.arange(n) * step for n, step in zip(case.images.shape[:3], case.affine[0, :3], strict=True))
+    x, y, z = np.ix_(*steps)
+    position = x + y + z
+    return position > np.median(np.broadcast_to(position, case.brain.shape)[case.brain])
+
+
+def lesions(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """The number of each lesion, [X, Y, Z], and how many there are.
+
+    A lesion is a 26-connected component of all foreground classes together, as in the lesion F1.
+    """
+    return ndimage.label(labels > 0, np.ones((3, 3, 3)))
+
+
+def across_ml(labels: np.ndarray, case: Case) -> float:
+    """How far a lesion crosses the midline: the volume on its smaller side, the largest over lesions, in ml."""
+    numbered, count = lesions(labels)
+    right = np.bincount(numbered[right_side(case)], minlength=count + 1)[1:]
+    left = np.bincount(numbered.ravel(), minlength=count + 1)[1:] - right
+    return round(float(np.minimum(left, right).max(initial=0) * case.voxel_ml), 3)
+
+
+def norms(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The ranges of the training cases' facts.
+
+    Args:
+      description: a run's data.json; those of earlier versions hold fewer facts.
+
+    Returns:
+      cases: their number; ranges: fact -> [least, largest], for the facts of `numbers` that are known; axes: all that
+      occur, empty if they are not known.
+    """
+    profiles = description.get("profiles", {})
+    known = {name: facts | profiles.get(name, {}) for name, facts in description["cases"].items()}
+    labelled = [facts for facts in known.values() if facts["volume_ml"] is not None]
+    rows = [
+        numbers(facts, description["channels"]) | {"lesion_ml": sum(facts["volume_ml"].values())} for facts in labelled
+    ]
+    keys = [key for key in rows[0] if all(key in row for row in rows)] if rows else []
+    return {
+        "cases": len(rows),
+        "ranges": {key: [min(row[key] for row in rows), max(row[key] for row in rows)] for key in keys},
+        "axes": sorted({facts["axes"] for facts in labelled if "axes" in facts}),
+    }
+
+
+def numbers(facts: Mapping[str, Any], channels: Sequence[str]) -> dict[str, float]:
+    """The facts of one case that have a range, flat."""
+    flat = {f"{key}.{axis}": facts[key][axis] for key in ("shape", "spacing_mm") for axis in range(3)}
+    flat |= {key: facts[key] for key in ("brain_ml", "empty", "across_ml") if key in facts}
+    for name in channels:
+        flat |= {f"percentile.{number}.{name}": value for number, value in enumerate(facts["percentiles"][name])}
+        flat |= {f"zeros.{name}": facts["zeros"][name]} if "zeros" in facts else {}
+    return flat

@@ -1,0 +1,215 @@
+"""New cases: what the networks of a run predict for the cases of a folder, as files for the reader and for programs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from isles_jax import __version__
+from isles_jax.data import profile
+from isles_jax.data.case import Case, Dataset
+from isles_jax.data.layouts import load_images
+from isles_jax.data.nifti import write_labels, write_volume
+from isles_jax.inference import predict_folds, predict_labels
+from isles_jax.networks import make_forward, make_segmenter
+from isles_jax.reporting import expected as expectations
+from isles_jax.reporting import patient_page, summary, warning
+from isles_jax.reporting.prediction import Prediction
+from isles_jax.runtime import files, interrupt
+from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import Bar
+from isles_jax.training import checkpoint, weights
+
+# A case's row of summary.csv, and its warnings.
+Finished = tuple[Mapping[str, summary.Value], tuple[str, ...]]
+
+
+def predict_folder(
+    run: epath.PathLike,
+    images: Path,
+    output: epath.Path,
+    *,
+    folds: Sequence[int] | None = None,
+    flips: bool | None = None,
+    min_volume_ml: float | None = None,
+    probabilities: bool = False,
+    spread: bool = False,
+    defuse3: bool = False,
+    strict: bool = False,
+    page: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Segments the cases of a folder with the average of a run's folds.
+
+    For each case it writes `output`/CASE.nii.gz, CASE.json and CASE.html, and in the end summary.csv.
+
+    Args:
+      run: the workdir of a run, or a .safetensors file.
+      images: a case folder, a folder of cases, or an nnU-Net imagesTs folder.
+      output: folder or bucket.
+      folds: numbers of the folds, finished or not; None: all finished ones.
+      flips: average also over left-right mirror images; None: as in the run's config.predict.
+      min_volume_ml: remove smaller lesions; None: as in the run's config.predict.
+      probabilities: also write `output`/probabilities/CASE.nii.gz.
+      spread: also write `output`/spread/CASE.nii.gz, see `_spread`.
+      defuse3: add the thresholds of DEFUSE 3 to summary.csv.
+      strict: write nothing of a case with a warning, and raise an error in the end.
+      page: write CASE.html, see `patient_page.page`.
+      overwrite: replace existing files.
+
+    Raises:
+      InputError: see `weights.load`; bad cases (one line each); a file exists and `overwrite` is not set; a file cannot
+        be written; `spread` with a single fold; `defuse3` without the classes core and penumbra; `strict` and a case
+        has a warning (one line for each).
+    """
+    trained = weights.load(run, folds)
+    settings = trained.config.predict.copy_and_resolve_references()
+    given = {"flips": flips, "min_volume_ml": min_volume_ml}
+    settings.update({key: value for key, value in given.items() if value is not None})
+    if spread and len(trained.folds) < 2:
+        raise InputError(f"--spread: found one fold in {run}, expected two or more, whose networks can differ")
+    if defuse3 and not {"core", "penumbra"} <= set(trained.classes):
+        found = ", ".join(trained.classes)
+        raise InputError(f"--defuse3: found the classes {found} in {run}, expected core and penumbra")
+    dataset, expected = load_images(images, trained.channels), expectations.known(run, trained)
+    maps = [name for name, wanted in (("probabilities", probabilities), ("spread", spread)) if wanted]
+    new = _NewCases(trained, settings, expected, output, tuple(maps), _origin(run, trained), defuse3, strict, page)
+    _make_room([*(path for case in dataset.cases for path in new.paths(case)), output / "summary.csv"], overwrite)
+    _announce(run, trained, settings, dataset, output)
+    for note in (*dataset.notes, *warning.notes(expected)):
+        print(f"note: {note}")
+    interrupt.advise("add --overwrite, or choose another --output")
+    finished = new.predict(dataset.cases)
+    warned = [f"{row['case']}: {text}" for row, warnings in finished for text in warnings]
+    kept = [row for row, warnings in finished if not (strict and warnings)]
+    if kept:
+        summary.write_csv(output / "summary.csv", kept)
+    if strict and warned:
+        raise InputError("\n".join(warned))
+    for line in warned:
+        print(f"warning: {line}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewCases:
+    """What all cases of one command share."""
+
+    trained: weights.Trained
+    settings: ml_collections.ConfigDict
+    expected: Mapping[str, Any]
+    output: epath.Path
+    maps: tuple[str, ...]
+    origin: Mapping[str, str]
+    defuse3: bool
+    strict: bool
+    page: bool
+
+    def paths(self, case: Case) -> list[epath.Path]:
+        """The files of a case."""
+        image, endings = f"{case.name}.nii.gz", [".json", *[".html"] * self.page]
+        texts = [self.output / f"{case.name}{ending}" for ending in endings]
+        return [self.output / image, *(self.output / n / image for n in self.maps), *texts]
+
+    def predict(self, cases: Sequence[Case]) -> list[Finished]:
+        """Predicts and writes the cases. While the network works on a case, a thread finishes the one before."""
+        forward = make_forward(make_segmenter(self.trained.config, len(self.trained.classes) + 1))
+        folds, flips, target = list(self.trained.folds.values()), self.settings.flips, self.trained.target
+        finished: list[Finished] = []
+        with Bar("predict", len(cases), "case") as bar, ThreadPoolExecutor(1) as pool:
+            pending: Future[Finished] | None = None
+            for case in cases:
+                interrupt.leave_if_requested()
+                each = predict_folds(forward, folds, case, flips=flips, target=target)
+                if pending:
+                    finished.append(pending.result())
+                    bar.advance()
+                pending = pool.submit(self._finish, case, each)
+            if pending:
+                finished.append(pending.result())
+                bar.advance()
+        return finished
+
+    def _finish(self, case: Case, each: np.ndarray) -> Finished:
+        """Makes and writes the prediction of a case from each fold's probabilities [folds, X, Y, Z, C]."""
+        mean = each.mean(axis=0)
+        labels = predict_labels(mean, case, self.settings)
+        of_folds = tuple(predict_labels(alone, case, self.settings) for alone in each)
+        prediction = self._judge(case, labels, of_folds)
+        # Only what the table needs stays in memory.
+        finished = prediction.summary, prediction.warnings
+        if self.strict and prediction.warnings:
+            return finished
+        image_path, *paths = self.paths(case)
+        map_paths, text_paths = paths[: len(self.maps)], paths[len(self.maps) :]
+        for name, path in zip(self.maps, map_paths, strict=True):
+            write_volume(path, mean if name == "probabilities" else _spread(each), case)
+        write_labels(image_path, labels, case, self.trained.label_values)
+        summary.write_json(text_paths[0], prediction)
+        if self.page:
+            files.write_atomic(text_paths[1], patient_page.page(prediction))
+        return finished
+
+    def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
+        """The numbers and the warnings of a case."""
+        channels, classes, expected = self.trained.channels, self.trained.classes, self.expected
+        row, volumes = (
+            summary.measure(case, channels, classes, labels, of_folds),
+            summary.volumes_ml(labels, case, classes),
+        )
+        agree = summary.agreement([alone > 0 for alone in of_folds])
+        warnings = warning.of_images(profile.profile(case, channels), channels, expected)
+        warnings += warning.of_prediction(labels, case, agree, expected)
+        row = summary.complete(row, volumes, expected, self.settings, warnings, defuse3=self.defuse3)
+        limits = expectations.intervals(volumes, expected)
+        return Prediction(case, channels, classes, labels, of_folds, row, limits, tuple(warnings), self.origin)
+
+
+def _spread(each: np.ndarray) -> np.ndarray:
+    """How far the folds differ, [X, Y, Z]: the standard deviation of a class's probability, of the class with the most.
+
+    Args:
+      each: [folds, X, Y, Z, C].
+    """
+    return each.std(axis=0).max(axis=-1)
+
+
+def _origin(run: epath.PathLike, trained: weights.Trained) -> dict[str, str]:
+    """What made the predictions; no path, which would reveal how the machine is organised."""
+    steps = ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
+    origin = {"run": str(trained.config.name), "folds": steps, "weights_sha256": weights.fingerprint(trained)}
+    origin |= {f"trained with {name}": version for name, version in trained.versions.items()}
+    return origin | {"isles_jax": __version__} | checkpoint.versions()
+
+
+def _announce(
+    run: epath.PathLike,
+    trained: weights.Trained,
+    settings: ml_collections.ConfigDict,
+    dataset: Dataset,
+    output: epath.Path,
+) -> None:
+    folds = ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
+    cases = len(dataset.cases)
+    notes = [
+        f"{cases} case{'s' * (cases != 1)}",
+        f"{len(trained.folds)} of {trained.config.folds} folds of {run}: {folds}",
+    ]
+    notes += ["with flips"] * settings.flips
+    notes += [f"no lesion below {settings.min_volume_ml:g} ml"] * (settings.min_volume_ml > 0)
+    print("; ".join([*notes, f"to {output}"]))
+
+
+def _make_room(paths: Sequence[epath.Path], overwrite: bool) -> None:
+    """Makes the folders for the files to write; InputError before any is written if a file exists already."""
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more of the files to write" if existing[1:] else ""
+        raise InputError(f"{existing[0]} exists{more}; choose another --output, or replace them with --overwrite")
+    for folder in {path.parent for path in paths}:
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)

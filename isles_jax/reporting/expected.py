@@ -1,0 +1,110 @@
+"""What a run leads to expect of a new case: the ranges of its training cases, and the errors on its held-out cases.
+
+The interval of a volume is a split conformal one (Lei et al., JASA 2018). The error of a held-out case is
+|log((true + 1 ml) / (predicted + 1 ml))|, so that it grows with the lesion and small lesions do not dominate. With n
+held-out cases, the ceil(0.9 (n + 1))th smallest error spans the interval. It then holds the true volume of a new case
+with a probability of at least 0.9, if this case is drawn as the training cases were.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from isles_jax.data import profile
+from isles_jax.data.case import WHOLE_LESION
+from isles_jax.reporting import scores
+from isles_jax.reporting.scores import Row
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.training.weights import SUFFIX, Trained
+
+LEVEL = 0.9
+_OFFSET_ML = 1.0
+
+
+def known(run: epath.PathLike, trained: Trained) -> Mapping[str, Any]:
+    """What is expected of a new case: as the networks' file holds it, or `read` from the workdir of a run."""
+    path = files.location(run)
+    return trained.expected if path.suffix == SUFFIX else read(path)
+
+
+def read(workdir: epath.Path) -> dict[str, Any]:
+    """What a run leads to expect, as JSON can hold it; no case is named.
+
+    Returns:
+      norms: see `profile.norms`; missing without data.json. Of a run whose folds are all scored also dice: the mean of
+      each class; least_dice: of the whole lesion, the least over the held-out cases that have one; errors: of each
+      class's volume, ascending; coverage: of each class, the share of held-out cases whose interval from the other
+      cases' errors holds the true volume (None if there are too few).
+
+    Raises:
+      InputError: data.json or cases.csv is damaged.
+    """
+    expected: dict[str, Any] = {}
+    path = workdir / "data.json"
+    if path.exists():
+        description = files.read_json_like(path, {"cases": {}, "channels": [str]})
+        try:
+            expected["norms"] = profile.norms(description)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: found no facts of the cases, expected the file as it was written") from error
+    path = workdir / "cases.csv"
+    return expected | (of_scores(scores.read_cases_csv(path)) if path.exists() else {})
+
+
+def of_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """The part of `read` that follows from the scores of the held-out cases."""
+    classes = scores.summarise(rows)["classes"]
+    whole = WHOLE_LESION if WHOLE_LESION in classes else next(iter(classes))
+    errors = {
+        name: sorted(_error(row["volume_pred_ml"], row["volume_true_ml"]) for row in rows if row["class"] == name)
+        for name in classes
+    }
+    agreement = [row["dice"] for row in rows if row["class"] == whole and row["volume_true_ml"] > 0]
+    return {
+        "dice": {name: round(row["dice"]["mean"], 6) for name, row in classes.items()},
+        "least_dice": min(agreement, default=0.0),
+        "errors": errors,
+        "coverage": {name: coverage(values) for name, values in errors.items()},
+    }
+
+
+def _error(predicted_ml: float, true_ml: float) -> float:
+    return abs(math.log((true_ml + _OFFSET_ML) / (predicted_ml + _OFFSET_ML)))
+
+
+def quantile(errors: Sequence[float]) -> float | None:
+    """The error that a new case exceeds with a probability of at most 1 - `LEVEL`; None if there are too few errors.
+
+    Args:
+      errors: ascending.
+    """
+    rank = math.ceil(LEVEL * (len(errors) + 1) - 1e-9)
+    return errors[rank - 1] if rank <= len(errors) else None
+
+
+def coverage(errors: Sequence[float]) -> float | None:
+    """The share of errors that the quantile of the others covers; None if there are too few."""
+    spans = [quantile(np.delete(errors, place).tolist()) for place in range(len(errors))]
+    if not spans or None in spans:
+        return None
+    return round(sum(error <= span for error, span in zip(errors, spans, strict=True)) / len(errors), 4)  # type: ignore[operator]
+
+
+def interval(volume_ml: float, errors: Sequence[float]) -> tuple[float, float] | None:
+    """The interval of a volume in ml; None if there are too few errors."""
+    span = quantile(errors)
+    if span is None:
+        return None
+    low, high = ((volume_ml + _OFFSET_ML) * math.exp(sign * span) - _OFFSET_ML for sign in (-1, 1))
+    return round(max(low, 0.0), 6), round(high, 6)
+
+
+def intervals(volumes_ml: Mapping[str, float], expected: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The interval of each class's volume, by name; empty if the run has too few scored cases."""
+    errors = expected.get("errors", {})
+    found = {name: interval(volume, errors[name]) for name, volume in volumes_ml.items() if name in errors}
+    return {name: limits for name, limits in found.items() if limits is not None}

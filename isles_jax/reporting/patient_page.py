@@ -1,0 +1,189 @@
+"""The page of one new case: warnings, numbers, and pictures to check them by; one sheet of paper in print."""
+
+import dataclasses
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from isles_jax.reporting import expected, markup, pictures, stills, summary, tmax, viewer
+from isles_jax.reporting.pictures import Picture
+from isles_jax.reporting.prediction import Prediction
+
+RESEARCH = "Research software, not for clinical use"
+# At most so many slices fit on a sheet of paper; fewer lesion slices are joined by their neighbours up to the least.
+MOST_SLICES, LEAST_SLICES = 12, 8
+# The channels on which a reader checks an infarct and the tissue at risk, if the case has them.
+CHECKED = ("DWI", tmax.CHANNEL)
+AVERAGE = "average of the networks"
+# Columns of the summary that stand elsewhere on the page.
+ELSEWHERE = {"case", "warnings"}
+# Columns that each class has, CLASS_coverage and so on, and what they are called.
+OF_CLASSES = {
+    "coverage": "coverage of such intervals",
+    "folds_dice": "Dice between networks",
+    "cross_validation_dice": "Dice in cross-validation",
+}
+DEFUSE3 = set(summary.DEFUSE3)
+
+
+def page(prediction: Prediction) -> str:
+    """The page as text: one HTML file that needs nothing outside itself."""
+    folds = {f"network {number}": labels for number, labels in enumerate(prediction.fold_labels, 1)}
+    results = {AVERAGE: prediction.labels} | (folds if len(folds) > 1 else {})
+    picture = pictures.picture(dataclasses.replace(prediction.case, labels=None), results)
+    styles = {"solid": "prediction"} | ({"thin": "each network alone"} if len(folds) > 1 else {})
+    legend = markup.contour_legend(prediction.channels, prediction.classes, styles)
+    title = f"Case {prediction.case.name}"
+    sections = [
+        f'<p class="research" role="note">{RESEARCH}</p>',
+        f"<h1>{escape(title)}: predicted lesions</h1>",
+        _warnings(prediction.warnings),
+        '<div class="numbers">',
+        _volumes(prediction),
+        _summary(prediction),
+        "</div>",
+        _slices(prediction, picture, legend),
+        '<h2 class="screen">Every slice</h2>',
+        viewer.viewer(prediction.channels, prediction.classes, [picture], AVERAGE, legend),
+        _origin(prediction),
+    ]
+    scripts = ("outline.js", "viewer.js")
+    return markup.document(f"{title}: {RESEARCH}", "".join(sections), ("page.css", "patient_page.css"), scripts)
+
+
+def _warnings(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return (
+            '<p class="soft">No check of the input and of the networks raised a warning. The prediction can be wrong '
+            "all the same: compare it with the pictures.</p>"
+        )
+    count = f"{len(sentences)} warning{'s' * (len(sentences) > 1)}: check before you use any number"
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<section class="banner warnings"><h2>{count}</h2><ul>{items}</ul></section>'
+
+
+def _volumes(prediction: Prediction) -> str:
+    """The volume of each class, and how sure it is: its interval, and what the single networks say."""
+    case, several = prediction.case, len(prediction.fold_labels) > 1
+    volumes = summary.volumes_ml(prediction.labels, case, prediction.classes)
+    alone = [summary.volumes_ml(labels, case, prediction.classes) for labels in prediction.fold_labels]
+    level = f"{expected.LEVEL:.0%} interval, ml"
+    rows: dict[str, list[str]] = {"volume, ml": [_text(volumes[name]) for name in prediction.classes]}
+    if prediction.intervals:
+        limits = [prediction.intervals.get(name) for name in prediction.classes]
+        rows[level] = [f"{_text(ends[0])} to {_text(ends[1])}" if ends else "unknown" for ends in limits]
+    if several:
+        each = [[volumes[name] for volumes in alone] for name in prediction.classes]
+        rows["networks alone, ml"] = [f"{_text(min(sizes))} to {_text(max(sizes))}" for sizes in each]
+    for ending, title in OF_CLASSES.items():
+        cells = [prediction.summary.get(f"{name}_{ending}") for name in prediction.classes]
+        if any(cell is not None for cell in cells):
+            rows[title] = [_text(cell) for cell in cells]
+    head = [
+        f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>{escape(name)}'
+        for value, name in enumerate(prediction.classes, 1)
+    ]
+    return markup.table(
+        "Volume of each class, and how sure it is", ["class", *head], [[title, *cells] for title, cells in rows.items()]
+    )
+
+
+def _summary(prediction: Prediction) -> str:
+    """Every other number of the case's row in summary.csv."""
+    endings = ("ml", "least_ml", "most_ml", "low_ml", "high_ml", *OF_CLASSES)
+    shown = ELSEWHERE | {f"{name}_{ending}" for name in prediction.classes for ending in endings}
+    items = "".join(
+        f"<div><dt>{escape(_words(name))}</dt><dd>{escape(_text(value))}</dd></div>"
+        for name, value in prediction.summary.items()
+        if name not in shown
+    )
+    source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
+    return f'<div><dl class="facts">{items}</dl>{source * (prediction.summary.keys() >= DEFUSE3)}</div>'
+
+
+def _words(column: str) -> str:
+    """A column's name as text: hypoperfused_ml is "hypoperfused, ml"."""
+    if column in DEFUSE3:
+        return "DEFUSE 3: " + column.removeprefix("defuse3_").replace("_", " ")
+    name, _, unit = column.rpartition("_")
+    text = f"{name}, {unit}" if name and unit == "ml" else column
+    return text.replace("tmax", tmax.CHANNEL).replace("_", " ").strip()
+
+
+def _text(value: float | int | str | None) -> str:
+    """A cell as text; a number has three digits, but no digit before the point is lost."""
+    if value is None or value == "":
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
+    """Eight to twelve slices, each on the channels by which it is checked."""
+    names = list(prediction.channels)
+    channels = [name for name in CHECKED if name in names]
+    channels = [*channels, *(name for name in names if name not in channels)][: len(CHECKED)]
+    lesion = (picture.results[AVERAGE] > 0).any(axis=(1, 2))
+    alone_only = np.any([(result > 0).any(axis=(1, 2)) for result in picture.results.values()], axis=0) & ~lesion
+    positions = choose_slices(lesion, alone_only)
+    figures = []
+    for position in positions:
+        title = f"slice {picture.slices[position] + 1}"
+        result, *alone = (result[position] for result in picture.results.values())
+        lines = stills.outlines(result) + "".join(stills.outlines(labels, "thin") for labels in alone)
+        scans = []
+        for name in channels:
+            image, contour = stills.background(picture, names.index(name), position, name)
+            scans.append(stills.scan(picture, image, contour + lines, f"{name}, {title}"))
+        figures.append(f"<figure>{''.join(scans)}<figcaption>{title}</figcaption></figure>")
+    covered = f"{lesion[positions].sum()} of {lesion.sum()} slices with a predicted lesion"
+    if alone_only.any():
+        covered += f", {alone_only[positions].sum()} of {alone_only.sum()} where only a network alone has one"
+    sides = ", R and L are the patient’s sides" if picture.sides else ", sides unknown"
+    bar = tmax.colour_bar() if tmax.CHANNEL in channels else ""
+    return (
+        f"<h2>{' and '.join(map(escape, channels))}: {covered}{sides}</h2>"
+        f'<div class="legends">{legend}{bar}</div>'
+        f'<div class="slices" style="--columns: {-(-len(positions) // 2)}; --scans: {len(channels)}">'
+        f"{''.join(figures)}</div>"
+    )
+
+
+def choose_slices(lesion: np.ndarray, alone_only: np.ndarray) -> list[int]:
+    """The slices to show: `LEAST_SLICES` to `MOST_SLICES`, or all if there are fewer.
+
+    Slices with a lesion come first, then those where only a network alone has one, then their neighbours. Where there
+    are too many of a kind, they are taken at even steps.
+
+    Args:
+      lesion: bool [S], whether a slice has a predicted lesion.
+      alone_only: bool [S], whether only a network alone has a lesion there.
+
+    Returns:
+      Ascending positions.
+    """
+    count = len(lesion)
+    if count <= MOST_SLICES:
+        return list(range(count))
+    if not (lesion | alone_only).any():
+        return _even(np.arange(count), MOST_SLICES)
+    chosen = _even(np.flatnonzero(lesion), MOST_SLICES)
+    chosen += _even(np.flatnonzero(alone_only), MOST_SLICES - len(chosen))
+    if len(chosen) < LEAST_SLICES:
+        distance = np.abs(np.arange(count)[:, None] - chosen).min(axis=1)
+        chosen = np.argsort(distance, kind="stable")[:LEAST_SLICES].tolist()
+    return sorted(chosen)
+
+
+def _even(positions: np.ndarray, most: int) -> list[int]:
+    """At most so many of the positions, at even steps."""
+    if len(positions) > most:
+        positions = positions[np.rint(np.linspace(0, len(positions) - 1, most)).astype(int)]
+    return positions.tolist()
+
+
+def _origin(prediction: Prediction) -> str:
+    facts = "; ".join(f"{escape(name)}: {escape(value)}" for name, value in prediction.origin.items())
+    return f'<p class="soft origin">{facts}</p><p class="research print">{RESEARCH}</p>'

@@ -1,0 +1,86 @@
+"""The viewer of every slice; viewer.js draws it from the data that stand below it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from isles_jax.reporting import pictures, tmax
+from isles_jax.reporting.pictures import Picture
+
+
+def viewer(
+    channels: Sequence[str],
+    classes: Sequence[str],
+    cases: Sequence[Picture],
+    shown: str,
+    legend: str,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """The viewer's controls and data.
+
+    Args:
+      channels: names of the images' channels.
+      classes: names of the classes.
+      cases: one picture or more, all with the same results. Reference and choice of a case are offered where they are.
+      shown: label of the result that is shown first. Without references, the others are offered as thin lines.
+      legend: HTML below the pictures.
+      notes: {case: {label of a result: plain text about it}}.
+    """
+    seconds = {"unit": "s", "window": tmax.WINDOW_S, "contour": tmax.CONTOUR_S}
+    data = {
+        "channels": [{"name": name} | (seconds if name == tmax.CHANNEL else {}) for name in channels],
+        "classes": classes,
+        "levels": pictures.LEVELS,
+        "colours": tmax.COLOURS.tolist(),
+        "cases": [
+            pictures.viewer_case(picture, channels)
+            | {"start": pictures.representative_slice(picture)}
+            | {"notes": (notes or {}).get(picture.name, {})}
+            for picture in cases
+        ],
+    }
+    # In a script element only "<" could end the text early.
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<div id="viewer" class="screen">{_controls(channels, cases, shown)}'
+        '<p class="status" data-part="status" aria-live="polite">Opening…</p>'
+        '<div class="views" data-part="views" tabindex="0" role="group" aria-label="Slices of all channels. Arrow keys '
+        'change the slice, plus and minus the zoom; shift and arrow keys move the image."></div>'
+        f'<p class="status soft" data-part="values"></p>{legend}</div>'
+        f'<script type="application/json" id="viewer-data">{text}</script>'
+    )
+
+
+def _controls(channels: Sequence[str], cases: Sequence[Picture], shown: str) -> str:
+    labels = list(cases[0].results)
+    text = ""
+    if len(cases) > 1:
+        options = "".join(f"<option>{escape(picture.name)}</option>" for picture in cases)
+        text += (
+            '<button type="button" data-part="previous-case" aria-label="previous case">◀ case</button>'
+            f'<select data-part="case" aria-label="case">{options}</select>'
+            '<button type="button" data-part="next-case" aria-label="next case">case ▶</button>'
+        )
+    systems = "".join(f"<option{' selected' * (label == shown)}>{escape(label)}</option>" for label in labels)
+    text += (
+        f'<select data-part="system" aria-label="result shown">{systems}<option value="">no result</option></select>'
+    )
+    if cases[0].truth is not None:
+        text += _checkbox("truth", "reference")
+    elif len(labels) > 1:
+        text += _checkbox("others", "the other results, thin")
+    if tmax.CHANNEL in channels:
+        text += _checkbox("risk", f"Tmax {tmax.CONTOUR_S:g} s") + _checkbox("coloured", "Tmax in colour")
+    return (
+        f'<div class="controls">{text}<span class="slide">'
+        '<button type="button" data-part="previous-slice" aria-label="previous slice">◀ slice</button>'
+        '<input type="range" min="0" max="0" value="0" data-part="slice" aria-label="slice">'
+        '<button type="button" data-part="next-slice" aria-label="next slice">slice ▶</button></span>'
+        '<span class="zoom"><button type="button" data-part="zoom-out">zoom out</button>'
+        '<button type="button" data-part="zoom-in">zoom in</button>'
+        '<button type="button" data-part="whole">whole image</button></span></div>'
+    )
+
+
+def _checkbox(part: str, text: str) -> str:
+    return f'<label><input type="checkbox" data-part="{part}" checked> {text}</label>'

@@ -1,0 +1,148 @@
+"""Warnings about a new case: each names what was seen and what the training cases let expect.
+
+A range is that of the training cases, widened on both sides by its own width, because a new patient often lies a
+little outside of what a few cases show.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from isles_jax.data.case import Case
+from isles_jax.data.profile import PERCENTILES, across_ml, numbers
+
+Facts = Mapping[str, Any]
+# The least widening: a share of the largest value, and for shares of voxels the value itself.
+_RELATIVE, _SHARE = 0.05, 0.05
+# A lesion may lie across the midline by this much more than in training, because the midline is only estimated.
+_ACROSS_ML = 1.0
+# A lesion may be this much larger than the largest of the training cases.
+_LARGER = 1.25
+
+
+def notes(expected: Facts) -> list[str]:
+    """The checks that are left out because the run does not hold what they need, one sentence each."""
+    if not expected.get("norms", {}).get("cases"):
+        return ["the run does not describe its training cases, so no image is compared with them"]
+    left_out = []
+    if not expected["norms"]["axes"]:
+        facts = "axes, brain volume, skull-stripping, zeros and the midline"
+        left_out.append(f"an earlier version began this run; {facts} are not compared")
+    if "least_dice" not in expected:
+        left_out.append("the run is not scored; there are no intervals, and the folds' agreement is not compared")
+    return left_out
+
+
+def of_images(facts: Facts, channels: Sequence[str], expected: Facts) -> list[str]:
+    """Warnings about the images.
+
+    Args:
+      facts: of the case, from `profile.profile`.
+      channels: of the images.
+      expected: from `expected.read`.
+    """
+    norms = expected.get("norms", {})
+    if not norms.get("cases"):
+        return []
+    ranges, as_in = norms["ranges"], f"as in the {norms['cases']} training cases"
+    seen, found = numbers(facts, channels), []
+    for key, title, unit in (("spacing_mm", "voxels", " mm"), ("shape", "shape", "")):
+        keys = [f"{key}.{axis}" for axis in range(3)]
+        if any(_outside(seen[k], ranges[k], _RELATIVE * ranges[k][1]) for k in keys):
+            sides, wanted = (
+                " x ".join(texts) for texts in ([f"{seen[k]:.4g}" for k in keys], [_text(ranges[k]) for k in keys])
+            )
+            found.append(f"{title} of {sides}{unit}; expected {wanted}{unit}, {as_in}")
+    if norms["axes"] and facts["axes"] not in norms["axes"]:
+        found.append(f"stored axes point to {facts['axes']}; expected {' or '.join(norms['axes'])}, {as_in}")
+    return found + _skull(seen, ranges, as_in) + _channels(seen, channels, ranges, as_in)
+
+
+def _skull(seen: Mapping[str, float], ranges: Mapping[str, list], as_in: str) -> list[str]:
+    if "empty" not in ranges:
+        return []
+    if seen["empty"] < _SHARE < ranges["empty"][0]:
+        wanted = _text([100 * share for share in ranges["empty"]])
+        return [f"{100 * seen['empty']:.3g}% of the voxels are 0; expected {wanted}%, {as_in}: is it skull-stripped?"]
+    if _outside(seen["brain_ml"], ranges["brain_ml"], _RELATIVE * ranges["brain_ml"][1]):
+        return [f"a brain of {seen['brain_ml']:.4g} ml; expected {_text(ranges['brain_ml'])} ml, {as_in}"]
+    return []
+
+
+def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Mapping[str, list], as_in: str) -> list[str]:
+    """At most one warning for each channel: constant, missing from the brain, swapped with another, or out of range."""
+    values = {name: [seen[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))] for name in channels}
+    strange = [name for name in channels if not _fits(values[name], ranges, name)]
+    found = []
+    for name in channels:
+        zeros, most = seen[f"zeros.{name}"], ranges.get(f"zeros.{name}", [0.0, 0.5])[1]
+        wanted = ", ".join(_text(limits) for limits in _limits(ranges, name))
+        if values[name][0] == values[name][-1]:
+            found.append(
+                f"{name} is {values[name][0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}"
+            )
+        elif zeros > most + max(_SHARE, most):
+            found.append(f"{name} is 0 in {100 * zeros:.3g}% of the brain; expected at most {100 * most:.3g}%, {as_in}")
+        elif name in strange:
+            fitting = [other for other in channels if other != name and _fits(values[name], ranges, other)]
+            # A channel that is itself out of range is the more likely partner.
+            others = [other for other in fitting if other in strange] or fitting
+            hint = f"; they fit {' and '.join(others)}: are the channels swapped?" if others else ""
+            shown = ", ".join(f"{value:.4g}" for value in values[name])
+            found.append(f"{name} has the percentiles {shown} in the brain; expected {wanted}, {as_in}{hint}")
+    return found
+
+
+def _limits(ranges: Mapping[str, list], name: str) -> list[list[float]]:
+    return [ranges[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))]
+
+
+def _fits(values: Sequence[float], ranges: Mapping[str, list], name: str) -> bool:
+    limits = _limits(ranges, name)
+    floor = _RELATIVE * max(abs(value) for pair in limits for value in pair)
+    return not any(_outside(value, pair, floor) for value, pair in zip(values, limits, strict=True))
+
+
+def of_prediction(labels: np.ndarray, case: Case, folds_dice: float | None, expected: Facts) -> list[str]:
+    """Warnings about a prediction.
+
+    Args:
+      labels: uint8 [X, Y, Z].
+      case: that was predicted.
+      folds_dice: how far the folds agree on the whole lesion; None for a single fold.
+      expected: from `expected.read`.
+    """
+    found, norms = [], expected.get("norms", {})
+    if folds_dice is not None and folds_dice < expected.get("least_dice", 0.0):
+        found.append(
+            f"the folds' networks agree with a Dice of {folds_dice:.3f}; expected at least "
+            f"{expected['least_dice']:.3f}, the least Dice of a held-out prediction with its reference"
+        )
+    if not norms.get("cases"):
+        return found
+    ranges, as_in = norms["ranges"], f"the {norms['cases']} training cases"
+    total, (least, most) = float((labels > 0).sum() * case.voxel_ml), ranges["lesion_ml"]
+    if total > most * _LARGER:
+        found.append(f"the lesion fills {total:.4g} ml; expected at most {most:.4g} ml, the largest of {as_in}")
+    if total == 0 < least:
+        found.append(f"no lesion was found; expected one of {least:.4g} ml or more, as in {as_in}")
+    if "across_ml" in ranges:
+        across, known = across_ml(labels, case), ranges["across_ml"][1]
+        if across > known + _ACROSS_ML:
+            found.append(
+                f"a lesion crosses the midline, with {across:.4g} ml on its smaller side; expected at most "
+                f"{known + _ACROSS_ML:.4g} ml, from {as_in}"
+            )
+    return found
+
+
+def _outside(value: float, limits: Sequence[float], floor: float) -> bool:
+    low, high = limits
+    slack = max(high - low, floor)
+    return not low - slack <= value <= high + slack
+
+
+def _text(limits: Sequence[float]) -> str:
+    low, high = (f"{value:.4g}" for value in limits)
+    return low if low == high else f"{low} to {high}"

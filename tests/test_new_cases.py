@@ -1,0 +1,169 @@
+"""New cases from the command to the files: numbers, warnings, maps, and what a killed command leaves."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import ROOT, random_case, save_case
+
+from isles_jax import __version__, export, inference, new_cases, predict
+from isles_jax.data import check, layouts
+from isles_jax.networks import make_forward
+from isles_jax.reporting import expected, scores
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.training import weights
+
+
+@pytest.fixture(scope="module")
+def scored_run(untrained_run, phantom_root, tmp_path_factory):
+    """The finished folds of `untrained_run` with a description of the data and with scores of 12 cases."""
+    run = tmp_path_factory.mktemp("scored") / "run"
+    run.mkdir()
+    for fold in (0, 1):
+        (run / f"fold_{fold}").symlink_to(untrained_run[0] / f"fold_{fold}")
+    files.write_json(run / "data.json", check.describe(layouts.load(phantom_root)))
+    labels, rows = np.ones((4, 4, 4), np.uint8), []
+    labels[:2] = 2
+    for number in range(12):
+        rows += scores.score_case(f"c{number}", 0, labels, labels, (9, 9, 9), ("penumbra", "core"))
+    scores.write_cases_csv(run / "cases.csv", rows)
+    return run
+
+
+def rows_of(output):
+    with (output / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_files_of_a_case(scored_run, untrained_run, forward, phantom_root, tmp_path, capsys):
+    out = tmp_path / "out"
+    predict.main([f"--workdir={scored_run}", f"--input={phantom_root}", f"--output={out}", "--spread", "--defuse3"])
+    printed = capsys.readouterr().out
+    dataset, rows = layouts.load(phantom_root), rows_of(out)
+    assert [row["case"] for row in rows] == [case.name for case in dataset.cases]
+    for case, row in zip(dataset.cases, rows, strict=True):
+        labels = np.asarray(nib.load(out / f"{case.name}.nii.gz").dataobj)
+        for name, value in (("penumbra", 5), ("core", 9)):
+            assert float(row[f"{name}_ml"]) == pytest.approx((labels == value).sum() * case.voxel_ml, abs=1e-6)
+            alone = [inference.predict_case(forward, [v], case).argmax(-1) for v in untrained_run[2][:2]]
+            volumes = [float((mask == {"penumbra": 1, "core": 2}[name]).sum() * case.voxel_ml) for mask in alone]
+            found = [float(row[f"{name}_{which}_ml"]) for which in ("least", "most")]
+            np.testing.assert_allclose(found, sorted(volumes), atol=1e-5)
+            assert float(row[f"{name}_cross_validation_dice"]) == 1
+            # The twelve held-out volumes were exact.
+            assert row[f"{name}_low_ml"] == row[f"{name}_high_ml"] == row[f"{name}_ml"]
+        content = json.loads((out / f"{case.name}.json").read_text())
+        texts = {n: f"{v:.6f}" if isinstance(v, float) else str(v or "") for n, v in content["summary"].items()}
+        assert texts | {"lesions": str(content["summary"]["lesions"])} == row
+        assert "; ".join(content["warnings"]) == row["warnings"]
+        for text in content["warnings"]:
+            assert f"warning: {case.name}: {text}\n" in printed
+        assert content["inputs_sha256"] == {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in case.files if "OT" not in file.name
+        }
+        assert (content["origin"]["folds"], content["origin"]["isles_jax"]) == ("0 (0 steps), 1 (0 steps)", __version__)
+        maps = np.stack([inference.predict_case(forward, [v], case) for v in untrained_run[2][:2]])
+        spread = nib.load(out / "spread" / f"{case.name}.nii.gz")
+        np.testing.assert_allclose(spread.get_fdata(), (np.abs(maps[0] - maps[1]) / 2).max(-1), atol=1e-5)
+        np.testing.assert_array_equal(spread.affine, case.affine)
+
+
+def test_a_file_of_weights_leads_to_the_same_numbers(scored_run, phantom_root, tmp_path):
+    """The .safetensors file holds what is needed, and no name of a case."""
+    file = tmp_path / "folds.safetensors"
+    export.main([f"--workdir={scored_run}", f"--output={file}"])
+    assert weights.load(file).expected == json.loads(json.dumps(expected.read(files.location(scored_run))))
+    written = []
+    for run in (scored_run, file):
+        out = tmp_path / f"from {run.name}"
+        predict.main([f"--workdir={run}", f"--input={phantom_root / '01'}", f"--output={out}"])
+        written.append([(out / name).read_bytes() for name in ("01.nii.gz", "01.json", "summary.csv")])
+    assert written[0] == written[1]
+
+
+def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root, tmp_path, monkeypatch):
+    warned = {"02", "04"}
+    monkeypatch.setattr(
+        new_cases.warning, "of_prediction", lambda labels, case, *rest: ["too odd"] * (case.name in warned)
+    )
+    base = [f"--workdir={scored_run}", f"--input={phantom_root}"]
+    with pytest.raises(InputError, match=r"^02: too odd\n04: too odd$"):
+        predict.main([*base, f"--output={tmp_path / 'some'}", "--strict"])
+    kept = ["01", "03", "05", "06"]
+    assert [row["case"] for row in rows_of(tmp_path / "some")] == kept
+    assert sorted(path.name for path in (tmp_path / "some").iterdir()) == sorted(
+        ["summary.csv", *(f"{name}.{ending}" for name in kept for ending in ("json", "nii.gz"))]
+    )
+    warned |= set(kept)
+    with pytest.raises(InputError, match=r"^01: too odd\n02"):
+        predict.main([*base, f"--output={tmp_path / 'none'}", "--strict"])
+    assert not list((tmp_path / "none").iterdir())
+    predict.main([*base, f"--output={tmp_path / 'all'}"])
+    assert {row["warnings"] for row in rows_of(tmp_path / "all")} == {"too odd"}
+
+
+def test_flags_that_a_run_cannot_fulfil(untrained_run, phantom_root, tmp_path):
+    base = [f"--workdir={untrained_run[0]}", f"--input={phantom_root}", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(InputError, match=r"--spread: found one fold in .*, expected two or more"):
+        predict.main([*base, "--folds=0", "--spread"])
+    trained = weights.load(untrained_run[0])
+    file = files.location(tmp_path / "lesion.safetensors")
+    weights.save(file, dataclasses.replace(trained, classes=("stroke", "core")))
+    with pytest.raises(
+        InputError, match=r"--defuse3: found the classes stroke, core in .*, expected core and penumbra"
+    ):
+        predict.main([f"--workdir={file}", *base[1:], "--defuse3"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_any_kind(scored_run, tmp_path):
+    names = ["=cmd|calc", "a b", 'quote\'s "two"', "<script>alert(1)</script>".replace("/", "∕"), "-x", "@y"]
+    for name in names:
+        save_case(tmp_path / "in" / name, random_case((32, 32, 3)))
+    predict.main([f"--workdir={scored_run}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"])
+    assert sorted(row["case"].removeprefix("'") for row in rows_of(tmp_path / "out")) == sorted(names)
+    assert not [row for row in rows_of(tmp_path / "out") if row["case"].startswith(("=", "-", "@"))]
+    for name in names:
+        assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["summary"]["case"] == name
+        assert nib.load(tmp_path / "out" / f"{name}.nii.gz").shape == (32, 32, 3)
+
+
+def test_several_cases_share_one_compilation(scored_run, untrained_run, forward, phantom_root, tmp_path):
+    make_forward.cache_clear()
+    predict.main([f"--workdir={scored_run}", f"--input={phantom_root}", f"--output={tmp_path / 'out'}"])
+    fresh = make_forward(new_cases.make_segmenter(untrained_run[1], 3))
+    assert fresh._cache_size() == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_leaves_whole_files(scored_run, tmp_path, number):
+    for index in range(40):
+        save_case(tmp_path / "in" / f"case{index:02d}", random_case((32, 32, 8), index))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "isles_jax.predict", f"--workdir={scored_run}", f"--input={tmp_path / 'in'}"]
+    process = subprocess.Popen([*command, f"--output={out}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while len(list(out.glob("case*.json"))) < 3 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    written = [path for path in out.iterdir() if not path.name.startswith(".")]
+    assert len([path for path in written if path.suffix == ".json"]) >= 3
+    assert not (out / "summary.csv").exists()
+    for path in written:
+        if path.suffix == ".json":
+            assert json.loads(path.read_text())["summary"]["case"] == path.stem
+            assert (out / f"{path.stem}.nii.gz").exists()
+        else:
+            assert np.asarray(nib.load(path).dataobj).shape == (32, 32, 8)
+    if number == signal.SIGTERM:
+        assert not [path for path in out.iterdir() if path.name.endswith(".part")]

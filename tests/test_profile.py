@@ -1,0 +1,68 @@
+"""The facts of a case, and their ranges over the training cases."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import OBLIQUE, TURNED, random_case
+
+from isles_jax.data import check, layouts, profile
+from isles_jax.data.case import Case
+
+
+@pytest.mark.parametrize(("affine", "axes"), [(OBLIQUE, "LAS"), (TURNED, "RAS"), (np.eye(4)[[1, 0, 2, 3]], "ARS")])
+def test_the_facts_of_a_case(affine, axes):
+    case = random_case((12, 11, 6), affine=affine)
+    case.images[3, 4, 2, 1] = 0
+    facts = profile.profile(case, ("Tmax", "TTP", "DWI"))
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["shape"], facts["axes"]) == ([12, 11, 6], axes)
+    brain = 10 * 7 * 5
+    assert facts["brain_ml"] == pytest.approx(brain * abs(np.linalg.det(affine[:3, :3])) / 1000, abs=1e-3)
+    assert facts["empty"] == pytest.approx(1 - brain / (12 * 11 * 6), abs=1e-5)
+    assert facts["zeros"] == {"Tmax": 0.0, "TTP": pytest.approx(1 / brain, abs=1e-5), "DWI": 0.0}
+
+
+def test_right_is_where_the_world_coordinate_is_larger():
+    """The mirrored affine exchanges the sides; a shift of the scanner's origin does not matter."""
+    images = np.zeros((9, 8, 7, 1), np.float32)
+    images[1:8, 1:7, 1:6] = 1
+    for first, right in ((1.0, slice(5, None)), (-1.0, slice(0, 4))):
+        affine = np.diag([first, 1, 1, 1])
+        affine[0, 3] = 83
+        expected = np.zeros((9, 8, 7), bool)
+        expected[right] = True
+        np.testing.assert_array_equal(profile.right_side(Case("x", images, None, affine, None)), expected)
+
+
+def test_how_far_a_lesion_crosses_the_midline():
+    """Two lesions, one on each side, do not cross; one that does counts with its smaller side."""
+    case = Case("x", np.ones((10, 6, 6, 1), np.float32), None, np.diag([1, 2, 5, 1.0]), None)
+    labels = np.zeros((10, 6, 6), np.uint8)
+    labels[1:4, 1, 1], labels[6:9, 4, 4] = 1, 2
+    assert profile.across_ml(labels, case) == 0
+    labels[3:9, 1, 1] = 2
+    # Voxels 1 to 4 lie on one side, and 5 to 8 on the other.
+    assert profile.across_ml(labels, case) == pytest.approx(4 * 0.01)
+    labels[8, 1, 1] = 0
+    assert profile.across_ml(labels, case) == pytest.approx(3 * 0.01)
+
+
+def test_norms_are_the_ranges_over_labelled_cases(phantom_root):
+    dataset = layouts.load(phantom_root)
+    description = json.loads(json.dumps(check.describe(dataset)))
+    norms = profile.norms(description)
+    assert (norms["cases"], norms["axes"]) == (6, ["RAS"])
+    volumes = [float((case.labels > 0).sum() * case.voxel_ml) for case in dataset.cases]
+    np.testing.assert_allclose(norms["ranges"]["lesion_ml"], [min(volumes), max(volumes)], atol=2e-3)
+    medians = [float(np.median(case.images[case.brain][:, 2])) for case in dataset.cases]
+    np.testing.assert_allclose(norms["ranges"]["percentile.1.DWI"], [min(medians), max(medians)], rtol=1e-4)
+
+    # Of a run of an earlier version, fewer facts are known; a case without labels was not trained on.
+    del description["profiles"]
+    first = next(iter(description["cases"]))
+    description["cases"][first]["volume_ml"] = None
+    norms = profile.norms(description)
+    assert (norms["cases"], norms["axes"]) == (5, [])
+    assert not {"brain_ml", "empty", "across_ml", "zeros.DWI"} & norms["ranges"].keys()
+    assert profile.norms({"cases": {}, "channels": ["DWI"]}) == {"cases": 0, "ranges": {}, "axes": []}

@@ -1,0 +1,154 @@
+"""Each warning is raised by an input made for it, and a new phantom patient raises none."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from isles_jax.data import check, layouts, profile
+from isles_jax.data.phantom import write_phantom
+from isles_jax.reporting import warning
+
+CHANNELS = ("Tmax", "TTP", "DWI")
+
+
+def phantom(root, cases, seed):
+    write_phantom(root, cases=cases, shape=(32, 32, 8), difficulty=1.0, seed=seed)
+    return layouts.load(root)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    dataset = phantom(tmp_path_factory.mktemp("trained") / "phantom", 24, 0)
+    return {"norms": profile.norms(check.describe(dataset)), "least_dice": 0.6}
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    return phantom(tmp_path_factory.mktemp("new") / "phantom", 24, 1).cases
+
+
+def of_case(case, expected, dice=0.9):
+    """All warnings about a case whose prediction is its reference."""
+    found = warning.of_images(profile.profile(case, CHANNELS), CHANNELS, expected)
+    return found + warning.of_prediction(case.labels, case, dice, expected)
+
+
+def test_no_new_phantom_patient_raises_a_warning(patients, expected):
+    assert warning.notes(expected) == []
+    assert {case.name: of_case(case, expected) for case in patients} == {case.name: [] for case in patients}
+
+
+def with_images(case, change):
+    images = case.images.copy()
+    change(images, case.brain)
+    return dataclasses.replace(case, images=images)
+
+
+def constant(images, brain):
+    images[brain, 0] = 3.0
+
+
+def missing(images, brain):
+    left = brain.copy()
+    left[: len(left) // 2] = False
+    images[left, 0] = 0
+
+
+def swapped(images, brain):
+    images[..., [0, 1]] = images[..., [1, 0]]
+
+
+def milliseconds(images, brain):
+    images[..., 0] *= 1000
+
+
+def not_stripped(images, brain):
+    images[~brain] = 1.0
+
+
+def whole_head(images, brain):
+    images[2:-2, 2:-2] += 1e-3
+
+
+def coarse(case):
+    return dataclasses.replace(case, affine=case.affine @ np.diag([1.2, 1.2, 1, 1]))
+
+
+def tall(case):
+    pad = [(0, 0)] * 2 + [(4, 4)]
+    images, labels = np.pad(case.images, [*pad, (0, 0)]), np.pad(case.labels, pad)
+    return dataclasses.replace(case, images=images, labels=labels)
+
+
+def mirrored(case):
+    return dataclasses.replace(case, affine=np.diag([-1, 1, 1, 1]) @ case.affine)
+
+
+def across(case):
+    labels = case.labels.copy()
+    labels[8:-8, 14:18, 3:5] = 1
+    return dataclasses.replace(case, labels=labels)
+
+
+def filled(case):
+    right = profile.right_side(case)
+    return dataclasses.replace(case, labels=np.where(case.brain & right, 1, 0).astype(np.uint8))
+
+
+def empty(case):
+    return dataclasses.replace(case, labels=np.zeros_like(case.labels))
+
+
+TABLE = [
+    (coarse, r"^voxels of 7\.2 x 7\.2 x 14 mm; expected 6 x 6 x 14 mm, as in the 24 training cases$"),
+    (tall, r"^shape of 32 x 32 x 16; expected 32 x 32 x 8, as"),
+    (mirrored, r"^stored axes point to LAS; expected RAS, as"),
+    (constant, r"^Tmax is 3 in the whole brain; expected percentiles .*, as"),
+    (missing, r"^Tmax is 0 in \d\S*% of the brain; expected at most \S+%, as"),
+    (swapped, r"^TTP has the percentiles .* in the brain; expected .*; they fit Tmax: are the channels swapped\?$"),
+    (milliseconds, r"^Tmax has the percentiles .* in the brain; expected .*, as in the 24 training cases$"),
+    (not_stripped, r"^0% of the voxels are 0; expected \d\S* to \d\S*%, as .*: is it skull-stripped\?$"),
+    (whole_head, r"^a brain of \d+ ml; expected \d+ to \d+ ml, as"),
+    (across, r"^a lesion crosses the midline, with \S+ ml on its smaller side; expected at most 1\.\d+ ml, from"),
+    (filled, r"^the lesion fills \d\S* ml; expected at most \d\S* ml, the largest of the 24 training cases$"),
+    (empty, r"^no lesion was found; expected one of \S+ ml or more, as in"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), TABLE, ids=[change.__name__ for change, _ in TABLE])
+def test_each_input_raises_its_warning(patients, expected, change, text):
+    in_place = change in (constant, missing, swapped, milliseconds, not_stripped, whole_head)
+    for case in patients[:4]:
+        found = of_case(with_images(case, change) if in_place else change(case), expected)
+        assert [line for line in found if re.search(text, line)], found
+
+
+def test_folds_that_disagree(patients, expected):
+    [text] = of_case(patients[0], expected, 0.59)
+    assert text == (
+        "the folds' networks agree with a Dice of 0.590; expected at least 0.600, the least Dice of a held-out "
+        "prediction with its reference"
+    )
+    assert of_case(patients[0], expected, 0.6) == of_case(patients[0], expected, None) == []
+
+
+def test_checks_that_are_left_out_are_named(patients, expected):
+    """Runs that are not scored, runs of earlier versions, and weights without a run."""
+    unscored = {"norms": expected["norms"]}
+    assert warning.notes(unscored) == [
+        "the run is not scored; there are no intervals, and the folds' agreement is not compared"
+    ]
+    ranges = {key: limits for key, limits in expected["norms"]["ranges"].items() if "zeros" not in key}
+    for key in ("brain_ml", "empty", "across_ml"):
+        del ranges[key]
+    earlier = expected | {"norms": expected["norms"] | {"axes": [], "ranges": ranges}}
+    assert warning.notes(earlier) == [
+        "an earlier version began this run; axes, brain volume, skull-stripping, zeros and the midline are not compared"
+    ]
+    for change in (mirrored, across):
+        assert of_case(change(patients[0]), earlier) == []
+    assert any(line.startswith("TTP has") for line in of_case(with_images(patients[0], swapped), earlier))
+    assert warning.notes({}) == ["the run does not describe its training cases, so no image is compared with them"]
+    assert of_case(mirrored(patients[0]), {}) == []
