@@ -157,16 +157,15 @@ class _NewCases:
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
         channels, classes, expected = self.trained.channels, self.trained.classes, self.expected
-        row, volumes = (
-            summary.measure(case, channels, classes, labels, of_folds),
-            summary.volumes_ml(labels, case, classes),
-        )
+        row = summary.measure(case, channels, classes, labels, of_folds)
+        volumes = summary.volumes_ml(labels, case, classes)
         agree = summary.agreement([alone > 0 for alone in of_folds])
         warnings = warning.of_images(profile.profile(case, channels), channels, expected)
         warnings += warning.of_prediction(labels, case, agree, expected)
         row = summary.complete(row, volumes, expected, self.settings, warnings, defuse3=self.defuse3)
         limits = expectations.intervals(volumes, expected)
-        return Prediction(case, channels, classes, labels, of_folds, row, limits, tuple(warnings), self.origin)
+        left_out = tuple(warning.notes(expected))
+        return Prediction(case, channels, classes, labels, of_folds, row, limits, tuple(warnings), left_out, self.origin)
 
 
 def _spread(each: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output",
         required=True,
         metavar="DIR",
-        help="folder or bucket for CASE.nii.gz and CASE.json of each case, and summary.csv",
+        help="folder or bucket for CASE.nii.gz, CASE.json and CASE.html of each case, and summary.csv",
     )
     add_folds_flag(parser)
     flips = "average with the mirrored slices' predictions; takes twice the time; default: the run's predict.flips"

@@ -30,7 +30,8 @@ def prediction(report_dataset):
     }  # fmt: skip
     return Prediction(
         case, report_dataset.channels, report_dataset.classes, case.labels, moved, summary,
-        {"penumbra": (10.0, 20.0), "core": (3.25, 4.5)}, WARNINGS, {"run": "proposed", "weights": "0123abcd"},
+        {"penumbra": (10.0, 20.0), "core": (3.25, 4.5)}, WARNINGS, (),
+        {"run": "proposed", "weights": "0123abcd"},
     )  # fmt: skip
 
 
@@ -40,7 +41,10 @@ def without_tmax(prediction):
     case = prediction.case
     case = Case("b", case.images[..., [2, 1]], None, case.affine, case.header)
     empty = np.zeros_like(prediction.labels)
-    return Prediction(case, ("DWI", "ADC"), ("lesion",), empty, (empty,), {"lesion_ml": 0.0}, {}, (), {"run": "x"})
+    return Prediction(
+        case, ("DWI", "ADC"), ("lesion",), empty, (empty,), {"lesion_ml": 0.0}, {}, (), ("the run is not scored",),
+        {"run": "x"},
+    )  # fmt: skip
 
 
 def cells(text):
@@ -62,6 +66,8 @@ def test_warnings_stand_before_every_number_and_research_before_them(prediction,
     silent = ParsedPage(patient_page.page(without_tmax)).text
     assert "raised a warning" in silent
     assert "can be wrong" in silent
+    assert "Not checked: the run is not scored." in silent
+    assert "Not checked" not in text
 
 
 def test_volumes_are_those_of_the_labels(prediction):

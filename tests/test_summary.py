@@ -142,11 +142,12 @@ def test_texts_are_safe_in_a_spreadsheet_and_json_holds_them_as_they_are(tmp_pat
         row = summary.complete(row, {"=sum(A1)": 1.0}, {}, SETTINGS, ["=1", "-2"], defuse3=False)
         rows.append(row)
         prediction = Prediction(
-            case, CHANNELS, ("=sum(A1)",), labels, (labels,), row, {"a": (1, 2)}, ("=1",), {"k": "v"}
+            case, CHANNELS, ("=sum(A1)",), labels, (labels,), row, {"a": (1, 2)}, ("=1",), ("none",), {"k": "v"}
         )
         summary.write_json(tmp_path / f"{number}.json", prediction)
         content = json.loads((tmp_path / f"{number}.json").read_text())
         assert (content["summary"]["case"], content["warnings"], content["intervals"]) == (name, ["=1"], {"a": [1, 2]})
+        assert content["not_checked"] == ["none"]
         assert content["use"] == "research software, not for clinical use"
     summary.write_csv(tmp_path / "summary.csv", rows)
     table = list(csv.reader(io.StringIO((tmp_path / "summary.csv").read_text())))

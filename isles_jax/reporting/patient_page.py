@@ -38,7 +38,7 @@ def page(prediction: Prediction) -> str:
     sections = [
         f'<p class="research" role="note">{RESEARCH}</p>',
         f"<h1>{escape(title)}: predicted lesions</h1>",
-        _warnings(prediction.warnings),
+        _warnings(prediction.warnings, prediction.not_checked),
         '<div class="numbers">',
         _volumes(prediction),
         _summary(prediction),
@@ -52,15 +52,16 @@ def page(prediction: Prediction) -> str:
     return markup.document(f"{title}: {RESEARCH}", "".join(sections), ("page.css", "patient_page.css"), scripts)
 
 
-def _warnings(sentences: Sequence[str]) -> str:
+def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
+    left_out = "".join(f'<p class="soft">Not checked: {escape(sentence)}.</p>' for sentence in not_checked)
     if not sentences:
         return (
             '<p class="soft">No check of the input and of the networks raised a warning. The prediction can be wrong '
-            "all the same: compare it with the pictures.</p>"
+            f"all the same: compare it with the pictures.</p>{left_out}"
         )
     count = f"{len(sentences)} warning{'s' * (len(sentences) > 1)}: check before you use any number"
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<section class="banner warnings"><h2>{count}</h2><ul>{items}</ul></section>'
+    return f'<section class="banner warnings"><h2>{count}</h2><ul>{items}</ul></section>{left_out}'
 
 
 def _volumes(prediction: Prediction) -> str:

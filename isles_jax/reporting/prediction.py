@@ -21,6 +21,7 @@ class Prediction:
       summary: the case's row of summary.csv, columns in order; None is an empty cell.
       intervals: class name -> the interval of its volume in ml; empty where the run's errors are not known.
       warnings: one sentence each: what was seen, and what was expected.
+      not_checked: the checks that were left out because the run lacks what they need, one sentence each.
       origin: the run's name, the folds and their steps, the hash of the weights, and versions.
     """
 
@@ -32,4 +33,5 @@ class Prediction:
     summary: Mapping[str, float | int | str | None]
     intervals: Mapping[str, tuple[float, float]]
     warnings: tuple[str, ...]
+    not_checked: tuple[str, ...]
     origin: Mapping[str, str]

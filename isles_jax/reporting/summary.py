@@ -154,6 +154,7 @@ def write_json(path: epath.PathLike, prediction: Prediction) -> None:
         "intervals": {name: list(limits) for name, limits in prediction.intervals.items()},
         "interval_level": expectations.LEVEL,
         "warnings": list(prediction.warnings),
+        "not_checked": list(prediction.not_checked),
         "origin": dict(prediction.origin),
         "inputs_sha256": inputs,
     }
