@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import gc
 import io
@@ -6,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from helpers import leaves
 from isles_jax.config import to_dict
 from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
-from isles_jax.training import checkpoint, parallel
+from isles_jax.training import checkpoint, failed_save, parallel
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
@@ -191,7 +193,7 @@ def test_a_save_for_which_there_is_no_room_is_refused_before_it_begins(saved, no
 FILLED = """
 import resource, sys
 import jax.numpy as jnp
-from isles_jax.training import checkpoint, parallel
+from isles_jax.training import checkpoint, failed_save, parallel
 from isles_jax import config
 from isles_jax.runtime import command
 from isles_jax.training.state import init_state
@@ -238,6 +240,22 @@ def test_a_refused_save_leaves_the_process_as_it_was(saved, no_room, monkeypatch
     gc.collect()
     assert complaints == []
     assert capfd.readouterr().err == ""
+
+
+def test_abandoned_futures_complain_only_if_their_loop_goes_on(caplog):
+    loops = asyncio.new_event_loop(), asyncio.new_event_loop()
+    futures = [loop.create_future() for loop in loops]
+    for future in futures:
+        future.set_exception(OSError("no room"))
+    loops[0].close()
+    failed_save.free(set(threading.enumerate()))
+    del futures[0], future
+    gc.collect()
+    assert caplog.records == []
+    futures.clear()
+    gc.collect()
+    assert len(caplog.records) == 1
+    loops[1].close()
 
 
 def test_a_first_save_that_was_cut_off_is_no_damage(saved):

@@ -1,5 +1,6 @@
 """What Orbax leaves behind if the operating system refuses to write a checkpoint: threads, coroutines, and logs."""
 
+import asyncio
 import contextlib
 import gc
 import inspect
@@ -27,12 +28,20 @@ def free(before: set[threading.Thread]) -> None:
             threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
     # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
     time.sleep(_CALL_SECONDS)
-    # TensorStore keeps these coroutines. Python would complain that they never ran, whenever it frees them.
-    for coroutine in [x for x in gc.get_objects() if type(x) is CoroutineType]:
-        of_save = coroutine.__qualname__.startswith("async_serialize_from_host")
-        if of_save and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-            coroutine.close()
+    # TensorStore and the error's traceback keep coroutines that never ran, and futures whose errors nobody read. Python
+    # would complain about them whenever it frees them.
+    for thing in gc.get_objects():
+        if type(thing) is CoroutineType:
+            of_save = thing.__qualname__.startswith("async_serialize_from_host")
+            if of_save and inspect.getcoroutinestate(thing) == inspect.CORO_CREATED:
+                thing.close()
+        elif issubclass(type(thing), asyncio.Future) and _is_abandoned(thing):
+            thing.exception()
     gc.collect()
+
+
+def _is_abandoned(future: asyncio.Future) -> bool:
+    return future.get_loop().is_closed() and future.done() and not future.cancelled()
 
 
 @contextlib.contextmanager
