@@ -164,8 +164,8 @@ class _NewCases:
         warnings += warning.of_prediction(labels, case, agree, expected)
         row = summary.complete(row, volumes, expected, self.settings, warnings, defuse3=self.defuse3)
         limits = expectations.intervals(volumes, expected)
-        left_out = tuple(warning.notes(expected))
-        return Prediction(case, channels, classes, labels, of_folds, row, limits, tuple(warnings), left_out, self.origin)
+        warned, left_out = tuple(warnings), tuple(warning.notes(expected))
+        return Prediction(case, channels, classes, labels, of_folds, row, limits, warned, left_out, self.origin)
 
 
 def _spread(each: np.ndarray) -> np.ndarray:

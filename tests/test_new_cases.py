@@ -101,7 +101,7 @@ def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root
     kept = ["01", "03", "05", "06"]
     assert [row["case"] for row in rows_of(tmp_path / "some")] == kept
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == sorted(
-        ["summary.csv", *(f"{name}.{ending}" for name in kept for ending in ("json", "nii.gz"))]
+        ["summary.csv", *(f"{name}.{ending}" for name in kept for ending in ("html", "json", "nii.gz"))]
     )
     warned |= set(kept)
     with pytest.raises(InputError, match=r"^01: too odd\n02"):
@@ -163,6 +163,8 @@ def test_a_killed_command_leaves_whole_files(scored_run, tmp_path, number):
         if path.suffix == ".json":
             assert json.loads(path.read_text())["summary"]["case"] == path.stem
             assert (out / f"{path.stem}.nii.gz").exists()
+        elif path.suffix == ".html":
+            assert path.read_text().endswith("</html>\n")
         else:
             assert np.asarray(nib.load(path).dataobj).shape == (32, 32, 8)
     if number == signal.SIGTERM:

@@ -21,8 +21,9 @@ def limitations(study: Study) -> list[str]:
             "half-width of its interval is missed in more than one study of five, even before Holm's correction."
         )
     if comparisons and smallest > 0.05:
+        compared = f"{comparisons} comparison{'s' * (comparisons > 1)}"
         sentences.append(
-            f"With {cases} cases and {comparisons} comparisons the Wilcoxon test cannot give p below {smallest:.2g}: "
+            f"With {cases} cases and {compared} the Wilcoxon test cannot give p below {smallest:.2g}: "
             "it can find no difference significant, however large."
         )
     if cases < 10:

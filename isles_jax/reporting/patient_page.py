@@ -126,8 +126,8 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     names = list(prediction.channels)
     channels = [name for name in CHECKED if name in names]
     channels = [*channels, *(name for name in names if name not in channels)][: len(CHECKED)]
-    lesion = (picture.results[AVERAGE] > 0).any(axis=(1, 2))
-    alone_only = np.any([(result > 0).any(axis=(1, 2)) for result in picture.results.values()], axis=0) & ~lesion
+    lesion = _lesion_slices(picture.results[AVERAGE])
+    alone_only = np.stack([_lesion_slices(labels) for labels in picture.results.values()]).any(axis=0) & ~lesion
     positions = choose_slices(lesion, alone_only)
     figures = []
     for position in positions:
@@ -150,6 +150,10 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
         f'<div class="slices" style="--columns: {-(-len(positions) // 2)}; --scans: {len(channels)}">'
         f"{''.join(figures)}</div>"
     )
+
+
+def _lesion_slices(labels: np.ndarray) -> np.ndarray:
+    return np.asarray((labels > 0).any(axis=(1, 2)))
 
 
 def choose_slices(lesion: np.ndarray, alone_only: np.ndarray) -> list[int]:
