@@ -15,7 +15,7 @@ from isles_jax.data.profile import PERCENTILES, across_ml, numbers
 Facts = Mapping[str, Any]
 # The least widening: a share of the largest value, and for shares of voxels the value itself.
 _RELATIVE, _SHARE = 0.05, 0.05
-# A channel is missing from the brain only where it is 0 in more than this share: Tmax is 0 wherever blood arrives early.
+# A channel is missing from the brain if it is 0 in more than this share. Tmax is 0 where blood arrives early.
 _MISSING = 1 / 3
 # A lesion may lie across the midline by this much more than in training, because the midline is only estimated.
 _ACROSS_ML = 1.0
