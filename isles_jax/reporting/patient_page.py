@@ -25,6 +25,9 @@ OF_CLASSES = {
     "cross_validation_dice": "Dice in cross-validation",
 }
 DEFUSE3 = set(summary.DEFUSE3)
+# Columns whose names alone do not say what they are.
+TITLES = {"folds_dice": "Dice between networks, all classes", "flips": "averaged with mirror images"}
+TITLES |= {"min_volume_ml": "smallest lesion kept, ml"}
 
 
 def page(prediction: Prediction) -> str:
@@ -105,6 +108,8 @@ def _summary(prediction: Prediction) -> str:
 
 def _words(column: str) -> str:
     """A column's name as text: hypoperfused_ml is "hypoperfused, ml"."""
+    if column in TITLES:
+        return TITLES[column]
     if column in DEFUSE3:
         return "DEFUSE 3: " + column.removeprefix("defuse3_").replace("_", " ")
     name, _, unit = column.rpartition("_")

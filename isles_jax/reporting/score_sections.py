@@ -7,6 +7,8 @@ from isles_jax.reporting.results import Study
 
 # Of a curve of calibration.json.
 CURVE = ("probability", "frequency", "voxels")
+# The frequency in a bin of fewer voxels is mostly chance, so such a bin is not drawn.
+FEW_VOXELS = 100
 FACTOR_NAMES = {
     "residual": "residual connections",
     "adversarial": "adversarial training",
@@ -135,7 +137,7 @@ def calibration(study: Study) -> str:
             name: [
                 (probability, frequency, voxels)
                 for probability, frequency, voxels in zip(*(curve[key] for key in CURVE), strict=True)
-                if voxels
+                if voxels >= FEW_VOXELS
             ]
             for name, curve in curves.items()
         }
@@ -145,6 +147,7 @@ def calibration(study: Study) -> str:
     colours = {name: f"c{number % 6}" for number, name in enumerate(["predicted class", *names])}
     return (
         f"<h2>Calibration</h2>{markup.table(caption, head, body)}{markup.legend(colours)}"
-        f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. On the '
-        "dashed line a probability of 0.7 is right in 70% of the voxels. Below it the networks are too sure.</p>"
+        f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. A bin of '
+        f"fewer than {FEW_VOXELS} voxels is not drawn. On the dashed line, a probability of 0.7 is right in 70% of the "
+        "voxels. Below it, the networks are too sure.</p>"
     )
