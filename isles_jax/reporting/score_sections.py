@@ -147,7 +147,7 @@ def calibration(study: Study) -> str:
     colours = {name: f"c{number % 6}" for number, name in enumerate(["predicted class", *names])}
     return (
         f"<h2>Calibration</h2>{markup.table(caption, head, body)}{markup.legend(colours)}"
-        f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. A bin of '
-        f"fewer than {FEW_VOXELS} voxels is not drawn. On the dashed line, a probability of 0.7 is right in 70% of the "
-        "voxels. Below it, the networks are too sure.</p>"
+        f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. A bin '
+        f"of fewer than {FEW_VOXELS} voxels is not drawn. On the dashed line, a probability of 0.7 is right in 70% of "
+        "the voxels. Below it, the networks are too sure.</p>"
     )
