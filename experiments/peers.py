@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table.table(runs, "proposed"))
     print("seconds for all folds: "
           + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()))  # fmt: skip
-    write_table(options.workdir / "peers.csv", runs, "proposed")
+    write_table(options.workdir / "peers.csv", results.make_study(runs, "proposed"))
     print(f"\n{options.workdir / 'peers.csv'}")
 
 
