@@ -121,10 +121,10 @@ def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> n
     return np.where(volume_ml[lesions] < min_volume_ml * (1 - 1e-6), 0, labels).astype(labels.dtype)
 
 
-def predict_labels(probabilities: np.ndarray, case: Case, settings: ml_collections.ConfigDict) -> np.ndarray:
-    """The most probable class of each voxel, uint8 [X, Y, Z], without small lesions; `settings` is config.predict."""
+def predict_labels(probabilities: np.ndarray, case: Case, min_volume_ml: float) -> np.ndarray:
+    """The most probable class of each voxel, uint8 [X, Y, Z], without small lesions."""
     labels = probabilities.argmax(axis=-1).astype(np.uint8)
-    return remove_small(labels, settings.min_volume_ml, case.voxel_ml)
+    return remove_small(labels, min_volume_ml, case.voxel_ml)
 
 
 def predict_fold(
@@ -159,7 +159,9 @@ def predict_fold(
                         maps = predict_case(forward, [variables], case, flips=config.predict.flips, target=target)
                         counts = calibration.histograms(maps, case, dataset.classes)
                         files.write_json(directory / "calibration" / f"{case.name}.json", counts)
-                        write_labels(path, predict_labels(maps, case, config.predict), case, dataset.label_values)
+                        write_labels(
+                            path, predict_labels(maps, case, config.predict.min_volume_ml), case, dataset.label_values
+                        )
                 bar.advance(min(processes.count(), len(cases) - start))
 
     processes.on_all(write)

@@ -137,8 +137,8 @@ class _NewCases:
     def _finish(self, case: Case, each: np.ndarray) -> Finished:
         """Makes and writes the prediction of a case from each fold's probabilities [folds, X, Y, Z, C]."""
         mean = each.mean(axis=0)
-        labels = predict_labels(mean, case, self.settings)
-        of_folds = tuple(predict_labels(alone, case, self.settings) for alone in each)
+        labels = predict_labels(mean, case, self.settings.min_volume_ml)
+        of_folds = tuple(predict_labels(alone, case, self.settings.min_volume_ml) for alone in each)
         prediction = self._judge(case, labels, of_folds)
         # Only what the table needs stays in memory.
         finished = prediction.summary, prediction.warnings

@@ -58,7 +58,8 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     # New patients from a bucket to a bucket.
     where = ["--workdir=gs://bucket/runs/one", "--input=gs://bucket/runs/one/phantom", "--output=gs://bucket/new"]
     predict.main(where)
-    assert [path.name for path in sorted((bucket / "new").iterdir())] == [f"{n:02d}.nii.gz" for n in range(1, 5)]
+    written = [f"{n:02d}.{ending}" for n in range(1, 5) for ending in ("html", "json", "nii.gz")]
+    assert sorted(path.name for path in (bucket / "new").iterdir()) == [*written, "summary.csv"]
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

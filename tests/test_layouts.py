@@ -79,7 +79,7 @@ def test_one_command_trains_predicts_and_converts(kind, tmp_path, capsys):
     arguments = [f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'set'}", f"--output={tmp_path / 'out'}"]
     predict.main(arguments)
     cases = layouts.load(tmp_path / "set").cases
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{case.name}.nii.gz" for case in cases]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [f"{c.name}.nii.gz" for c in cases]
     for case in cases:
         image = nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
         assert image.shape == case.labels.shape
