@@ -14,13 +14,16 @@ from isles_jax.data.case import Case
 def test_the_facts_of_a_case(affine, axes):
     case = random_case((12, 11, 6), affine=affine)
     case.images[3, 4, 2, 1] = 0
+    case.images[:, :, :4, 2] = 0
     facts = profile.profile(case, ("Tmax", "TTP", "DWI"))
     assert json.loads(json.dumps(facts)) == facts
     assert (facts["shape"], facts["axes"]) == ([12, 11, 6], axes)
     brain = 10 * 7 * 5
     assert facts["brain_ml"] == pytest.approx(brain * abs(np.linalg.det(affine[:3, :3])) / 1000, abs=1e-3)
     assert facts["empty"] == pytest.approx(1 - brain / (12 * 11 * 6), abs=1e-5)
-    assert facts["zeros"] == {"Tmax": 0.0, "TTP": pytest.approx(1 / brain, abs=1e-5), "DWI": 0.0}
+    assert facts["covered"] == {"Tmax": 1.0, "TTP": 1.0, "DWI": 0.4}, "DWI lacks three of five slices"
+    case.images[..., 0] = 0
+    assert profile.profile(case, ("Tmax", "TTP", "DWI"))["covered"]["Tmax"] == 0
 
 
 def test_right_is_where_the_world_coordinate_is_larger():
@@ -64,5 +67,5 @@ def test_norms_are_the_ranges_over_labelled_cases(phantom_root):
     description["cases"][first]["volume_ml"] = None
     norms = profile.norms(description)
     assert (norms["cases"], norms["axes"]) == (5, [])
-    assert not {"brain_ml", "empty", "across_ml", "zeros.DWI"} & norms["ranges"].keys()
+    assert not {"brain_ml", "empty", "across_ml", "covered.DWI"} & norms["ranges"].keys()
     assert profile.norms({"cases": {}, "channels": ["DWI"]}) == {"cases": 0, "ranges": {}, "axes": []}

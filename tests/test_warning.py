@@ -106,7 +106,7 @@ TABLE = [
     (tall, r"^shape of 32 x 32 x 16; expected 32 x 32 x 8, as"),
     (mirrored, r"^stored axes point to LAS; expected RAS, as"),
     (constant, r"^Tmax is 3 in the whole brain; expected percentiles .*, as"),
-    (missing, r"^Tmax is 0 in \d\S*% of the brain; expected at most \S+%, as"),
+    (missing, r"^Tmax covers \d\S*% of the brain; expected at least 100%, as"),
     (swapped, r"^TTP has the percentiles .* in the brain; expected .*; they fit Tmax: are the channels swapped\?$"),
     (milliseconds, r"^Tmax has the percentiles .* in the brain; expected .*, as in the 24 training cases$"),
     (not_stripped, r"^0% of the voxels are 0; expected \d\S* to \d\S*%, as .*: is it skull-stripped\?$"),
@@ -140,12 +140,13 @@ def test_checks_that_are_left_out_are_named(patients, expected):
     assert warning.notes(unscored) == [
         "the run is not scored; there are no intervals, and the folds' agreement is not compared"
     ]
-    ranges = {key: limits for key, limits in expected["norms"]["ranges"].items() if "zeros" not in key}
+    ranges = {key: limits for key, limits in expected["norms"]["ranges"].items() if "covered" not in key}
     for key in ("brain_ml", "empty", "across_ml"):
         del ranges[key]
     earlier = expected | {"norms": expected["norms"] | {"axes": [], "ranges": ranges}}
     assert warning.notes(earlier) == [
-        "an earlier version began this run; axes, brain volume, skull-stripping, zeros and the midline are not compared"
+        "an earlier version began this run; axes, brain volume, skull-stripping, coverage and the midline are not "
+        "compared"
     ]
     for change in (mirrored, across):
         assert of_case(change(patients[0]), earlier) == []

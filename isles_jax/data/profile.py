@@ -17,8 +17,8 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
 
     Returns:
       shape and spacing_mm; axes: where the stored axes point to, such as "RAS"; brain_ml; empty: the share of voxels
-      that are 0 in all channels; percentiles: of each channel in the brain; zeros: the share of the brain where a
-      channel is 0.
+      that are 0 in all channels; percentiles: of each channel in the brain; covered: the share of the brain in the box
+      of a channel's values that are not 0. Single zeros do not count: Tmax is 0 wherever blood arrives early.
     """
     inside = case.images[case.brain]
     quantiles = np.percentile(inside, PERCENTILES, axis=0).T
@@ -31,8 +31,13 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
         "percentiles": {
             name: [float(f"{value:.5g}") for value in row] for name, row in zip(channels, quantiles, strict=True)
         },
-        "zeros": {name: round(float(share), 5) for name, share in zip(channels, (inside == 0).mean(0), strict=True)},
+        "covered": {name: round(_covered(case, number), 5) for number, name in enumerate(channels)},
     }
+
+
+def _covered(case: Case, channel: int) -> float:
+    boxes = ndimage.find_objects((case.images[..., channel] != 0).astype(np.int8))
+    return float(case.brain[boxes[0]].sum() / case.brain.sum()) if boxes else 0.0
 
 
 def right_side(case: Case) -> np.ndarray:
@@ -93,5 +98,5 @@ def numbers(facts: Mapping[str, Any], channels: Sequence[str]) -> dict[str, floa
     flat |= {key: facts[key] for key in ("brain_ml", "empty", "across_ml") if key in facts}
     for name in channels:
         flat |= {f"percentile.{number}.{name}": value for number, value in enumerate(facts["percentiles"][name])}
-        flat |= {f"zeros.{name}": facts["zeros"][name]} if "zeros" in facts else {}
+        flat |= {f"covered.{name}": facts["covered"][name]} if "covered" in facts else {}
     return flat

@@ -15,8 +15,6 @@ from isles_jax.data.profile import PERCENTILES, across_ml, numbers
 Facts = Mapping[str, Any]
 # The least widening: a share of the largest value, and for shares of voxels the value itself.
 _RELATIVE, _SHARE = 0.05, 0.05
-# A channel is missing from the brain if it is 0 in more than this share. Tmax is 0 where blood arrives early.
-_MISSING = 1 / 3
 # A lesion may lie across the midline by this much more than in training, because the midline is only estimated.
 _ACROSS_ML = 1.0
 # A lesion may be this much larger than the largest of the training cases.
@@ -29,7 +27,7 @@ def notes(expected: Facts) -> list[str]:
         return ["the run does not describe its training cases, so no image is compared with them"]
     left_out = []
     if not expected["norms"]["axes"]:
-        facts = "axes, brain volume, skull-stripping, zeros and the midline"
+        facts = "axes, brain volume, skull-stripping, coverage and the midline"
         left_out.append(f"an earlier version began this run; {facts} are not compared")
     if "least_dice" not in expected:
         left_out.append("the run is not scored; there are no intervals, and the folds' agreement is not compared")
@@ -78,14 +76,16 @@ def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Mappin
     strange = [name for name in channels if not _fits(values[name], ranges, name)]
     found = []
     for name in channels:
-        zeros, most = seen[f"zeros.{name}"], max(_MISSING, 2 * ranges.get(f"zeros.{name}", [0.0, 0.5])[1])
+        covered, least = seen[f"covered.{name}"], ranges.get(f"covered.{name}", [0.0])[0]
         wanted = ", ".join(_text(limits) for limits in _limits(ranges, name))
         if values[name][0] == values[name][-1]:
             found.append(
                 f"{name} is {values[name][0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}"
             )
-        elif zeros > most:
-            found.append(f"{name} is 0 in {100 * zeros:.3g}% of the brain; expected at most {100 * most:.3g}%, {as_in}")
+        elif covered < least - _SHARE:
+            found.append(
+                f"{name} covers {100 * covered:.3g}% of the brain; expected at least {100 * least:.3g}%, {as_in}"
+            )
         elif name in strange:
             fitting = [other for other in channels if other != name and _fits(values[name], ranges, other)]
             # A channel that is itself out of range is the more likely partner.
