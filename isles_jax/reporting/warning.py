@@ -73,7 +73,6 @@ def _skull(seen: Mapping[str, float], ranges: Mapping[str, list], as_in: str) ->
 def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Mapping[str, list], as_in: str) -> list[str]:
     """At most one warning for each channel: constant, missing from the brain, swapped with another, or out of range."""
     values = {name: [seen[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))] for name in channels}
-    strange = [name for name in channels if not _fits(values[name], ranges, name)]
     found = []
     for name in channels:
         covered, least = seen[f"covered.{name}"], ranges.get(f"covered.{name}", [0.0])[0]
@@ -86,10 +85,11 @@ def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Mappin
             found.append(
                 f"{name} covers {100 * covered:.3g}% of the brain; expected at least {100 * least:.3g}%, {as_in}"
             )
-        elif name in strange:
-            fitting = [other for other in channels if other != name and _fits(values[name], ranges, other)]
-            # A channel that is itself out of range is the more likely partner.
-            others = [other for other in fitting if other in strange] or fitting
+        elif not _fits(values[name], ranges, name):
+            others = [
+                other for other in channels
+                if other != name and _fits(values[name], ranges, other) and _fits(values[other], ranges, name)
+            ]  # fmt: skip
             hint = f"; they fit {' and '.join(others)}: are the channels swapped?" if others else ""
             shown = ", ".join(f"{value:.4g}" for value in values[name])
             found.append(f"{name} has the percentiles {shown} in the brain; expected {wanted}, {as_in}{hint}")
