@@ -9,7 +9,7 @@ from isles_jax import losses
 from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
 from isles_jax.training.state import init_state
-from isles_jax.training.step import _supervised, make_step
+from isles_jax.training.step import _accuracy, _supervised, make_step
 
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.
@@ -155,3 +155,13 @@ def test_low_precision_keeps_the_state_in_float32(small_config):
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state.segmenter, state.critics)) if leaf.dtype.kind == "f"}
     assert kinds == {jnp.dtype(jnp.float32)}
     assert all(np.isfinite(value[0]) for value in metrics.values())
+
+
+def test_the_critics_accuracy_counts_pairs_or_sides_of_the_other_mean():
+    real, fake = jnp.array([3.0, 1.0, 0.0, -1.0]), jnp.array([2.0, 1.0, -2.0, -1.0])
+    # Pairs: 3 > 2 and 0 > -2; a tie is no success.
+    assert _accuracy(real, fake, average=False) == 0.5
+    # The means are 0.75 and 0: real 3 and 1 lie above 0, fake -2 and -1 below 0.75.
+    assert _accuracy(real, fake, average=True) == 0.5
+    assert _accuracy(real + 10, fake, average=True) == 1.0
+    assert _accuracy(real - 10, fake, average=False) == 0.0

@@ -1,7 +1,12 @@
 """The notes below a table: what its numbers mean, and what they cannot show."""
 
 from isles_jax.reporting import results, statistics
-from isles_jax.reporting.results import Study
+from isles_jax.reporting.results import Run, Study
+
+# Metrics of a step: how often a critic ranks a reference above a prediction.
+ACCURACY = "critic_accuracy/"
+# A critic that is right less often has learnt next to nothing; one that is right more often has won.
+CHANCE, OUTRIGHT = 0.55, 0.99
 
 
 def limitations(study: Study) -> list[str]:
@@ -31,6 +36,27 @@ def limitations(study: Study) -> list[str]:
     return sentences
 
 
+def critics(run: Run) -> list[str]:
+    """What the critics' accuracy says about the adversarial loss, a sentence for each critic that cannot teach.
+
+    The accuracy is the mean over the last quarter of the steps, over all folds. Earlier versions kept none.
+    """
+    last = [line for lines in run.curves for line in lines if line["step"] > 0.75 * lines[-1]["step"]]
+    accuracies: dict[str, list[float]] = {}
+    for name, value in (item for line in last for item in line.items()):
+        if name.startswith(ACCURACY) and value is not None:
+            accuracies.setdefault(name.removeprefix(ACCURACY), []).append(value)
+    sentences = []
+    for critic, values in accuracies.items():
+        mean = sum(values) / len(values)
+        ranks = f"the critic of {critic} ranks {mean:.0%} of the pairs rightly at the end"
+        if mean < CHANCE:
+            sentences.append(f"{ranks}, about as by chance, so that its adversarial loss taught nothing")
+        elif mean > OUTRIGHT:
+            sentences.append(f"{ranks}, so that its adversarial loss hardly says how to improve")
+    return sentences
+
+
 def notes(study: Study) -> list[str]:
     """What a reader of the table must know, `limitations` included; one or two sentences each."""
     first = study.first
@@ -49,5 +75,5 @@ def notes(study: Study) -> list[str]:
     if any(results.paper_dice(label, name) for label in study.rows for name in study.classes):
         other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
         texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
-    texts += [f"{label}: {note}." for label, run in study.runs.items() for note in run.notes]
+    texts += [f"{label}: {note}." for label, run in study.runs.items() for note in (*run.notes, *critics(run))]
     return [*texts, *limitations(study)]

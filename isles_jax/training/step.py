@@ -160,7 +160,8 @@ def _adversary(
 
     def critic_loss(params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple[Array, Any]:
         on_real, on_fake, batch_stats = judge(params, batch_stats, real, fake)
-        return losses.relativistic_discriminator_loss(on_real, on_fake, average=average), batch_stats
+        loss = losses.relativistic_discriminator_loss(on_real, on_fake, average=average)
+        return loss, (batch_stats, _accuracy(on_real, on_fake, average))
 
     def segmenter_loss(fake: Array, real: Array, params: Any, batch_stats: Any) -> Array:
         # The updated critic. It judges the real maps again, apart: they need no backward pass, and no statistics.
@@ -174,9 +175,9 @@ def _adversary(
             for name, view in views.items()
         ]
         results = each(jax.value_and_grad(critic_loss, has_aux=True), arguments)
-        for name, ((value, batch_stats), gradients) in zip(views, results, strict=True):
+        for name, ((value, (batch_stats, accuracy)), gradients) in zip(views, results, strict=True):
             updated[name] = _updated(optimizer, critics[name], lax.pmean(gradients, axis_name), batch_stats)
-            metrics[f"critic/{name}"] = value
+            metrics[f"critic/{name}"], metrics[f"critic_accuracy/{name}"] = value, accuracy
         return updated, metrics
 
     def fool(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> dict:
@@ -188,6 +189,13 @@ def _adversary(
         return {f"adversarial/{name}": (weight, value) for name, value in zip(views, values, strict=True)}
 
     return update, fool
+
+
+def _accuracy(on_real: Array, on_fake: Array, average: bool) -> Array:
+    """How often a critic ranks real above fake, pair by pair; with `average`, above or below the other kind's mean."""
+    if not average:
+        return (on_real > on_fake).mean()
+    return ((on_real > on_fake.mean()).mean() + (on_fake < on_real.mean()).mean()) / 2
 
 
 # What a critic makes of a batch of real and fake maps: (verdicts on real, on fake, running statistics after both).
