@@ -47,7 +47,9 @@ def test_operations_are_read_with_their_parts_bytes_and_loops():
     assert cycles["cycles_by_part"] == {"critics": 300.0, "copies": 7.0, "augmentation": 0.0, "other": 0.0}
     assert cycles["without_estimate"] == {"gather": 1}
     assert cycles["cycles_without_estimate_by_bytes"] == pytest.approx(6 * 64 * 4 / 819e9 * 1.5e9)
-    assert [line.strip()[:14] for line in ahead._pixelwise(TEXT)] == ["ROOT %gather.1"]
+    assert ahead._pixelwise(TEXT) == [], "eight numbers are no picture"
+    picture = TEXT.replace("f32[8]{0} gather(", "f32[2,32,32]{2,1,0:T(8,128)} gather(")
+    assert [line.strip()[:14] for line in ahead._pixelwise(picture)] == ["ROOT %gather.1"]
     collectives = ahead._collectives(list(found.values()), 1, chips.CHIPS["v5e"], 2)
     assert (collectives["count"], collectives["bytes"]) == (1, 64 * 4)
     assert collectives["seconds_at_peak"] == pytest.approx(64 * 4 / 200e9)

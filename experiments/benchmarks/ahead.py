@@ -10,6 +10,7 @@ import argparse
 import datetime
 import json
 import math
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ PARTS = ("optimiser", "augmentation", "losses", "critics", "SUMNet")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # These have no estimate of cycles; for all others without one, nothing is to be done.
 UNESTIMATED = ("reduce-window", "select-and-scatter", "gather", "scatter", "sort", "fusion", "convolution")
+# Fewer numbers than this are no picture: a loss gathers one for each class.
+PICTURE = 32 * 32
 # What a GPU is asked to launch.
 LAUNCHES = ("fusion", "custom-call", "copy", "convolution", "sort", "gather", "scatter", "reduce-window", "reduce",
             "transpose", "select-and-scatter", "dynamic-update-slice", "dynamic-slice", "concatenate")  # fmt: skip
@@ -194,14 +197,17 @@ def _collectives(found: list[Operation], calls: int, chip: Chip, devices: int) -
 
 
 def _pixelwise(text: str) -> list[str]:
-    """Gathers and scatters, fused or not, that take fewer than eight numbers at a place."""
+    """Gathers and scatters of a picture's size, fused or not, that take fewer than eight numbers at a place."""
     lines = []
     for line in text.splitlines():
-        if " gather(" in line:
+        found = re.search(r" = \w+\[([\d,]*)\]\S* (gather|scatter)\(", line)
+        if not found or math.prod(int(side) for side in found[1].split(",") if side) < PICTURE:
+            continue
+        if found[2] == "gather":
             sides = line.partition("slice_sizes={")[2].partition("}")[0]
             if math.prod(int(side) for side in sides.split(",") if side) < 8:
                 lines.append(line)
-        elif " scatter(" in line and "update_window_dims={}" in line:
+        elif "update_window_dims={}" in line:
             lines.append(line)
     return lines
 
