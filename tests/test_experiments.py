@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import ablation, results_page, rows, study, table1
+from experiments import ablation, nnunet, results_page, rows, study, table1
 from isles_jax.config import flatten
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
@@ -119,3 +119,19 @@ def test_a_table_of_results_in_markdown(tmp_path):
         "| proposed | 0.625 [0.500, 0.750] | - |\n"
         "<!-- end -->\nprose\n"
     )
+
+
+def test_nnunet_gets_our_folds():
+    assert nnunet.splits([["b", "a"], ["d"], ["c"]]) == [
+        {"train": ["c", "d"], "val": ["a", "b"]}, {"train": ["a", "b", "c"], "val": ["d"]},
+        {"train": ["a", "b", "d"], "val": ["c"]},
+    ]  # fmt: skip
+
+
+def test_a_missing_nnunet_is_named_with_the_extra_that_has_it(monkeypatch):
+    def missing(name):
+        raise nnunet.PackageNotFoundError(name)
+
+    monkeypatch.setattr(nnunet, "version", missing)
+    with pytest.raises(InputError, match=r"found no nnunetv2, expected the extra `peers`"):
+        nnunet.main(["--workdir=anywhere"])
