@@ -169,7 +169,7 @@ def test_nnunet_folders_of_other_channels_and_classes(tmp_path, phantom_root, sy
     assert {row["class"] for row in rows} == foreground.keys() | whole
     assert not (run / "clinical_rule.csv").exists()
     critics = {
-        name for name in json.loads((run / "fold_0" / "metrics.jsonl").read_text().splitlines()[0]) if "critic" in name
+        name for name in json.loads((run / "fold_0" / "metrics.jsonl").read_text().splitlines()[0]) if "critic/" in name
     }
     assert len(critics) == (system == "proposed")
 
