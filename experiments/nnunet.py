@@ -148,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         versions = {name: version(name) for name in ("nnunetv2", "torch")}
     except PackageNotFoundError as error:
         raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
+    if options.seeds < 1:
+        raise InputError(f"--seeds={options.seeds}: expected 1 or more")
     names = options.rows.split(",")
     ours = {
         name: [results.read_run(options.workdir / f"seed_{seed}" / name) for seed in range(options.seeds)]

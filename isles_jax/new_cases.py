@@ -25,6 +25,8 @@ from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, weights
 
+# The folders of maps that a command can write beside the label volumes.
+MAPS = ("probabilities", "spread")
 # A case's row of summary.csv, and its warnings.
 Finished = tuple[Mapping[str, summary.Value], tuple[str, ...]]
 
@@ -60,7 +62,8 @@ def predict_folder(
       defuse3: add the thresholds of DEFUSE 3 to summary.csv.
       strict: write nothing of a case with a warning, and raise an error in the end.
       page: write CASE.html, see `patient_page.page`.
-      overwrite: replace existing files.
+      overwrite: replace existing files. None of an earlier prediction of these cases stays, so that all files of a case
+        belong together; summary.csv goes first.
 
     Raises:
       InputError: see `weights.load`; bad cases (one line each); a file exists and `overwrite` is not set; a file cannot
@@ -77,9 +80,9 @@ def predict_folder(
         found = ", ".join(trained.classes)
         raise InputError(f"--defuse3: found the classes {found} in {run}, expected core and penumbra")
     dataset, expected = load_images(images, trained.channels), expectations.known(run, trained)
-    maps = [name for name, wanted in (("probabilities", probabilities), ("spread", spread)) if wanted]
+    maps = [name for name, wanted in zip(MAPS, (probabilities, spread), strict=True) if wanted]
     new = _NewCases(trained, settings, expected, output, tuple(maps), _origin(run, trained), defuse3, strict, page)
-    _make_room([*(path for case in dataset.cases for path in new.paths(case)), output / "summary.csv"], overwrite)
+    _make_room([path for case in dataset.cases for path in new.every_path(case)], output, new.maps, overwrite)
     _announce(run, trained, settings, dataset, output)
     for note in (*dataset.notes, *warning.notes(expected)):
         print(f"note: {note}")
@@ -109,11 +112,10 @@ class _NewCases:
     strict: bool
     page: bool
 
-    def paths(self, case: Case) -> list[epath.Path]:
-        """The files of a case."""
-        image, endings = f"{case.name}.nii.gz", [".json", *[".html"] * self.page]
-        texts = [self.output / f"{case.name}{ending}" for ending in endings]
-        return [self.output / image, *(self.output / n / image for n in self.maps), *texts]
+    def every_path(self, case: Case) -> list[epath.Path]:
+        """The files that a case has with all flags; the label volume is the first."""
+        alone = [self.output / f"{case.name}{ending}" for ending in (".nii.gz", ".json", ".html")]
+        return [*alone, *(self.output / name / f"{case.name}.nii.gz" for name in MAPS)]
 
     def predict(self, cases: Sequence[Case]) -> list[Finished]:
         """Predicts and writes the cases. While the network works on a case, a thread finishes the one before."""
@@ -140,19 +142,22 @@ class _NewCases:
         labels = predict_labels(mean, case, self.settings.min_volume_ml)
         of_folds = tuple(predict_labels(alone, case, self.settings.min_volume_ml) for alone in each)
         prediction = self._judge(case, labels, of_folds)
+        refused = self.strict and bool(prediction.warnings)
+        image_path, json_path, page_path, *_ = every = self.every_path(case)
+        # The image is replaced in one go, so that a full disk does not take it away.
+        for path in every[not refused :]:
+            with files.writing(path):
+                path.unlink(missing_ok=True)
+        if not refused:
+            write_labels(image_path, labels, case, self.trained.label_values)
+            for name in self.maps:
+                volume = mean if name == "probabilities" else _spread(each)
+                write_volume(self.output / name / image_path.name, volume, case)
+            summary.write_json(json_path, prediction)
+            if self.page:
+                files.write_atomic(page_path, patient_page.page(prediction))
         # Only what the table needs stays in memory.
-        finished = prediction.summary, prediction.warnings
-        if self.strict and prediction.warnings:
-            return finished
-        image_path, *paths = self.paths(case)
-        map_paths, text_paths = paths[: len(self.maps)], paths[len(self.maps) :]
-        for name, path in zip(self.maps, map_paths, strict=True):
-            write_volume(path, mean if name == "probabilities" else _spread(each), case)
-        write_labels(image_path, labels, case, self.trained.label_values)
-        summary.write_json(text_paths[0], prediction)
-        if self.page:
-            files.write_atomic(text_paths[1], patient_page.page(prediction))
-        return finished
+        return prediction.summary, prediction.warnings
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
@@ -203,12 +208,20 @@ def _announce(
     print("; ".join([*notes, f"to {output}"]))
 
 
-def _make_room(paths: Sequence[epath.Path], overwrite: bool) -> None:
-    """Makes the folders for the files to write; InputError before any is written if a file exists already."""
-    existing = [path for path in paths if path.exists()]
+def _make_room(paths: Sequence[epath.Path], output: epath.Path, maps: Sequence[str], overwrite: bool) -> None:
+    """Makes the folders to write to, and takes away an earlier summary.csv.
+
+    Raises:
+      InputError: one of the paths or summary.csv exists, and `overwrite` is not set; a folder cannot be made.
+    """
+    table = output / "summary.csv"
+    existing = [path for path in (*paths, table) if path.exists()]
     if existing and not overwrite:
-        more = f" and {len(existing) - 1} more of the files to write" if existing[1:] else ""
+        more = f" and {len(existing) - 1} more of these cases' files" if existing[1:] else ""
         raise InputError(f"{existing[0]} exists{more}; choose another --output, or replace them with --overwrite")
-    for folder in {path.parent for path in paths}:
+    for folder in (output, *(output / name for name in maps)):
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+    # It is written last, so that a folder with it is complete.
+    with files.writing(table):
+        table.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help=strict)
     page = "write no page DIR/CASE.html with numbers, pictures and warnings"
     parser.add_argument("--no-page", action="store_false", dest="page", help=page)
-    overwrite = "replace files that exist; by default, they are an error"
+    overwrite = "replace all files of earlier predictions of these cases; by default, they are an error"
     parser.add_argument("--overwrite", action="store_true", help=overwrite)
     options = parser.parse_args(arguments)
     if options.min_volume_ml is not None and not options.min_volume_ml >= 0:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from helpers import ROOT, random_case, save_case
 from isles_jax import __version__, export, inference, new_cases, predict
 from isles_jax.data import check, layouts
 from isles_jax.networks import make_forward
-from isles_jax.reporting import expected, scores
+from isles_jax.reporting import expected, results, scores
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
@@ -109,6 +110,36 @@ def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root
     assert not list((tmp_path / "none").iterdir())
     predict.main([*base, f"--output={tmp_path / 'all'}"])
     assert {row["warnings"] for row in rows_of(tmp_path / "all")} == {"too odd"}
+
+
+def test_overwriting_leaves_no_file_of_an_earlier_prediction(scored_run, phantom_root, tmp_path, monkeypatch):
+    out, warned = tmp_path / "out", set()
+    monkeypatch.setattr(
+        new_cases.warning, "of_prediction", lambda labels, case, *rest: ["too odd"] * (case.name in warned)
+    )
+    command = [f"--workdir={scored_run}", f"--input={phantom_root}", f"--output={out}"]
+    predict.main([*command, "--spread", "--probabilities"])
+    names = [row["case"] for row in rows_of(out)]
+    (out / "corrected.nii.gz").write_bytes(b"of another case")
+    predict.main([*command, "--overwrite", "--no-page"])
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    expected = [f"{name}.{ending}" for name in names for ending in ("json", "nii.gz")]
+    assert found == sorted([*expected, "summary.csv", "corrected.nii.gz"])
+    warned |= set(names)
+    with pytest.raises(InputError, match="too odd"):
+        predict.main([*command, "--overwrite", "--strict"])
+    assert [path.name for path in out.rglob("*.*")] == ["corrected.nii.gz"], "it belongs to another case"
+
+
+def test_changed_scores_of_a_finished_run_are_refused(finished_workdirs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_workdirs["bl1"], run)
+    results.seal(files.location(run))
+    assert "errors" in expected.read(files.location(run))
+    lines = (run / "cases.csv").read_text().splitlines(keepends=True)
+    (run / "cases.csv").write_text("".join(lines[:-3]))
+    with pytest.raises(InputError, match=r"cases.csv: found other content than when the run ended"):
+        expected.read(files.location(run))
 
 
 def test_flags_that_a_run_cannot_fulfil(untrained_run, phantom_root, tmp_path):

@@ -81,7 +81,7 @@ def test_flags_override_the_settings_of_the_run(untrained_run, forward, tmp_path
     )
     # What is there may have been corrected by hand.
     before = (tmp_path / "out" / "x.nii.gz").read_bytes()
-    with pytest.raises(InputError, match=r"out/x\.nii\.gz exists and 3 more of the files to write; choose another"):
+    with pytest.raises(InputError, match=r"out/x\.nii\.gz exists and 4 more of these cases' files; choose another"):
         call(untrained_run, *base, "--min-volume-ml=1000")
     assert (tmp_path / "out" / "x.nii.gz").read_bytes() == before
     (tmp_path / "out" / "x.html").unlink()

@@ -108,7 +108,7 @@ def reliability(title: str, series: Mapping[str, Sequence[tuple[float, float, in
 
     Args:
       title: plain text above the chart.
-      series: {label: [(mean probability, frequency, voxels) of each bin with voxels]}, for colours c0, c1, ...
+      series: {label: [(mean probability, frequency, voxels) of each bin to draw]}, for colours c0, c1, ...
     """
     top, height = 26, 258
 

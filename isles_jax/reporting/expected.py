@@ -15,7 +15,7 @@ from etils import epath
 
 from isles_jax.data import profile
 from isles_jax.data.case import WHOLE_LESION
-from isles_jax.reporting import scores
+from isles_jax.reporting import results, scores
 from isles_jax.reporting.scores import Row
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
@@ -41,8 +41,9 @@ def read(workdir: epath.Path) -> dict[str, Any]:
       cases' errors holds the true volume (None if there are too few).
 
     Raises:
-      InputError: data.json or cases.csv is damaged.
+      InputError: data.json or cases.csv is damaged, or a file of a finished run has changed.
     """
+    results.check_seal(workdir)
     expected: dict[str, Any] = {}
     path = workdir / "data.json"
     if path.exists():

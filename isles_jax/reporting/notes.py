@@ -51,7 +51,7 @@ def critics(run: Run) -> list[str]:
         mean = sum(values) / len(values)
         ranks = f"the critic of {critic} ranks {mean:.0%} of the pairs rightly at the end"
         if mean < CHANCE:
-            sentences.append(f"{ranks}, about as by chance, so that its adversarial loss taught nothing")
+            sentences.append(f"{ranks}, about as by chance, so that its adversarial loss could teach little")
         elif mean > OUTRIGHT:
             sentences.append(f"{ranks}, so that its adversarial loss hardly says how to improve")
     return sentences

@@ -26,8 +26,11 @@ OF_CLASSES = {
 }
 DEFUSE3 = set(summary.DEFUSE3)
 # Columns whose names alone do not say what they are.
-TITLES = {"folds_dice": "Dice between networks, all classes", "flips": "averaged with mirror images"}
-TITLES |= {"min_volume_ml": "smallest lesion kept, ml"}
+TITLES = {
+    "folds_dice": "Dice between networks, all classes",
+    "flips": "averaged with mirror images",
+    "min_volume_ml": "smallest lesion kept, ml",
+}
 
 
 def page(prediction: Prediction) -> str:

@@ -102,7 +102,7 @@ def read_run(workdir: epath.PathLike) -> Run:
       InputError: the folder holds no run, or one of its files is missing or damaged.
     """
     workdir = files.location(workdir)
-    _check_seal(workdir)
+    check_seal(workdir)
     config, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     rule = workdir / "clinical_rule.csv"
     return Run(
@@ -124,7 +124,7 @@ def seal(workdir: epath.Path) -> None:
     files.write_json(workdir / "DONE", {name: checksum for name in SEALED if (checksum := _checksum(workdir / name))})
 
 
-def _check_seal(workdir: epath.Path) -> None:
+def check_seal(workdir: epath.Path) -> None:
     """Raises an InputError if a file differs from its checksum in DONE, which is empty in runs of earlier versions."""
     path = workdir / "DONE"
     if not path.exists() or not path.read_bytes():
