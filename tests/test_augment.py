@@ -38,6 +38,7 @@ def test_without_rotation_scale_and_intensity_only_flips_remain():
     assert 0 < flipped < 12
 
 
+@pytest.mark.slow
 def test_a_slice_depends_on_its_own_key_only():
     keys, images, labels = example()
     together = augment(keys, images, labels)
@@ -106,6 +107,7 @@ def both_forms(image, label, mirror, degrees, size):
 
 @pytest.mark.parametrize("mirror", [1, -1])
 @pytest.mark.parametrize("size", [0.93, 1.0, 1.07])
+@pytest.mark.slow
 def test_without_rotation_two_passes_are_bilinear_interpolation(mirror, size):
     rng = np.random.default_rng(0)
     image, label = rng.normal(size=(20, 16, 2)), rng.integers(-1, 3, (20, 16))
@@ -115,6 +117,7 @@ def test_without_rotation_two_passes_are_bilinear_interpolation(mirror, size):
 
 
 @pytest.mark.parametrize("degrees", [-10, -3, 3, 10])
+@pytest.mark.slow
 def test_two_passes_follow_the_same_rotation(degrees):
     """On a smooth image the two interpolations agree; a label comes from within a pixel of the same place."""
     rng = np.random.default_rng(0)

@@ -79,6 +79,7 @@ def test_the_image_runs_as_user_1000_and_starts_with_the_command_of_the_package(
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs unshare, and the right to make a user namespace")
+@pytest.mark.slow
 def test_it_predicts_as_user_1000_without_network_on_what_it_cannot_write(untrained_run, phantom_root, tmp_path):
     build = copy_as_the_recipe_does(tmp_path / "image")
     model, images, output = (tmp_path / name for name in ("model", "input", "output"))

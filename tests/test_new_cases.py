@@ -176,6 +176,7 @@ def test_several_cases_share_one_compilation(scored_run, untrained_run, forward,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_killed_command_leaves_whole_files(scored_run, tmp_path, number):
     for index in range(40):
         save_case(tmp_path / "in" / f"case{index:02d}", random_case((32, 32, 8), index))

@@ -87,6 +87,7 @@ def test_dice_and_focal_have_weights_of_their_own(small_config):
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.slow
 def test_accelerators_trace_one_program_for_all_critics(small_config, platform):
     # Both maps at once for the update, and one after the other for the segmenter, whatever the number of critics; and
     # once more each for the shapes of the results: those of the critics of one class, and of all.
