@@ -53,6 +53,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     model.width = config_dict.placeholder(int)
     # Part of the network that has batch norm: "encoder", "all" or "none".
     model.batch_norm = "encoder"
+    # Whether a 1x1 convolution to three channels with a ReLU comes first, as in the paper's network.
+    model.preconv = True
     # Implementation of the convolutions: "lax"; "winograd" (isles_jax/conv.py), which is faster on CPU but compiles
     # longer; or "auto", which takes "winograd" on CPU if the run is long enough to make up for the compilation.
     model.conv = "auto"
@@ -66,6 +68,9 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     discriminator.average = False
     # Adam's learning rate for the discriminators (betas 0.5 and 0.999).
     discriminator.learning_rate = 1e-4
+    # Standard deviation of the noise on the maps that a discriminator sees, reference and prediction alike. Without
+    # noise, zeros and ones give a reference away.
+    discriminator.noise = 0.0
 
     config.loss = loss = ml_collections.ConfigDict()
     # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.
@@ -118,8 +123,10 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     train.parallel = "pmap"
 
     config.augment = augment = ml_collections.ConfigDict()
-    # Augment the training slices at random, inside the compiled step: left-right flip and the three below.
+    # Augment the training slices at random, inside the compiled step: flips and the three below.
     augment.enabled = True
+    # Axes of a slice along which it is flipped, each at random: "left-right" or "both".
+    augment.flips = "left-right"
     # Largest rotation in degrees, in either direction.
     augment.rotation_degrees = 10.0
     # Largest change of scale: 0.1 means factors from 0.9 to 1.1.
@@ -128,7 +135,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     augment.intensity = 0.1
 
     config.predict = predict = ml_collections.ConfigDict()
-    # Average the prediction of each slice with that of its left-right mirror image. This takes twice the time.
+    # Average the prediction of each slice with that of its left-right mirror image, or with those of its three mirror
+    # images if augment.flips is "both". This takes twice or four times the time.
     predict.flips = False
     # Lesions smaller than this become background; a lesion is a 26-connected region of any foreground classes. 0: none.
     predict.min_volume_ml = 0.0
@@ -174,8 +182,8 @@ _POSITIVE = (
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary", "loss.dice",
-    "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
+    "seed", "data.phantom.difficulty", "discriminator.noise", "loss.cross_entropy", "loss.lovasz", "loss.boundary",
+    "loss.dice", "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
     "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip
 _CHOICES = {
@@ -184,6 +192,7 @@ _CHOICES = {
     "data.phantom.layout": ("spes", "isles2022"),
     "model.batch_norm": ("encoder", "all", "none"),
     "model.conv": ("auto", "lax", "winograd"),
+    "augment.flips": ("left-right", "both"),
     "train.parallel": ("pmap", "shard_map"),
 }
 

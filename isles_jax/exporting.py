@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from isles_jax.inference import average
+from isles_jax.inference import average, mirror_axes
 from isles_jax.models import MULTIPLE
 from isles_jax.networks import make_forward, make_segmenter
 from isles_jax.reporting import expected
@@ -55,8 +55,10 @@ def serialise(trained: Trained) -> bytes:
     """
     forward = make_forward(make_segmenter(trained.config, len(trained.classes) + 1))
 
+    mirror = mirror_axes(trained.config, trained.config.predict.flips)
+
     def inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        return average(forward, list(weights.nested(tensors).values()), images, trained.config.predict.flips)
+        return average(forward, list(weights.nested(tensors).values()), images, mirror)
 
     like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.flat(trained).items()}
     shape = jax.export.symbolic_shape(f"b, {MULTIPLE}*h, {MULTIPLE}*w, {len(trained.channels)}")

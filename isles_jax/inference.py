@@ -1,5 +1,6 @@
 """Predictions: from a case to class probabilities and labels, and from a fold's held-out cases to label files."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +30,12 @@ Images = TypeVar("Images", np.ndarray, Array)
 
 
 def predict_case(
-    forward: Callable[..., Array], folds: Sequence[Any], case: Case, *, flips: bool = False, target: Target = AS_STORED
+    forward: Callable[..., Array],
+    folds: Sequence[Any],
+    case: Case,
+    *,
+    mirror: Sequence[int] = (),
+    target: Target = AS_STORED,
 ) -> np.ndarray:
     """Class probabilities of a case on its own grid, averaged over the networks of several folds.
 
@@ -38,11 +44,16 @@ def predict_case(
     Returns:
       float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
     """
-    return predict_folds(forward, folds, case, flips=flips, target=target).mean(axis=0)
+    return predict_folds(forward, folds, case, mirror=mirror, target=target).mean(axis=0)
 
 
 def predict_folds(
-    forward: Callable[..., Array], folds: Sequence[Any], case: Case, *, flips: bool = False, target: Target = AS_STORED
+    forward: Callable[..., Array],
+    folds: Sequence[Any],
+    case: Case,
+    *,
+    mirror: Sequence[int] = (),
+    target: Target = AS_STORED,
 ) -> np.ndarray:
     """Class probabilities of a case on its own grid, of each fold's network alone.
 
@@ -50,7 +61,7 @@ def predict_folds(
       forward: from `make_forward`.
       folds: variables of one network or more.
       case: its labels are ignored.
-      flips: see `average`.
+      mirror: see `average`.
       target: the grid that the networks work on.
 
     Returns:
@@ -72,7 +83,7 @@ def predict_folds(
         part = stack[start : start + BATCH]
         # The last batch is padded, so that one compilation serves all batches.
         part = np.pad(part, [(0, BATCH - len(part))] + [(0, 0)] * 3)
-        parts.append([average(on_host, [variables], part, flips) for variables in folds])
+        parts.append([average(on_host, [variables], part, mirror) for variables in folds])
     if not parts:
         raise InputError(f"{case.name}: found no voxel of brain, expected some")
     results = []
@@ -87,18 +98,28 @@ def predict_folds(
     return np.stack(results)
 
 
-def average(forward: Callable[[Any, Images], Images], folds: Sequence[Any], images: Images, flips: bool) -> Images:
+def mirror_axes(config: ml_collections.ConfigDict, flips: bool) -> tuple[int, ...]:
+    """The axes of a batch of slices along which predictions are mirrored: with `flips`, those that training flips."""
+    both = config.augment.get("flips") == "both"
+    return ((1, 2) if both else (1,)) if flips else ()
+
+
+def average(
+    forward: Callable[[Any, Images], Images], folds: Sequence[Any], images: Images, mirror: Sequence[int]
+) -> Images:
     """The mean of the class probabilities of several networks.
 
     Args:
       forward: (variables, images) -> probabilities [B, H, W, C].
       folds: variables of one network or more.
       images: [B, H, W, M].
-      flips: average also over the mirror images of the slices along their first axis, the axis that training flips.
+      mirror: average also over the mirror images of the slices along these axes, and along all of them together.
     """
-    probabilities = [forward(variables, images) for variables in folds]
-    if flips:
-        probabilities += [forward(variables, images[:, ::-1])[:, ::-1] for variables in folds]
+    probabilities = []
+    for chosen in itertools.product((1, -1), repeat=len(mirror)):
+        step = dict(zip(mirror, chosen, strict=True))
+        turn = tuple(slice(None, None, step.get(axis, 1)) for axis in range(images.ndim))
+        probabilities += [forward(variables, images[turn])[turn] for variables in folds]
     return sum(probabilities[1:], start=probabilities[0]) / len(probabilities)
 
 
@@ -139,6 +160,7 @@ def predict_fold(
     target = Target(**meta.get("grid", {}))
     slices = sum(case.images.shape[2] for case in dataset.cases)
     forward = make_forward(make_segmenter(config, len(dataset.classes) + 1, calls=slices // BATCH))
+    mirror = mirror_axes(config, config.predict.flips)
     folder = directory / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     if meta["skipped"]:
@@ -156,7 +178,7 @@ def predict_fold(
                 for case in processes.share(cases[start : start + processes.count()]):
                     path = folder / f"{case.name}.nii.gz"
                     if not path.exists():
-                        maps = predict_case(forward, [variables], case, flips=config.predict.flips, target=target)
+                        maps = predict_case(forward, [variables], case, mirror=mirror, target=target)
                         counts = calibration.histograms(maps, case, dataset.classes)
                         files.write_json(directory / "calibration" / f"{case.name}.json", counts)
                         write_labels(

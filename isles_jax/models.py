@@ -206,6 +206,8 @@ class SUMNet(nn.Module):
         convolution with batch norm where the channels differ (He et al. 2016).
       width: channels of the first stage; 64 is the published network.
       batch_norm: "encoder", "all" (decoder too) or "none" (the published SUMNet of 2018).
+      preconv: whether a 1x1 convolution to three channels with a ReLU comes first, as in the published network. As it
+        starts, its ReLU sets what is below the brain's mean to 0.
       dtype: compute type; parameters and statistics are float32.
       axis_name: device axis over which batch norm's statistics are averaged, or None.
       conv: stands in for `lax.conv_general_dilated`, as in Flax's `nn.Conv`; None: `convolve`.
@@ -215,6 +217,7 @@ class SUMNet(nn.Module):
     residual: bool = False
     width: int = 64
     batch_norm: str = "encoder"
+    preconv: bool = True
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
     conv: Callable[..., Array] | None = None
@@ -241,7 +244,8 @@ class SUMNet(nn.Module):
             return norm(name=f"norm{name}")(x) if normed else x
 
         x = images.astype(self.dtype)
-        x = nn.relu(convolution(3, (1, 1), "preconv")(x))
+        if self.preconv:
+            x = nn.relu(convolution(3, (1, 1), "preconv")(x))
         skips = []
         normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):

@@ -15,7 +15,7 @@ from isles_jax.data import profile
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
-from isles_jax.inference import predict_folds, predict_labels
+from isles_jax.inference import mirror_axes, predict_folds, predict_labels
 from isles_jax.networks import make_forward, make_segmenter
 from isles_jax.reporting import expected as expectations
 from isles_jax.reporting import patient_page, summary, warning
@@ -55,7 +55,7 @@ def predict_folder(
       images: a case folder, a folder of cases, or an nnU-Net imagesTs folder.
       output: folder or bucket.
       folds: numbers of the folds, finished or not; None: all finished ones.
-      flips: average also over left-right mirror images; None: as in the run's config.predict.
+      flips: average also over mirror images (`inference.mirror_axes`); None: as in the run's config.predict.
       min_volume_ml: remove smaller lesions; None: as in the run's config.predict.
       probabilities: also write `output`/probabilities/CASE.nii.gz.
       spread: also write `output`/spread/CASE.nii.gz, see `_spread`.
@@ -120,13 +120,14 @@ class _NewCases:
     def predict(self, cases: Sequence[Case]) -> list[Finished]:
         """Predicts and writes the cases. While the network works on a case, a thread finishes the one before."""
         forward = make_forward(make_segmenter(self.trained.config, len(self.trained.classes) + 1))
-        folds, flips, target = list(self.trained.folds.values()), self.settings.flips, self.trained.target
+        folds, target = list(self.trained.folds.values()), self.trained.target
+        mirror = mirror_axes(self.trained.config, self.settings.flips)
         finished: list[Finished] = []
         with Bar("predict", len(cases), "case") as bar, ThreadPoolExecutor(1) as pool:
             pending: Future[Finished] | None = None
             for case in cases:
                 interrupt.leave_if_requested()
-                each = predict_folds(forward, folds, case, flips=flips, target=target)
+                each = predict_folds(forward, folds, case, mirror=mirror, target=target)
                 if pending:
                     finished.append(pending.result())
                     bar.advance()

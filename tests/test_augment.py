@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,16 +28,18 @@ def example(batch=6, height=20, width=16):
     return jax.random.split(jax.random.key(3), batch), images, labels
 
 
-def test_without_rotation_scale_and_intensity_only_flips_remain():
-    keys, images, labels = example(12)
-    new_images, new_labels = augment(keys, images, labels, **STILL)
-    flipped = 0
+@pytest.mark.parametrize("both", [False, True])
+def test_without_rotation_scale_and_intensity_only_flips_remain(both):
+    keys, images, labels = example(24)
+    new_images, new_labels = augment(keys, images, labels, **STILL, both=both)
+    seen = set()
     for image, label, new_image, new_label in zip(images, labels, new_images, new_labels, strict=True):
-        mirrored = not np.allclose(new_image, image, atol=1e-5)
-        flipped += mirrored
-        np.testing.assert_allclose(new_image, image[::-1] if mirrored else image, atol=1e-5)
-        np.testing.assert_array_equal(new_label, label[::-1] if mirrored else label)
-    assert 0 < flipped < 12
+        turns = [turn for turn in itertools.product((1, -1), repeat=2)
+                 if np.allclose(new_image, image[:: turn[0], :: turn[1]], atol=1e-5)]  # fmt: skip
+        assert len(turns) == 1
+        seen.add(turns[0])
+        np.testing.assert_array_equal(new_label, label[:: turns[0][0], :: turns[0][1]])
+    assert seen == set(itertools.product((1, -1), (1, -1) if both else (1,)))
 
 
 @pytest.mark.slow

@@ -67,12 +67,25 @@ def test_flips_average_with_the_mirror_image(untrained_run, forward):
     case = random_case((30, 64, 5))
     mirrored = Case("x", case.images[::-1], None, case.affine, case.header)
     plain, mirror = (inference.predict_case(forward, untrained_run[2][:2], one) for one in (case, mirrored))
-    flipped = inference.predict_case(forward, untrained_run[2][:2], case, flips=True)
+    flipped = inference.predict_case(forward, untrained_run[2][:2], case, mirror=(1,))
     np.testing.assert_allclose(flipped, (plain + mirror[::-1]) / 2, atol=1e-6)
     assert np.abs(flipped - plain).max() > 1e-3
     np.testing.assert_allclose(
-        inference.predict_case(forward, untrained_run[2][:2], mirrored, flips=True), flipped[::-1], atol=1e-6
+        inference.predict_case(forward, untrained_run[2][:2], mirrored, mirror=(1,)), flipped[::-1], atol=1e-6
     )
+
+
+def test_mirroring_along_two_axes_averages_four_images(untrained_run, forward):
+    folds, images = untrained_run[2][:2], np.random.default_rng(2).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    turns = [np.s_[:, ::a, ::b] for a in (1, -1) for b in (1, -1)]
+    expected = np.mean([[forward(fold, images[turn])[turn] for turn in turns] for fold in folds], axis=(0, 1))
+    np.testing.assert_allclose(inference.average(forward, folds, images, (1, 2)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("trained", "flips", "axes"),
+                         [("both", True, (1, 2)), ("both", False, ()), ("left-right", True, (1,))])  # fmt: skip
+def test_prediction_mirrors_along_the_axes_that_training_flips(small_config, trained, flips, axes):
+    assert inference.mirror_axes(small_config(**{"augment.flips": trained}), flips) == axes
 
 
 def test_slices_are_independent_and_one_compilation_serves_a_padded_size(untrained_run):
@@ -83,7 +96,7 @@ def test_slices_are_independent_and_one_compilation_serves_a_padded_size(untrain
     for shape in ((33, 64, 3), (64, 50, 9)):
         inference.predict_case(forward, folds[:1], random_case(shape))
     assert forward._cache_size() == 2, "32 x 64 and 64 x 64"
-    inference.predict_case(forward, folds, case, flips=True)
+    inference.predict_case(forward, folds, case, mirror=(1,))
     assert forward._cache_size() == 2, "other folds and flips"
     assert whole.shape == (32, 40, 11, 3)
     stack = np.random.default_rng(0).normal(size=(8, 32, 64, 3)).astype(np.float32)

@@ -77,7 +77,7 @@ def test_flags_override_the_settings_of_the_run(untrained_run, forward, tmp_path
     assert "; with flips; to" in capsys.readouterr().out
     found = nib.load(tmp_path / "out" / "probabilities" / "x.nii.gz").get_fdata()
     np.testing.assert_allclose(
-        found, inference.predict_case(forward, untrained_run[2][:1], case, flips=True), atol=1e-5
+        found, inference.predict_case(forward, untrained_run[2][:1], case, mirror=(1,)), atol=1e-5
     )
     # What is there may have been corrected by hand.
     before = (tmp_path / "out" / "x.nii.gz").read_bytes()

@@ -20,6 +20,7 @@ def augment(
     rotation_degrees: float = 10.0,
     scale: float = 0.1,
     intensity: float = 0.1,
+    both: bool = False,
 ) -> tuple[Array, Array]:
     """Changes each slice by a random flip, rotation, scale and change of intensity of its own.
 
@@ -34,6 +35,7 @@ def augment(
       rotation_degrees: rotations are uniform in plus or minus this.
       scale: scales are uniform in 1 plus or minus this.
       intensity: each channel is multiplied by 1 plus or minus up to this, and up to this is added, inside the brain.
+      both: flips along both spatial axes instead of the first alone, each at random.
 
     Returns:
       Images and labels of the same shapes and types. What is moved in from outside the slice is 0, with label -1.
@@ -42,7 +44,7 @@ def augment(
     def one(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
         channels = image.shape[-1]
         # One draw for all: every further one would cost a second of compilation.
-        drawn = jax.random.uniform(key, (3 + 2 * channels,), minval=-1.0)
+        drawn = jax.random.uniform(key, (3 + 2 * channels + both,), minval=-1.0)
         mirror = jnp.where(drawn[0] < 0, -1.0, 1.0)
         turn = jnp.deg2rad(rotation_degrees) * drawn[1]
         size = 1.0 + scale * drawn[2]
@@ -51,8 +53,10 @@ def augment(
             image, label = lax.platform_dependent(image, label, *move, tpu=_in_two_passes, default=_interpolate)
         else:
             image, label = _interpolate(image, label, *move)
+        if both:
+            image, label = (jnp.where(drawn[-1] < 0, x[:, ::-1], x) for x in (image, label))
         brain = jnp.any(image != 0, axis=-1, keepdims=True)
-        factor, shift = 1.0 + intensity * drawn[3 : 3 + channels], intensity * drawn[3 + channels :]
+        factor, shift = 1.0 + intensity * drawn[3 : 3 + channels], intensity * drawn[3 + channels : 3 + 2 * channels]
         return jnp.where(brain, image * factor + shift, 0.0), label
 
     return jax.vmap(one)(keys, images, labels)
