@@ -62,7 +62,7 @@ def repeat(workdir: Path) -> None:
     choices = ablation.ablation_rows([*SIZE, *NARROW])
     runs = rows.run_rows({name: choices[name] for name in REPEATED}, workdir, seeds=SEEDS)
     assert runs, "run_rows returns None only if it was given a part"
-    study.finish(runs, workdir, SEEDS, "seeds")
+    study.finish(runs, workdir, "seeds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

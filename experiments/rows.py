@@ -49,7 +49,7 @@ def run_rows(
     only: Sequence[str] | None = None,
     folds: Sequence[int] | None = None,
     seeds: int = 1,
-) -> list[Run] | None:
+) -> dict[str, list[Run]] | None:
     """Trains, predicts and scores the rows that are not finished yet.
 
     Args:
@@ -61,7 +61,7 @@ def run_rows(
         the data stay the same.
 
     Returns:
-      One run for each row, its scores averaged over the seeds; None if some runs are not finished.
+      The runs of each row by its name, one for each seed; None if some runs are not finished.
 
     Raises:
       InputError: an unknown row or fold; a bucket without a data set; as `cross_validate`.
@@ -83,7 +83,7 @@ def run_rows(
     if missing:
         print(f"\nnot finished yet: {', '.join(missing)}")
         return None
-    return [average([results.read_run(_run_folder(workdir, seed, name)) for seed in range(seeds)]) for name in rows]
+    return {name: [results.read_run(_run_folder(workdir, seed, name)) for seed in range(seeds)] for name in rows}
 
 
 def average(runs: Sequence[Run]) -> Run:

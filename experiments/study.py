@@ -2,13 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from etils import epath
 
-from experiments.rows import Rows, run_rows
-from isles_jax.reporting import page, results, table
-from isles_jax.reporting.results import Run, Study
+from experiments import seeds as several
+from experiments.rows import Rows, average, run_rows
+from isles_jax.reporting import page, results, statistics, table
+from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser
 
@@ -38,32 +40,44 @@ def command(stem: str, description: str, make_rows: Callable[[Sequence[str]], Ro
     rows = make_rows(overrides)
     runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
     if runs:
-        finish(runs, options.workdir, options.seeds, stem)
+        finish(runs, options.workdir, stem)
 
 
-def finish(runs: Sequence[Run], workdir: epath.Path, seeds: int, stem: str, reference: str = "proposed") -> None:
+# Runs of each row by its name, one for each seed.
+Seeds = Mapping[str, Sequence[Run]]
+
+
+def finish(runs: Seeds, workdir: epath.Path, stem: str, reference: str = "proposed") -> None:
     """Prints the table of all rows, compared with `reference`, and writes it as `stem`.csv and `stem`.html.
 
     For the eight cells of the design, it also writes `stem`_effects.csv.
     """
-    study = results.make_study(runs, reference)
-    print("\n" + table.table(runs, reference))
+    averaged = [average(row) for row in runs.values()]
+    print("\n" + table.table(averaged, reference))
+    seeds = len(runs[reference])
     if seeds > 1:
         print(f"Every score is a case's mean over {seeds} seeds.")
-    write_table(workdir / f"{stem}.csv", study)
-    write_effects(workdir / f"{stem}_effects.csv", study)
-    page.write_report(workdir / f"{stem}.html", runs, reference)
+    write_table(workdir / f"{stem}.csv", runs, reference)
+    write_effects(workdir / f"{stem}_effects.csv", runs)
+    page.write_report(workdir / f"{stem}.html", averaged, reference)
     print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
 
 
-def write_table(path: epath.Path, study: Study) -> None:
-    """Writes a CSV with one line for each row and class: Dice, its interval, the difference from the reference, p."""
+def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
+    """Writes a CSV with one line for each row and class: Dice, its interval, the difference from the reference, p.
+
+    With several seeds, the last columns count their spread, too (`seeds.crossed`). `seed_std` is that of the difference
+    over seeds, and of Dice itself in the line of the reference.
+    """
+    study = results.make_study([average(row) for row in runs.values()], reference)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "class", "cases", "dice", "std", "low", "high", "difference", "difference_low",
-                     "difference_high", "p_wilcoxon_holm", "p_bootstrap_holm", "paper_dice"])  # fmt: skip
+                     "difference_high", "p_wilcoxon_holm", "p_bootstrap_holm", "paper_dice", "seeds", "seed_std",
+                     "crossed_low", "crossed_high", "p_crossed_holm"])  # fmt: skip
     for class_name in study.classes:
         means, comparisons = results.dice_means(study.rows, class_name), results.compare(study, class_name)
+        over_seeds = _over_seeds(runs, class_name, reference)
         for name, mean in means.items():
             numbers = [mean.mean, mean.std, mean.low, mean.high]
             if name in comparisons:
@@ -71,18 +85,53 @@ def write_table(path: epath.Path, study: Study) -> None:
                 numbers += [other.difference, other.low, other.high, other.wilcoxon, other.bootstrap]
             cells = [f"{number:.6f}" for number in numbers] + [""] * (9 - len(numbers))
             cases = len(results.dice_of(study.rows[name], class_name))
-            writer.writerow([name, class_name, cases, *cells, results.paper_dice(name, class_name) or ""])
+            paper = results.paper_dice(name, class_name) or ""
+            writer.writerow([name, class_name, cases, *cells, paper, *over_seeds.get(name, [""] * 5)])
     files.write_atomic(path, text.getvalue())
 
 
-def write_effects(path: epath.Path, study: Study) -> None:
-    """Writes a CSV with the main effects of the design if the runs are its eight cells, else nothing."""
-    lines = ["factor,class,effect,low,high"]
+def _over_seeds(runs: Seeds, class_name: str, reference: str) -> dict[str, list[str]]:
+    """The last columns of `write_table` by row; nothing if there is one seed."""
+    count = len(runs[reference])
+    if count < 2:
+        return {}
+    scores = {name: several.dice(row, class_name) for name, row in runs.items()}
+    own = several.crossed(scores.pop(reference))
+    differences = {
+        name: several.crossed(dice - several.dice(runs[reference], class_name)) for name, dice in scores.items()
+    }
+    holm = statistics.holm([difference.p for difference in differences.values()])
+    lines = {reference: [str(count), f"{own.std:.6f}", "", "", ""]}
+    for (name, found), p in zip(differences.items(), holm, strict=True):
+        lines[name] = [str(count), *(f"{number:.6f}" for number in (found.std, found.low, found.high, p))]
+    return lines
+
+
+def write_effects(path: epath.Path, runs: Seeds) -> None:
+    """Writes a CSV with the main effects of the design if the runs are its eight cells, else nothing.
+
+    With several seeds, the last columns count their spread, too, as in `write_table`.
+    """
+    study = results.make_study([average(row) for row in runs.values()])
+    lines = ["factor,class,effect,low,high,seed_std,crossed_low,crossed_high"]
     for class_name, effects in results.design_effects(study).items():
+        cells = {results.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
+        by_case = statistics.case_effects(cells)
         for factor, numbers in effects.items():
-            lines.append(f"{factor},{class_name}," + ",".join(f"{number:.6f}" for number in numbers))
+            numbers = [*numbers, *_spread(by_case[factor])]
+            lines.append(
+                ",".join([factor, class_name, *(f"{number:.6f}" for number in numbers), *[""] * (6 - len(numbers))])
+            )
     if len(lines) > 1:
         files.write_atomic(path, "\n".join(lines) + "\n")
+
+
+def _spread(values: np.ndarray) -> list[float]:
+    """The standard deviation over seeds and the crossed interval of values [seeds, cases]; nothing for one seed."""
+    if len(values) < 2:
+        return []
+    found = several.crossed(values)
+    return [found.std, found.low, found.high]
 
 
 def _names(text: str) -> list[str]:

@@ -53,8 +53,6 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     model.width = config_dict.placeholder(int)
     # Part of the network that has batch norm: "encoder", "all" or "none".
     model.batch_norm = "encoder"
-    # Whether a 1x1 convolution to three channels with a ReLU comes first, as in the paper's network.
-    model.preconv = True
     # Implementation of the convolutions: "lax"; "winograd" (isles_jax/conv.py), which is faster on CPU but compiles
     # longer; or "auto", which takes "winograd" on CPU if the run is long enough to make up for the compilation.
     model.conv = "auto"

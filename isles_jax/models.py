@@ -53,9 +53,18 @@ def pass_through(
     return (np.arange(inputs)[:, None] % outputs == np.arange(outputs) % inputs).astype(dtype)[None, None]
 
 
+# The pre-convolution's first bias: its ReLU then cuts only what is more than one standard deviation below the mean.
+OFFSET = 1.0
+
+
 def kernel_init(layer: str) -> Callable[..., Any]:
     """The initialiser of a layer's kernel, by the layer's name; the networks and `training.state` both use it."""
     return pass_through if layer == "preconv" else he_normal
+
+
+def first_bias(layer: str) -> float:
+    """The first value of a layer's biases, by the layer's name; the networks and `training.state` both use it."""
+    return OFFSET if layer == "preconv" else 0.0
 
 
 # Pooling and its derivatives have two forms. Slices and `where` suit CPUs and GPUs. On a TPU, XLA's window operations
@@ -206,8 +215,6 @@ class SUMNet(nn.Module):
         convolution with batch norm where the channels differ (He et al. 2016).
       width: channels of the first stage; 64 is the published network.
       batch_norm: "encoder", "all" (decoder too) or "none" (the published SUMNet of 2018).
-      preconv: whether a 1x1 convolution to three channels with a ReLU comes first, as in the published network. As it
-        starts, its ReLU sets what is below the brain's mean to 0.
       dtype: compute type; parameters and statistics are float32.
       axis_name: device axis over which batch norm's statistics are averaged, or None.
       conv: stands in for `lax.conv_general_dilated`, as in Flax's `nn.Conv`; None: `convolve`.
@@ -217,7 +224,6 @@ class SUMNet(nn.Module):
     residual: bool = False
     width: int = 64
     batch_norm: str = "encoder"
-    preconv: bool = True
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
     conv: Callable[..., Array] | None = None
@@ -235,6 +241,7 @@ class SUMNet(nn.Module):
 
         def convolution(channels: int, size: tuple[int, int], name: str, use_bias: bool = True) -> nn.Conv:
             return nn.Conv(channels, size, use_bias=use_bias, dtype=self.dtype, kernel_init=kernel_init(name),
+                           bias_init=nn.initializers.constant(first_bias(name)),
                            conv_general_dilated=self.conv or convolve, name=name)  # fmt: skip
 
         def conv(x: Array, channels: float, name: str, normed: bool, size: int = 3) -> Array:
@@ -244,8 +251,7 @@ class SUMNet(nn.Module):
             return norm(name=f"norm{name}")(x) if normed else x
 
         x = images.astype(self.dtype)
-        if self.preconv:
-            x = nn.relu(convolution(3, (1, 1), "preconv")(x))
+        x = nn.relu(convolution(3, (1, 1), "preconv")(x))
         skips = []
         normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):

@@ -34,8 +34,6 @@ def make_segmenter(
     model = config.model
     return SUMNet(
         num_classes=num_classes, residual=model.residual, width=model.width, batch_norm=model.batch_norm,
-        # Checkpoints of earlier versions have no such key.
-        preconv="preconv" not in model or model.preconv,
         dtype=jnp.dtype(config.dtype), axis_name=axis_name, conv=_convolution(config, calls),
     )  # fmt: skip
 

@@ -19,6 +19,10 @@ def test_initial_state_is_a_function_of_seed_and_fold(small_config):
     np.testing.assert_array_equal(kernel(0, 0), kernel(0, 0))
     assert not np.array_equal(kernel(0, 0), kernel(0, 1))
     assert not np.array_equal(kernel(0, 0), kernel(1, 0))
+    params = init_state(small_config(), CLASSES, 3, STEPS, 0).segmenter.params
+    biases = [layer["bias"] for name, layer in params.items() if "bias" in layer and name != "preconv"]
+    assert len(biases) > 5
+    assert not any(bias.any() for bias in biases)
     # He's deviation, sqrt(2 / (9 * 8)) = 0.167, over 1152 numbers.
     assert abs(float(kernel(0, 0).std()) - (2 / 72) ** 0.5) < 0.015
 
@@ -35,7 +39,7 @@ def test_the_preconvolution_starts_by_passing_every_channel_on(small_config, cha
         assert set(kernel.flat) <= {0, 1}
         assert kernel.sum(0).min() == max(1, channels // 3), "no output starts dead"
         assert kernel.sum(1).min() == max(1, 3 // channels), "no input is left out"
-        assert not np.any(leaves["bias"])
+        np.testing.assert_array_equal(leaves["bias"], 1)
     if channels == 3:
         np.testing.assert_array_equal(kernel, np.eye(3))
 

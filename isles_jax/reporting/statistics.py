@@ -129,9 +129,7 @@ def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) 
 
 
 def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> dict[str, tuple[float, float, float]]:
-    """The three main effects of the 2 x 2 x 2 design on Dice.
-
-    The effect of a factor on a case is the mean of the four cells with the factor minus that of the four without it.
+    """The three main effects of the 2 x 2 x 2 design on Dice: `case_effects`, their means over cases and intervals.
 
     Args:
       cells: Dice of each case for the eight combinations of `FACTORS`; all cells have the cases in the same order.
@@ -139,9 +137,18 @@ def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> di
     Returns:
       {factor: (effect, lower end, upper end)}.
     """
+    effects = case_effects({cell: np.asarray(values) for cell, values in cells.items()})
+    return {factor: (float(each.mean()), *interval(each, (-1.0, 1.0))) for factor, each in effects.items()}
+
+
+def case_effects(cells: Mapping[tuple[bool, bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
+    """The effect of each factor on each case: the mean of the four cells with it minus that of the four without it.
+
+    Args:
+      cells: as in `main_effects`, arrays of one shape whose last axis is the case.
+    """
     effects = {}
     for axis, factor in enumerate(FACTORS):
         on, off = ([values for cell, values in cells.items() if cell[axis] is state] for state in (True, False))
-        by_case = np.mean(on, axis=0) - np.mean(off, axis=0)
-        effects[factor] = (float(by_case.mean()), *interval(by_case, (-1.0, 1.0)))
+        effects[factor] = np.mean(on, axis=0) - np.mean(off, axis=0)
     return effects

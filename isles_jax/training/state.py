@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from isles_jax.models import MULTIPLE, kernel_init
+from isles_jax.models import MULTIPLE, first_bias, kernel_init
 from isles_jax.networks import critic_channels, make_critic, make_segmenter
 
 
@@ -98,6 +98,8 @@ def _init_variables(module: nn.Module, planes: int, generator: np.random.Generat
         name = path[-1].key
         if name == "kernel":
             return kernel_init(path[-2].key)(generator, leaf.shape, leaf.dtype)
+        if name == "bias":
+            return np.full(leaf.shape, first_bias(path[-2].key), leaf.dtype)
         return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
 
     return jax.tree.map_with_path(fill, _shapes(module, planes))
