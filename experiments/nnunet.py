@@ -20,11 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from experiments.rows import average
+from experiments.rows import average, read_seeds
 from experiments.study import write_table
 from isles_jax.data import nnunet
 from isles_jax.data.layouts import load
-from isles_jax.reporting import results, scores, table
+from isles_jax.reporting import scores, table
 from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
@@ -131,6 +131,7 @@ def score(run: Run, place: Workplace, trainer: str) -> Run:
     return dataclasses.replace(
         run,
         name=trainer.replace("nnUNetTrainer_", "nnU-Net "),
+        workdir=files.location(place.trained(trainer)),
         rows=[row | {"fold": fold_of[row["case"]]} for row in rows],
     )
 
@@ -148,26 +149,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         versions = {name: version(name) for name in ("nnunetv2", "torch")}
     except PackageNotFoundError as error:
         raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
-    if options.seeds < 1:
-        raise InputError(f"--seeds={options.seeds}: expected 1 or more")
     names = options.rows.split(",")
-    ours = {
-        name: [results.read_run(options.workdir / f"seed_{seed}" / name) for seed in range(options.seeds)]
-        for name in names
-    }
-    theirs, facts = [], []
-    for seed, run in enumerate(ours[names[0]]):
+    rows, facts, theirs = read_seeds(options.workdir, names, options.seeds), [], []
+    for seed, run in enumerate(rows[names[0]]):
         place = Workplace(options.workdir / "nnunet", seed)
         facts.append(train(run, place, options.trainer, options.device))
         theirs.append(score(run, place, options.trainer))
-    runs = [average(theirs), *(average(seeds) for seeds in ours.values())]
-    print(table.table(runs, names[0]))
+    rows = {theirs[0].name: theirs, **rows}
+    print(table.table([average(runs) for runs in rows.values()], names[0]))
     stem = f"nnunet_{options.trainer.removeprefix('nnUNetTrainer_')}"
     plan = json.loads((place.preprocessed / f"{PLANS}.json").read_text())["configurations"]["2d"]
-    record = {"versions": versions, "trainer": options.trainer, "folds": [run.folds for run in ours[names[0]]],
+    record = {"versions": versions, "trainer": options.trainer, "folds": [run.folds for run in theirs],
               "plan": {key: plan[key] for key in ("batch_size", "patch_size", "spacing")}, "seeds": facts}  # fmt: skip
     files.write_json(options.workdir / f"{stem}.json", record)
-    write_table(options.workdir / f"{stem}.csv", results.make_study(runs, names[0]))
+    write_table(options.workdir / f"{stem}.csv", rows, names[0])
     print(f"\n{options.workdir / stem}.csv, {stem}.json")
 
 

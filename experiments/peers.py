@@ -2,9 +2,10 @@
 
 python -m experiments.peers --workdir=DIR
 
-DIR is the workdir of an `experiments.table1` whose rows `bl1` and `proposed` are finished. The data, the folds and the
-settings are read from there. Each network sees the slices that our systems see, augmented in the same way, for the same
-number of steps, with the same Adam and schedule, and is scored as by `isles_jax.evaluate`. Needs the extra `peers`.
+DIR is the workdir of an `experiments.table1` whose rows `bl1` and `proposed` are finished, for each of --seeds. The
+data, the folds and the settings are read from there. Each network sees the slices that our systems see, augmented in
+the same way, for the same number of steps, with the same Adam and schedule, and is scored as by `isles_jax.evaluate`.
+Needs the extra `peers`.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.rows import seconds_file
+from experiments.rows import average, read_seeds, seconds_file
 from experiments.study import write_table
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.layouts import load
 from isles_jax.data.nifti import write_labels
 from isles_jax.data.slices import Slices, draw_batch, make_slices, network_input, padded_size, unpad
 from isles_jax.models import MULTIPLE
-from isles_jax.reporting import results, scores, table
+from isles_jax.reporting import scores, table
 from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
@@ -163,25 +164,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains other tools' networks on the folds of experiments.table1 and compares them with its bl1 and proposed."""
     parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="workdir of experiments.table1; peers/ is added")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default 1)")
     options = parser.parse_args(arguments)
-    bl1, ours = (results.read_run(options.workdir / "seed_0" / name) for name in ("bl1", "proposed"))
+    rows = read_seeds(options.workdir, ("bl1", "proposed"), options.seeds)
     try:
         import monai  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
         raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
-    task, peers, times = read_task(ours), [], {}
+    times = {
+        name: [files.read_json(seconds_file(run.workdir)) for run in runs if seconds_file(run.workdir).exists()]
+        for name, runs in rows.items()
+    }
     for name in PEERS:
-        rows, times[name] = run_peer(name, task, options.workdir / "peers" / name.split(",")[0].replace(" ", "_"))
-        peers.append(dataclasses.replace(ours, name=name, rows=rows))
-    for run in (bl1, ours):
-        if seconds_file(run.workdir).exists():
-            times[run.name] = files.read_json(seconds_file(run.workdir))
-    runs = [*peers, bl1, ours]
-    print(table.table(runs, "proposed"))
-    print("seconds for all folds: "
-          + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()))  # fmt: skip
-    write_table(options.workdir / "peers.csv", results.make_study(runs, "proposed"))
+        rows[name], times[name] = [], []
+        for seed, ours in enumerate(rows["proposed"]):
+            directory = options.workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
+            scored, seconds = run_peer(name, read_task(ours), directory)
+            rows[name].append(dataclasses.replace(ours, name=name, workdir=directory, rows=scored))
+            times[name].append(seconds)
+    print(table.table([average(runs) for runs in rows.values()], "proposed"))
+    print("seconds for all folds, mean over seeds: "
+          + ", ".join(f"{name} {np.mean(each):.0f}" for name, each in times.items() if each))  # fmt: skip
+    write_table(options.workdir / "peers.csv", rows, "proposed")
     print(f"\n{options.workdir / 'peers.csv'}")
 
 

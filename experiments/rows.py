@@ -83,7 +83,18 @@ def run_rows(
     if missing:
         print(f"\nnot finished yet: {', '.join(missing)}")
         return None
-    return {name: [results.read_run(_run_folder(workdir, seed, name)) for seed in range(seeds)] for name in rows}
+    return read_seeds(workdir, list(rows), seeds)
+
+
+def read_seeds(workdir: epath.Path, names: Sequence[str], seeds: int) -> dict[str, list[Run]]:
+    """The finished runs of some rows by name, one for each seed.
+
+    Raises:
+      InputError: there is no seed, or a run is not finished or damaged.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds={seeds}: expected 1 or more")
+    return {name: [results.read_run(_run_folder(workdir, seed, name)) for seed in range(seeds)] for name in names}
 
 
 def average(runs: Sequence[Run]) -> Run:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from experiments import ablation, nnunet, results_page, rows, study, table1
-from isles_jax.config import flatten
+from experiments import ablation, nnunet, results_page, rows, seeds, study, table1
+from isles_jax.config import flatten, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
 from isles_jax.runtime.command import InputError
@@ -71,17 +72,17 @@ def test_rows_run_in_parts_equal_the_main_command(tmp_path, capsys):
     assert rows.run_rows(systems, table, only=["bl1"]) is None
     assert "not finished yet: bl5 of seed 0" in capsys.readouterr().out
     runs = rows.run_rows(systems, table)
-    assert [run.name for run in runs] == ["bl1", "bl5"]
+    assert {name: [run.name for run in seeds] for name, seeds in runs.items()} == {"bl1": ["bl1"], "bl5": ["bl5"]}
     capsys.readouterr()
-    assert rows.run_rows(systems, table)[0].rows == runs[0].rows
+    assert rows.run_rows(systems, table)["bl1"][0].rows == runs["bl1"][0].rows
     assert capsys.readouterr().out == "", "nothing is trained again"
 
-    study.finish(runs, table, 1, "table1", "bl5")
+    study.finish(runs, table, "table1", "bl5")
     written = list(csv.DictReader((table / "table1.csv").read_text().splitlines()))
     assert [(row["row"], row["class"]) for row in written][:3] == [
         ("clinical rule", "penumbra"), ("bl1", "penumbra"), ("bl5", "penumbra")
     ]  # fmt: skip
-    dice = [row["dice"] for row in runs[0].rows if row["class"] == "core"]
+    dice = [row["dice"] for row in runs["bl1"][0].rows if row["class"] == "core"]
     [line] = [row for row in written if (row["row"], row["class"]) == ("bl1", "core")]
     assert float(line["dice"]) == pytest.approx(np.mean(dice), abs=1e-6)
     assert "<html" in (table / "table1.html").read_text()
@@ -119,6 +120,58 @@ def test_a_table_of_results_in_markdown(tmp_path):
         "| proposed | 0.625 [0.500, 0.750] | - |\n"
         "<!-- end -->\nprose\n"
     )
+
+
+def a_run(name, seed, dice):
+    """A finished run of a system, with a Dice for each case."""
+    rows = [{"case": f"p{i:02}", "fold": 0, "class": "core", **dict.fromkeys(scores.METRICS, 0.5), "dice": float(value)}
+            for i, value in enumerate(dice)]  # fmt: skip
+    data = {"phantom": True, "classes": ["core"], "channels": ["DWI"], "cases": {row["case"]: {} for row in rows}}
+    config = to_dict(table1.table_rows([])[name])
+    return results.Run(Path(f"seed_{seed}") / name, name, config, data, [list(data["cases"])], rows, [], [])
+
+
+def test_several_seeds_give_a_table_and_effects_with_their_spread(tmp_path):
+    rng = np.random.default_rng(0)
+    cases = rng.uniform(0.3, 0.7, 12)
+    runs = {}
+    for name in results.PAPER:
+        residual, adversarial, overlap = results.factors_of(a_run(name, 0, cases))
+        gain = 0.1 * residual + 0.02 * overlap - 0.05 * adversarial
+        # A seed moves all systems alike, but for residual connections, whose effect it changes by 0.03.
+        runs[name] = [a_run(name, seed, cases + gain + 0.01 * seed + 0.03 * residual * (seed - 1)) for seed in range(3)]
+    study.write_table(tmp_path / "table.csv", runs, "bl1")
+    lines = {line["row"]: line for line in csv.DictReader((tmp_path / "table.csv").read_text().splitlines())}
+    assert float(lines["bl1"]["seed_std"]) == pytest.approx(0.01)
+    assert float(lines["bl2"]["seed_std"]) == pytest.approx(0, abs=1e-6)
+    assert float(lines["bl5"]["seed_std"]) == pytest.approx(0.03)
+    half = stats.t.ppf(0.975, 2) * 0.03 / 3**0.5
+    assert float(lines["bl5"]["crossed_high"]) == pytest.approx(0.1 + half, abs=1e-5)
+    assert {line["seeds"] for line in lines.values()} == {"3"}
+    study.write_effects(tmp_path / "effects.csv", runs)
+    effects = {line["factor"]: line for line in csv.DictReader((tmp_path / "effects.csv").read_text().splitlines())}
+    for factor, effect, spread in (("residual", 0.1, 0.03), ("overlap", 0.02, 0), ("adversarial", -0.05, 0)):
+        assert float(effects[factor]["effect"]) == pytest.approx(effect)
+        assert float(effects[factor]["seed_std"]) == pytest.approx(spread, abs=1e-6)
+
+
+def test_an_interval_without_one_of_the_two_spreads_is_student_s():
+    rng = np.random.default_rng(1)
+    cases, of_seed = rng.normal(size=20), rng.normal(size=3)
+    for values, alone in ((np.tile(cases, (3, 1)), cases), (np.tile(of_seed[:, None], (1, 20)), of_seed)):
+        found, test = seeds.crossed(values), stats.ttest_1samp(alone, 0)
+        assert found.p == pytest.approx(test.pvalue)
+        assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+
+
+def test_an_interval_over_seeds_and_cases_covers_the_truth():
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(1000):
+        values = 0.5 * rng.normal(size=(3, 1)) + rng.normal(size=20) + rng.normal(size=(3, 20))
+        found = seeds.crossed(values)
+        hits += found.low < 0 < found.high
+    # Satterthwaite's degrees of freedom are an approximation, on the wide side for so few seeds.
+    assert 930 < hits < 995
 
 
 def test_nnunet_gets_our_folds():

@@ -1,0 +1,58 @@
+"""What several seeds add to a comparison: how much of a difference is the luck of a training."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from isles_jax.reporting import results, statistics
+from isles_jax.reporting.results import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossed:
+    """A mean over seeds and cases.
+
+    Attributes:
+      mean: over both.
+      std: the standard deviation over seeds of the mean over cases.
+      low: the lower end of the 95% interval for other seeds and other cases.
+      high: the upper end.
+      p: of the two-sided test that the mean is 0.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    p: float
+
+
+def crossed(values: np.ndarray) -> Crossed:
+    """The mean of values [seeds, cases], with seeds and cases both as random draws (a crossed random-effects model).
+
+    The variance of the mean comes from the mean squares of the two-way analysis of variance without repetition, and its
+    degrees of freedom from Satterthwaite (1946). Two seeds or more, and two cases or more.
+    """
+    from scipy import stats
+
+    seeds, cases = values.shape
+    mean, of_seed, of_case = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    rest = values - of_seed[:, None] - of_case + mean
+    squares = np.array([
+        cases * of_seed.var(ddof=1), seeds * of_case.var(ddof=1), (rest**2).sum() / ((seeds - 1) * (cases - 1))
+    ])  # fmt: skip
+    # In expectation, what seeds and cases both contain of the rest counts once. It must not push the sum below either.
+    total = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
+    if total <= 1e-24:
+        return Crossed(float(mean), 0.0, float(mean), float(mean), float(np.isclose(mean, 0)))
+    freedom = total**2 / (squares**2 / [seeds - 1, cases - 1, (seeds - 1) * (cases - 1)]).sum()
+    error, quantile = np.sqrt(total / (seeds * cases)), stats.t.ppf((1 + statistics.LEVEL) / 2, freedom)
+    p = 2 * stats.t.sf(abs(mean) / error, freedom)
+    low, high = mean - quantile * error, mean + quantile * error
+    return Crossed(float(mean), float(of_seed.std(ddof=1)), float(low), float(high), float(p))
+
+
+def dice(runs: Sequence[Run], class_name: str) -> np.ndarray:
+    """Dice of one class in the runs of one row, one for each seed: [seeds, cases]."""
+    return np.array([results.dice_of(run.rows, class_name) for run in runs])
