@@ -9,7 +9,7 @@ row `proposed` is not trained again.
 import sys
 from collections.abc import Sequence
 
-from experiments.rows import Rows, override
+from experiments.rows import Rows, changed_rows
 from experiments.study import command
 from isles_jax.config import baseline
 from isles_jax.runtime.command import run_command
@@ -30,12 +30,7 @@ CHOICES = {
 
 def ablation_rows(overrides: Sequence[str]) -> Rows:
     """The configuration of each choice, by name; `overrides` are applied to all."""
-    rows = {}
-    for name, changes in CHOICES.items():
-        config = override(baseline(residual=True, adversarial=True, overlap=True), [*overrides, *changes])
-        config.name = name
-        rows[name] = config
-    return rows
+    return changed_rows(baseline(residual=True, adversarial=True, overlap=True), CHOICES, overrides)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,12 @@
 """The rows of a table: several configurations, trained and scored on the same data and folds."""
 
+import copy
 import dataclasses
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import numpy as np
@@ -40,6 +41,26 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_
     if len(rest) > 1:
         raise InputError(f"found {rest[1]!r}, expected --config.KEY=VALUE")
     return values.config
+
+
+def changed_rows(
+    config: ml_collections.ConfigDict, choices: Mapping[str, Sequence[str]], overrides: Sequence[str]
+) -> Rows:
+    """A configuration with some changes, by the name of the row.
+
+    Args:
+      config: what all rows start from.
+      choices: name of the row: its --config.KEY=VALUE.
+      overrides: --config.KEY=VALUE for all rows.
+
+    Raises:
+      InputError: see `override`.
+    """
+    rows = {}
+    for name, changes in choices.items():
+        rows[name] = override(copy.deepcopy(config), [*overrides, *changes])
+        rows[name].name = name
+    return rows
 
 
 def run_rows(

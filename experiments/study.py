@@ -15,7 +15,13 @@ from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser
 
 
-def command(stem: str, description: str, make_rows: Callable[[Sequence[str]], Rows], arguments: Sequence[str]) -> None:
+def command(
+    stem: str,
+    description: str,
+    make_rows: Callable[[Sequence[str]], Rows],
+    arguments: Sequence[str],
+    reference: str = "proposed",
+) -> None:
     """Runs the rows of a study and, when all are finished, writes their table.
 
     Args:
@@ -23,6 +29,7 @@ def command(stem: str, description: str, make_rows: Callable[[Sequence[str]], Ro
       description: for --help.
       make_rows: makes the rows from the --config.KEY=VALUE among the arguments.
       arguments: the command line.
+      reference: the row that the others are compared with.
     """
     parser = Parser(
         prog=f"python -m experiments.{stem}", description=description,
@@ -40,7 +47,7 @@ def command(stem: str, description: str, make_rows: Callable[[Sequence[str]], Ro
     rows = make_rows(overrides)
     runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
     if runs:
-        finish(runs, options.workdir, stem)
+        finish(runs, options.workdir, stem, reference)
 
 
 # Runs of each row by its name, one for each seed.

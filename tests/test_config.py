@@ -19,7 +19,7 @@ def load(name):
 
 
 def test_the_files_are_the_eight_cells_of_the_design():
-    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == SYSTEMS.keys()
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {*SYSTEMS, "best"}
     for name, (residual, adversarial, overlap) in SYSTEMS.items():
         module = load(name)
         config = module.get_config()
@@ -31,6 +31,13 @@ def test_the_files_are_the_eight_cells_of_the_design():
         assert (config.loss.boundary > 0) == overlap
         assert (config.loss.adversarial > 0) == adversarial
         assert config.loss.cross_entropy == 1.0
+
+
+def test_best_is_bl6_with_mirrors():
+    ours, base = flatten(load("best").get_config()), flatten(load("bl6").get_config())
+    assert {key: ours[key] for key in base if ours[key] != base[key]} == {
+        "name": "best", "augment.flips": "both", "predict.flips": True
+    }  # fmt: skip
 
 
 def test_the_systems_differ_in_nothing_else():

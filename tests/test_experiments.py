@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import ablation, nnunet, results_page, rows, seeds, study, table1
+from experiments import ablation, best, nnunet, results_page, rows, seeds, study, table1
 from isles_jax.config import flatten, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
@@ -34,9 +34,19 @@ def test_the_rows_are_the_files_in_configs():
 
 
 def test_overrides_reach_every_row():
-    for configs in (table1.table_rows(OVERRIDES), ablation.ablation_rows(OVERRIDES)):
+    for configs in (table1.table_rows(OVERRIDES), ablation.ablation_rows(OVERRIDES), best.best_rows(OVERRIDES)):
         for config in configs.values():
             assert SMALL.items() <= flatten(config).items()
+
+
+def test_the_way_to_best_leads_to_its_configuration():
+    choices = {name: flatten(config) for name, config in best.best_rows([]).items()}
+    for name in ("bl6", "best"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert choices[name] == flatten(module.get_config())
+    assert len({tuple(str(value) for value in choice.values()) for choice in choices.values()}) == len(choices)
 
 
 def test_each_choice_of_the_ablation_changes_one_key():
