@@ -26,12 +26,17 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def rows_table(path: Path) -> str:
-    """A CSV of `study.write_table` in Markdown; a star marks corrected p values below 0.05 in both tests."""
+    """A CSV of `study.write_table` in Markdown.
+
+    A star marks corrected p values below 0.05 in both tests over cases. With several seeds, the star and the intervals
+    of differences are those over seeds and cases, and the standard deviation over seeds follows.
+    """
     lines = {(line["row"], line["class"]): line for line in read(path)}
     names, classes = dict.fromkeys(name for name, _ in lines), _classes(lines)
     # The paper's numbers stand beside its eight systems only.
     in_paper = classes if results.PAPER.keys() <= names.keys() else []
-    head = ["", *classes, *(f"minus proposed: {name}" for name in classes), *(f"paper: {name}" for name in in_paper)]
+    reference = next(name for (name, _), line in lines.items() if not line["difference"])
+    head = ["", *classes, *(f"minus {reference}: {name}" for name in classes), *(f"paper: {name}" for name in in_paper)]
     rows = [head]
     for name in names:
         means = [_spread(lines[name, class_name], "dice", "low", "high") for class_name in classes]
@@ -52,7 +57,7 @@ def effects_table(path: Path) -> str:
     }
     rows = [["", *classes, *(f"paper: {name}" for name in classes)]]
     for factor, title in FACTORS.items():
-        measured = [_spread(lines[factor, name], "effect", "low", "high", "+") for name in classes]
+        measured = [_effect(lines[factor, name]) for name in classes]
         rows.append([title, *measured, *(f"{paper[name][factor][0]:+.3f}" for name in classes)])
     return _markdown(rows)
 
@@ -68,13 +73,22 @@ def _spread(line: dict[str, str], middle: str, low: str, high: str, sign: str = 
     return f"{mean} [{', '.join(ends)}]"
 
 
+def _effect(line: dict[str, str]) -> str:
+    if not line["seed_std"]:
+        return _spread(line, "effect", "low", "high", "+")
+    return _spread(line, "effect", "crossed_low", "crossed_high", "+") + f" ± {float(line['seed_std']):.3f}"
+
+
 def _paper(line: dict[str, str]) -> str:
     return f"{float(line['paper_dice']):.3f}" if line["paper_dice"] else "-"
 
 
 def _difference(line: dict[str, str]) -> str:
     if not line["difference"]:
-        return "-"
+        return f"(± {float(line['seed_std']):.3f} by seed)" if line["seeds"] else "-"
+    if line["seeds"]:
+        cell = _spread(line, "difference", "crossed_low", "crossed_high", "+")
+        return cell + "*" * (float(line["p_crossed_holm"]) < 0.05) + f" ± {float(line['seed_std']):.3f}"
     significant = max(float(line["p_wilcoxon_holm"]), float(line["p_bootstrap_holm"])) < 0.05
     return _spread(line, "difference", "difference_low", "difference_high", "+") + "*" * significant
 

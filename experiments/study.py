@@ -103,6 +103,9 @@ def _over_seeds(runs: Seeds, class_name: str, reference: str) -> dict[str, list[
     if count < 2:
         return {}
     scores = {name: several.dice(row, class_name) for name, row in runs.items()}
+    if runs[reference][0].rule:
+        rule = [results.dice_of(run.rule, class_name) for run in runs[reference]]
+        scores = {results.RULE: np.array(rule), **scores}
     own = several.crossed(scores.pop(reference))
     differences = {
         name: several.crossed(dice - several.dice(runs[reference], class_name)) for name, dice in scores.items()

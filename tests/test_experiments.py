@@ -115,12 +115,17 @@ def test_the_page_of_results_shows_the_tables_beside_it():
     assert results_page.fill(text) == text, "run python -m experiments.results_page"
 
 
+COLUMNS = (
+    "row,class,dice,low,high,difference,difference_low,difference_high,p_wilcoxon_holm,p_bootstrap_holm,paper_dice,"
+    "seeds,seed_std,crossed_low,crossed_high,p_crossed_holm\n"
+)
+
+
 def test_a_table_of_results_in_markdown(tmp_path):
     (tmp_path / "one.csv").write_text(
-        "row,class,dice,low,high,difference,difference_low,difference_high,p_wilcoxon_holm,p_bootstrap_holm,paper_dice\n"
-        "a,core,0.5,0.25,0.75,-0.125,-0.25,-0.0625,0.01,0.04,0.9\n"
-        "b,core,0.5,0.25,0.75,0.125,-0.25,0.25,0.01,0.06,\n"
-        "proposed,core,0.625,0.5,0.75,,,,,,0.8\n"
+        COLUMNS + "a,core,0.5,0.25,0.75,-0.125,-0.25,-0.0625,0.01,0.04,0.9,,,,,\n"
+        "b,core,0.5,0.25,0.75,0.125,-0.25,0.25,0.01,0.06,,,,,,\n"
+        "proposed,core,0.625,0.5,0.75,,,,,,0.8,,,,,\n"
     )
     assert results_page.fill("# Page\n<!-- one.csv -->\nold\n<!-- end -->\nprose\n", tmp_path) == (
         "# Page\n<!-- one.csv -->\n"
@@ -129,6 +134,20 @@ def test_a_table_of_results_in_markdown(tmp_path):
         "| b | 0.500 [0.250, 0.750] | +0.125 [-0.250, +0.250] |\n"
         "| proposed | 0.625 [0.500, 0.750] | - |\n"
         "<!-- end -->\nprose\n"
+    )
+
+
+def test_a_table_with_seeds_shows_their_spread(tmp_path):
+    (tmp_path / "one.csv").write_text(
+        COLUMNS + "a,core,0.5,0.25,0.75,-0.125,-0.25,-0.0625,0.01,0.04,,3,0.01,-0.5,-0.03,0.04\n"
+        "b,core,0.5,0.25,0.75,0.125,-0.25,0.25,0.01,0.04,,3,0.02,-0.5,0.5,0.06\n"
+        "bl6,core,0.625,0.5,0.75,,,,,,,3,0.03,,,\n"
+    )
+    assert results_page.rows_table(tmp_path / "one.csv") == (
+        "| | core | minus bl6: core |\n|---|---|---|\n"
+        "| a | 0.500 [0.250, 0.750] | -0.125 [-0.500, -0.030]* ± 0.010 |\n"
+        "| b | 0.500 [0.250, 0.750] | +0.125 [-0.500, +0.500] ± 0.020 |\n"
+        "| bl6 | 0.625 [0.500, 0.750] | (± 0.030 by seed) |"
     )
 
 
