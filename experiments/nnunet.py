@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from experiments import peers
 from experiments.rows import average, read_seeds
 from experiments.study import write_table
 from isles_jax.data import nnunet
@@ -145,10 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     options = parser.parse_args(arguments)
-    try:
-        versions = {name: version(name) for name in ("nnunetv2", "torch")}
-    except PackageNotFoundError as error:
-        raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
+    versions = peers.require("nnunetv2", "torch")
     names = options.rows.split(",")
     rows, facts, theirs = read_seeds(options.workdir, names, options.seeds), [], []
     for seed, run in enumerate(rows[names[0]]):

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
@@ -32,6 +33,14 @@ from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.training.augment import augment
 from isles_jax.training.state import learning_rate
+
+
+def require(*libraries: str) -> dict[str, str]:
+    """The versions of libraries of the extra `peers`; an InputError if one is not installed."""
+    try:
+        return {name: version(name) for name in libraries}
+    except PackageNotFoundError as error:
+        raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
 
 
 def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
@@ -166,12 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="workdir of experiments.table1; peers/ is added")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default 1)")
     options = parser.parse_args(arguments)
+    require("torch", "monai")
     rows = read_seeds(options.workdir, ("bl1", "proposed"), options.seeds)
-    try:
-        import monai  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
     times = {
         name: [files.read_json(seconds_file(run.workdir)) for run in runs if seconds_file(run.workdir).exists()]
         for name, runs in rows.items()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import ablation, best, nnunet, results_page, rows, seeds, study, table1
+from experiments import ablation, best, first_weights, nnunet, peers, results_page, rows, seeds, study, table1
 from isles_jax.config import flatten, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
@@ -210,10 +210,11 @@ def test_nnunet_gets_our_folds():
     ]  # fmt: skip
 
 
-def test_a_missing_nnunet_is_named_with_the_extra_that_has_it(monkeypatch):
+@pytest.mark.parametrize(("module", "name"), [(nnunet, "nnunetv2"), (peers, "torch"), (first_weights, "torch")])
+def test_a_missing_tool_is_named_with_the_extra_that_has_it(monkeypatch, tmp_path, module, name):
     def missing(name):
-        raise nnunet.PackageNotFoundError(name)
+        raise peers.PackageNotFoundError(name)
 
-    monkeypatch.setattr(nnunet, "version", missing)
-    with pytest.raises(InputError, match=r"found no nnunetv2, expected the extra `peers`"):
-        nnunet.main(["--workdir=anywhere"])
+    monkeypatch.setattr(peers, "version", missing)
+    with pytest.raises(InputError, match=rf"found no {name}, expected the extra `peers`"):
+        module.main([f"--workdir={tmp_path}"])
