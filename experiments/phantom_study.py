@@ -1,43 +1,116 @@
-"""The study of RESULTS.md in one command: Table 1, the ablation and other tools on a phantom of 60 patients.
+"""The study of RESULTS.md in one command, all on phantoms.
 
 python -m experiments.phantom_study --workdir=runs/study
 
-The sizes are chosen so that two CPU cores need less than two hours. Run the command again to resume. Needs the extras
-`peers` and `report`.
+The sizes are chosen for two CPU cores, which need about eight hours. Run the command again to resume; --parts selects a
+part of the work. Needs the extras `peers` and `report`.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments import ablation, peers, results_page, rows, study, table1
-from isles_jax.runtime.command import Parser, run_command
+from experiments import ablation, best, first_weights, nnunet, peers, results_page, table1
+from isles_jax.runtime.command import InputError, Parser, run_command
 
 # 60 patients of 8 slices. A fold trains on about 320 slices and sees each eight times.
-SIZE = [
-    "--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)", "--config.train.epochs=8",
-]  # fmt: skip
+SIZE = ["--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)"]
+EPOCHS = 8
 # A quarter of the paper's width for the many rows. Half of it beside other tools, which run at their own width.
-NARROW, WIDE = ["--config.model.width=16"], ["--config.model.width=32"]
-# The rows that one seed cannot tell apart, and the number of seeds for them.
-REPEATED, SEEDS = ("proposed", "adversarial 1e-1", "boundary 5"), 3
-TITLES = {
-    "table1": "the eight systems",
-    "peers": "other tools on the same folds",
-    "ablation": "proposed, one choice changed",
-    "seeds": f"{len(REPEATED)} of them, {SEEDS} seeds",
-}
+NARROW, WIDE = 16, 32
+SEEDS, MORE_SEEDS = 3, 5
+# The default phantom has 24 patients of 16 slices. So many passes show as many slices as five of nnU-Net's epochs.
+EQUAL = ["--config.train.epochs=88"]
+# A phantom that served no choice.
+SECOND = [
+    "--config.seed=7", "--config.data.phantom.cases=30", "--config.data.phantom.shape=(80,64,12)",
+    "--config.data.phantom.difficulty=1.5",
+]  # fmt: skip
+
+
+def _arguments(workdir: Path, seeds: int = SEEDS, epochs: int = EPOCHS, width: int = NARROW) -> list[str]:
+    sizes = [*SIZE, f"--config.train.epochs={epochs}", f"--config.model.width={width}"]
+    return [f"--workdir={workdir}", f"--seeds={seeds}", *sizes]
+
+
+def run_table1(workdir: Path) -> list[Path]:
+    """The eight systems on several seeds."""
+    table1.main(_arguments(workdir))
+    return [workdir / "table1.csv", workdir / "table1_effects.csv"]
+
+
+def run_first_weights(workdir: Path) -> list[Path]:
+    """bl1 and PyTorch's SUMNet, on more seeds."""
+    table1.main([*_arguments(workdir, MORE_SEEDS), "--rows=bl1"])
+    first_weights.main([f"--workdir={workdir}", f"--seeds={MORE_SEEDS}"])
+    return [workdir / "first_weights.csv"]
+
+
+def run_ablation(workdir: Path) -> list[Path]:
+    """Proposed with one choice changed at a time."""
+    ablation.main(_arguments(workdir))
+    return [workdir / "ablation.csv"]
+
+
+def run_best(workdir: Path) -> list[Path]:
+    """bl6 with one choice changed at a time."""
+    best.main(_arguments(workdir))
+    return [workdir / "best.csv"]
+
+
+def run_peers(workdir: Path) -> list[Path]:
+    """Other tools on the same batches."""
+    table1.main([*_arguments(workdir / "wide", width=WIDE), "--rows=bl1,proposed"])
+    peers.main([f"--workdir={workdir / 'wide'}", f"--seeds={SEEDS}"])
+    return [workdir / "wide" / "peers.csv"]
+
+
+def run_longer(workdir: Path) -> list[Path]:
+    """The same with four times the steps, and with a quarter."""
+    tables = []
+    for name, epochs in (("shorter", EPOCHS // 4), ("longer", 4 * EPOCHS)):
+        folder = workdir / name
+        table1.main([*_arguments(folder, 1, epochs, WIDE), "--rows=bl1,proposed"])
+        peers.main([f"--workdir={folder}"])
+        tables.append((folder / "peers.csv").rename(folder / f"{name}.csv"))
+    return tables
+
+
+def run_nnunet(workdir: Path) -> list[Path]:
+    """configs/best.py and nnU-Net on the default phantom, on several seeds."""
+    folder = workdir / "default"
+    best.main([f"--workdir={folder}", f"--seeds={SEEDS}", "--rows=best", *EQUAL])
+    nnunet.main([f"--workdir={folder}", f"--seeds={SEEDS}", "--rows=best"])
+    return [folder / "nnunet_5epochs.csv", folder / "nnunet_5epochs.json"]
+
+
+def run_second(workdir: Path) -> list[Path]:
+    """The eight systems, configs/best.py and nnU-Net on another phantom."""
+    folder, sizes = workdir / "second", [*SECOND, f"--config.model.width={NARROW}"]
+    table1.main([f"--workdir={folder}", *sizes])
+    best.main([f"--workdir={folder}", "--rows=best", *sizes])
+    names = ",".join(["proposed", "best", *(name for name in table1.table_rows([]) if name != "proposed")])
+    nnunet.main([f"--workdir={folder}", f"--rows={names}", "--trainer=nnUNetTrainer_1epoch"])
+    return [(folder / "nnunet_1epoch.csv").rename(folder / "second.csv")]
+
+
+PARTS: dict[str, Callable[[Path], list[Path]]] = {
+    "table1": run_table1, "first_weights": run_first_weights, "ablation": run_ablation, "best": run_best,
+    "peers": run_peers, "longer": run_longer, "nnunet": run_nnunet, "second": run_second,
+}  # fmt: skip
 
 
 def draw(output: Path) -> None:
     """Draws output/dice.png: the mean Dice of each row of the tables with its 95% interval."""
     from matplotlib import pyplot as plt
 
-    tables = {stem: results_page.read(output / f"{stem}.csv") for stem in TITLES}
+    stems = [stem for stem in PARTS if (output / f"{stem}.csv").exists()]
+    tables = {stem: results_page.read(output / f"{stem}.csv") for stem in stems}
     heights = [len({line["row"] for line in lines}) for lines in tables.values()]
     figure, axes = plt.subplots(
-        len(tables), 2, figsize=(10, 0.3 * sum(heights) + 2), sharex="col", height_ratios=heights, layout="constrained"
-    )
+        len(tables), 2, figsize=(10, 0.3 * sum(heights) + 2), sharex="col", height_ratios=heights, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
     for pair, (stem, lines) in zip(axes, tables.items(), strict=True):
         for axis, class_name in zip(pair, ("penumbra", "core"), strict=True):
             lines_of_class = [line for line in lines if line["class"] == class_name]
@@ -50,39 +123,31 @@ def draw(output: Path) -> None:
             axis.set_yticks(range(len(names)), names)
             axis.invert_yaxis()
             axis.grid(axis="x", alpha=0.3)
-            axis.set_title(f"{class_name}: {TITLES[stem]}", fontsize=10, loc="left")
+            axis.set_title(f"{class_name}: {stem}", fontsize=10, loc="left")
     for axis in axes[-1]:
-        axis.set_xlabel("Dice on the phantom, mean over 60 cases, 95% interval")
+        axis.set_xlabel("Dice on the phantom, mean over cases, 95% interval")
     figure.savefig(output / "dice.png", dpi=110)
     plt.close(figure)
-
-
-def repeat(workdir: Path) -> None:
-    """Runs the rows `REPEATED` with `SEEDS` seeds and writes seeds.csv."""
-    choices = ablation.ablation_rows([*SIZE, *NARROW])
-    runs = rows.run_rows({name: choices[name] for name in REPEATED}, workdir, seeds=SEEDS)
-    assert runs, "run_rows returns None only if it was given a part"
-    study.finish(runs, workdir, "seeds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the comparisons, writes their tables and figure to experiments/results, and fills them in in RESULTS.md."""
     parser = Parser(prog="python -m experiments.phantom_study", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs and reports go")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which to run, in this order (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=results_page.FOLDER,
         help="where tables and figure go (default %(default)s; RESULTS.md changes only with the default)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    for module in (table1, ablation):
-        module.main([f"--workdir={options.workdir}", *SIZE, *NARROW])
-    repeat(options.workdir)
-    wide = options.workdir / "wide"
-    table1.main([f"--workdir={wide}", "--rows=bl1,proposed", *SIZE, *WIDE])
-    peers.main([f"--workdir={wide}"])
+    names = options.parts.split(",")
+    for name in names:
+        if name not in PARTS:
+            raise InputError(f"--parts={name}: expected some of {','.join(PARTS)}")
     options.output.mkdir(parents=True, exist_ok=True)
-    for stem in (*TITLES, "table1_effects"):
-        shutil.copy((wide if stem == "peers" else options.workdir) / f"{stem}.csv", options.output)
+    for name in names:
+        for path in PARTS[name](options.workdir):
+            shutil.copy(path, options.output)
     draw(options.output)
     if options.output.resolve() == results_page.FOLDER.resolve():
         results_page.main()
