@@ -166,3 +166,26 @@ def test_the_critics_accuracy_counts_pairs_or_sides_of_the_other_mean():
     assert _accuracy(real, fake, average=True) == 0.5
     assert _accuracy(real + 10, fake, average=True) == 1.0
     assert _accuracy(real - 10, fake, average=False) == 0.0
+
+
+@pytest.mark.slow
+def test_the_critics_share_of_the_gradient_grows_with_their_weight(small_config):
+    shares = {}
+    for weight in (0.5, 1.0):
+        config = small_config(**{"loss.adversarial": weight, "augment.enabled": False})
+        _, metrics = run(config, [[0, 1, 2, 3]], ONE)
+        shares[weight] = float(metrics["critic_gradient"][0])
+    assert 0 < shares[0.5] < np.inf
+    assert shares[1.0] == pytest.approx(2 * shares[0.5], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_noise_reaches_the_critics_and_nothing_else(small_config):
+    found = {}
+    for noise in (0.0, 0.5, 100.0):
+        _, found[noise] = run(small_config(**{"discriminator.noise": noise}), [[0, 1, 2, 3]], ONE)
+    for name in ("cross_entropy", "lovasz", "boundary"):
+        np.testing.assert_allclose(found[0.5][name], found[0.0][name], rtol=1e-6)
+    assert abs(float(found[0.5]["critic/lesion"][0] - found[0.0]["critic/lesion"][0])) > 1e-4
+    # Both maps get the same noise. Where it hides all else, a critic cannot tell them apart.
+    assert float(found[100.0]["critic/lesion"][0]) == pytest.approx(np.log(2), abs=0.02)
