@@ -66,9 +66,9 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     discriminator.average = False
     # Adam's learning rate for the discriminators (betas 0.5 and 0.999).
     discriminator.learning_rate = 1e-4
-    # Standard deviation of the noise on the maps that a discriminator sees, reference and prediction alike. Without
-    # noise, zeros and ones give a reference away.
-    discriminator.noise = 0.0
+    # A discriminator does not learn in a step in which its loss is below this; ln 2 = 0.693 is the loss of a coin toss.
+    # 0: it always learns, and tells references from predictions without fail in the end.
+    discriminator.pause = 0.4
 
     config.loss = loss = ml_collections.ConfigDict()
     # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.
@@ -103,7 +103,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     train.init = ""
     # SHA-256 of these weights, which the run writes here; a value that is given is checked.
     train.init_sha256 = ""
-    # Passes over the training slices. None: 50 on your own data, 6 on the phantom.
+    # Passes over the training slices. None: 50 on your own data, 10 on the phantom.
     train.epochs = config_dict.placeholder(int)
     # Slices in a step, summed over all devices.
     train.batch_size = 8
@@ -173,14 +173,14 @@ def data_section() -> ml_collections.ConfigDict:
 
 
 # The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
-BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 6)}
+BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 10)}
 
 _POSITIVE = (
     "data.phantom.cases", "model.width", "discriminator.width", "optimizer.learning_rate", "train.epochs",
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "data.phantom.difficulty", "discriminator.noise", "loss.cross_entropy", "loss.lovasz", "loss.boundary",
+    "seed", "data.phantom.difficulty", "discriminator.pause", "loss.cross_entropy", "loss.lovasz", "loss.boundary",
     "loss.dice", "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
     "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip

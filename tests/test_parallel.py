@@ -22,7 +22,7 @@ from isles_jax.training.step import make_step
 
 output, kind, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 made = config.baseline(residual=True, adversarial=True, overlap=True)
-keys = {"model.width": 4, "discriminator.width": 4, "discriminator.noise": 0.5, "loss.lovasz_per_image": True}
+keys = {"model.width": 4, "discriminator.width": 4, "loss.lovasz_per_image": True}
 made.update_from_flattened_dict(keys)
 made = config.resolve(made)
 rng = np.random.default_rng(0)

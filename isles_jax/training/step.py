@@ -46,8 +46,7 @@ def make_step(
 
     def one_step(state: State, data: tuple[Array, Array], indices: Array) -> tuple[State, Metrics]:
         with jax.named_scope("augmentation"):
-            keys = _slice_keys(state, len(indices), axis_name)
-            images, labels = _load(config, keys, data, indices)
+            images, labels = _load(config, state, data, indices, axis_name)
         where = labels >= 0
 
         def forward(params: Any) -> tuple[Array, Any]:
@@ -58,14 +57,14 @@ def make_step(
         # The segmenter runs once; its logits serve the critics' update and, through the pullback, its own.
         logits, pullback, batch_stats = jax.vjp(forward, state.segmenter.params, has_aux=True)
         with jax.named_scope("critics"):
-            critics, critic_metrics = update_critics(state.critics, logits, labels, where, keys)
+            critics, critic_metrics = update_critics(state.critics, logits, labels, where)
 
         total, terms, gradient = _weighted(
             "losses", lambda logits: _supervised(config, logits, labels, where, axis_name), logits
         )
         if critics:
             fooling, more, push = _weighted(
-                "critics", lambda logits: fool_critics(critics, logits, labels, where, keys), logits
+                "critics", lambda logits: fool_critics(critics, logits, labels, where), logits
             )
             # How much the critics say, beside the labels, where both act on the prediction.
             critic_metrics["critic_gradient"] = optax.tree.norm(push) / optax.tree.norm(gradient)
@@ -86,21 +85,17 @@ def make_step(
     return step
 
 
-def _slice_keys(state: State, count: int, axis_name: str) -> Array:
-    """A key for each of this device's slices, which depends on the step and the place in the whole batch only."""
-    places = lax.axis_index(axis_name) * count + jnp.arange(count)
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), places)
-
-
 def _load(
-    config: ml_collections.ConfigDict, keys: Array, data: tuple[Array, Array], indices: Array
+    config: ml_collections.ConfigDict, state: State, data: tuple[Array, Array], indices: Array, axis_name: str
 ) -> tuple[Array, Array]:
-    """This device's slices of the batch, augmented."""
+    """This device's slices of the batch, augmented with keys that depend on the place in the whole batch only."""
     images, labels = (array[indices] for array in data)
     images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
     options = config.augment
     if not options.enabled:
         return images, labels
+    places = lax.axis_index(axis_name) * len(indices) + jnp.arange(len(indices))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), places)
     return augment(
         keys, images, labels,
         rotation_degrees=options.rotation_degrees, scale=options.scale, intensity=options.intensity,
@@ -163,7 +158,7 @@ def _adversary(
     """The critics' side of a step, as two functions: their update, and the loss by which the segmenter fools them."""
     critic, optimizer = make_critic(config, axis_name, steps), critic_optimizer(config)
     views = critic_channels(config, classes)
-    average, weight, noise = config.discriminator.average, config.loss.adversarial, config.discriminator.noise
+    average, weight, pause = config.discriminator.average, config.loss.adversarial, config.discriminator.pause
     # Compiled as part of the step; the jit saves tracing the same network for each critic again.
     judge_in_turn, judge_together = (jax.jit(partial(f, critic)) for f in (_judge_in_turn, _judge_together))
     # On a TPU, a loop over the critics makes the program smaller. On a GPU, critics side by side need fewer launches.
@@ -173,17 +168,10 @@ def _adversary(
         each, judge = partial(_stacked, jax.vmap if platform == "gpu" else _loop), judge_together
         each_for_segmenter = partial(_with_gradients, each)
 
-    def maps(logits: Array, labels: Array, where: Array, keys: Array) -> tuple[Array, Array]:
-        """Ground truth as one-hot maps and the prediction as softmax maps, 0 where there is no pixel.
-
-        The same noise on both hides that the one is made of zeros and ones, which would tell a critic all.
-        """
+    def maps(logits: Array, labels: Array, where: Array) -> tuple[Array, Array]:
+        """Ground truth as one-hot maps and the prediction as softmax maps, 0 where there is no pixel."""
         inside = where[..., None]
-        real, fake = jax.nn.one_hot(labels, len(classes) + 1), jax.nn.softmax(logits)
-        if noise:
-            drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), real.shape[1:]))(keys)
-            real, fake = real + noise * drawn, fake + noise * drawn
-        return real * inside, fake * inside
+        return jax.nn.one_hot(labels, len(classes) + 1) * inside, jax.nn.softmax(logits) * inside
 
     def critic_loss(params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple[Array, Any]:
         on_real, on_fake, batch_stats = judge(params, batch_stats, real, fake)
@@ -195,23 +183,24 @@ def _adversary(
         on_real, on_fake, _ = judge_in_turn(params, batch_stats, real, fake)
         return losses.relativistic_generator_loss(on_real, on_fake, average=average)
 
-    def update(
-        critics: dict[str, Network], logits: Array, labels: Array, where: Array, keys: Array
-    ) -> tuple[Any, Metrics]:
+    def update(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> tuple[Any, Metrics]:
         updated, metrics = {}, {}
-        real, fake = maps(lax.stop_gradient(logits), labels, where, keys)
+        real, fake = maps(lax.stop_gradient(logits), labels, where)
         arguments = [
             (critics[name].params, critics[name].batch_stats, real[..., view], fake[..., view])
             for name, view in views.items()
         ]
         results = each(jax.value_and_grad(critic_loss, has_aux=True), arguments)
         for name, ((value, (batch_stats, accuracy)), gradients) in zip(views, results, strict=True):
-            updated[name] = _updated(optimizer, critics[name], lax.pmean(gradients, axis_name), batch_stats)
+            learnt = _updated(optimizer, critics[name], lax.pmean(gradients, axis_name), batch_stats)
+            # A critic that is ahead waits, so that the segmenter can still learn from it.
+            ahead = lax.pmean(value, axis_name) < pause
+            updated[name] = jax.tree.map(partial(jnp.where, ahead), critics[name], learnt)
             metrics[f"critic/{name}"], metrics[f"critic_accuracy/{name}"] = value, accuracy
         return updated, metrics
 
-    def fool(critics: dict[str, Network], logits: Array, labels: Array, where: Array, keys: Array) -> dict:
-        real, fake = maps(logits, labels, where, keys)
+    def fool(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> dict:
+        real, fake = maps(logits, labels, where)
         arguments = [
             (fake[..., view], real[..., view], critics[name].params, critics[name].batch_stats)
             for name, view in views.items()
