@@ -66,9 +66,6 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     discriminator.average = False
     # Adam's learning rate for the discriminators (betas 0.5 and 0.999).
     discriminator.learning_rate = 1e-4
-    # A discriminator does not learn in a step in which its loss is below this; ln 2 = 0.693 is the loss of a coin toss.
-    # 0: it always learns, and tells references from predictions without fail in the end.
-    discriminator.pause = 0.4
 
     config.loss = loss = ml_collections.ConfigDict()
     # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.
@@ -180,7 +177,7 @@ _POSITIVE = (
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "data.phantom.difficulty", "discriminator.pause", "loss.cross_entropy", "loss.lovasz", "loss.boundary",
+    "seed", "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary",
     "loss.dice", "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
     "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip

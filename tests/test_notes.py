@@ -31,6 +31,14 @@ def test_critics_that_cannot_teach_are_named(finished_runs, last, text):
     assert not found or found[0].startswith(text)
 
 
+@pytest.mark.parametrize(("share", "text"), [(0.0042, "0.42% of that of the other losses at the end"), (0.2, None)])
+def test_critics_with_little_gradient_are_named(finished_runs, share, text):
+    curve = [{"step": step, "critic_gradient": 1.0 if step < 80 else share} for step in range(10, 110, 10)]
+    found = notes.critics(dataclasses.replace(finished_runs[0], curves=[curve]))
+    assert len(found) == (text is not None)
+    assert not found or text in found[0]
+
+
 def test_runs_without_accuracy_have_no_such_note(finished_runs):
     assert notes.critics(finished_runs[0]) == []
     assert notes.critics(dataclasses.replace(finished_runs[0], curves=[[]])) == []

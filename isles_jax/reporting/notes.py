@@ -1,12 +1,18 @@
 """The notes below a table: what its numbers mean, and what they cannot show."""
 
+import math
+
 from isles_jax.reporting import results, statistics
 from isles_jax.reporting.results import Run, Study
 
 # Metrics of a step: how often a critic ranks a reference above a prediction.
 ACCURACY = "critic_accuracy/"
+# The same for the gradient of the adversarial losses at the logits, as a share of that of the other losses.
+GRADIENT = "critic_gradient"
 # A critic that is right less often has learnt next to nothing; one that is right more often has won.
 CHANCE, OUTRIGHT = 0.55, 0.99
+# With a smaller share of the gradient, the critics hardly take part in the training.
+SMALL = 0.01
 
 
 def limitations(study: Study) -> list[str]:
@@ -37,18 +43,21 @@ def limitations(study: Study) -> list[str]:
 
 
 def critics(run: Run) -> list[str]:
-    """What the critics' accuracy says about the adversarial loss, a sentence for each critic that cannot teach.
+    """What the critics' accuracy and gradient say about the adversarial loss, a sentence for all that says little.
 
-    The accuracy is the mean over the last quarter of the steps, over all folds. Earlier versions kept none.
+    Both are means over the last quarter of the steps, over all folds. Earlier versions kept none.
     """
     last = [line for lines in run.curves for line in lines if line["step"] > 0.75 * lines[-1]["step"]]
-    accuracies: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for name, value in (item for line in last for item in line.items()):
-        if name.startswith(ACCURACY) and value is not None:
-            accuracies.setdefault(name.removeprefix(ACCURACY), []).append(value)
+        if name.startswith((ACCURACY, GRADIENT)) and value is not None:
+            found.setdefault(name, []).append(value)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
     sentences = []
-    for critic, values in accuracies.items():
-        mean = sum(values) / len(values)
+    if means.get(GRADIENT, math.inf) < SMALL:
+        size = f"{means[GRADIENT]:.2%} of that of the other losses at the end"
+        sentences.append(f"the gradient of the adversarial losses at the logits is {size}, so that they change little")
+    for critic, mean in ((name.removeprefix(ACCURACY), mean) for name, mean in means.items() if name != GRADIENT):
         ranks = f"the critic of {critic} ranks {mean:.0%} of the pairs rightly at the end"
         if mean < CHANCE:
             sentences.append(f"{ranks}, about as by chance, so that its adversarial loss could teach little")

@@ -158,7 +158,7 @@ def _adversary(
     """The critics' side of a step, as two functions: their update, and the loss by which the segmenter fools them."""
     critic, optimizer = make_critic(config, axis_name, steps), critic_optimizer(config)
     views = critic_channels(config, classes)
-    average, weight, pause = config.discriminator.average, config.loss.adversarial, config.discriminator.pause
+    average, weight = config.discriminator.average, config.loss.adversarial
     # Compiled as part of the step; the jit saves tracing the same network for each critic again.
     judge_in_turn, judge_together = (jax.jit(partial(f, critic)) for f in (_judge_in_turn, _judge_together))
     # On a TPU, a loop over the critics makes the program smaller. On a GPU, critics side by side need fewer launches.
@@ -192,10 +192,7 @@ def _adversary(
         ]
         results = each(jax.value_and_grad(critic_loss, has_aux=True), arguments)
         for name, ((value, (batch_stats, accuracy)), gradients) in zip(views, results, strict=True):
-            learnt = _updated(optimizer, critics[name], lax.pmean(gradients, axis_name), batch_stats)
-            # A critic that is ahead waits, so that the segmenter can still learn from it.
-            ahead = lax.pmean(value, axis_name) < pause
-            updated[name] = jax.tree.map(partial(jnp.where, ahead), critics[name], learnt)
+            updated[name] = _updated(optimizer, critics[name], lax.pmean(gradients, axis_name), batch_stats)
             metrics[f"critic/{name}"], metrics[f"critic_accuracy/{name}"] = value, accuracy
         return updated, metrics
 
