@@ -5,12 +5,9 @@ background. Every surface voxel has a distance to the nearest surface voxel of t
 centres. The distances of both directions are pooled; ASSD, the Hausdorff distance and HD95 are their mean, maximum and
 95th percentile, as in medpy.
 
-Scores of empty masks are defined, so that no case drops out of a mean:
-
-| masks | Dice, precision, recall, surface Dice, lesion F1 | distances |
-|---|---|---|
-| both empty | 1 | 0 mm |
-| one empty | 0 | the image's diagonal, measured from outer voxel edge to outer voxel edge |
+Scores of empty masks are defined, so that no case drops out of a mean. If both masks are empty, Dice, precision,
+recall, surface Dice and lesion F1 are 1, and distances are 0 mm. If one is empty, these scores are 0, and distances are
+the image's diagonal, measured from outer voxel edge to outer voxel edge.
 """
 
 from collections.abc import Sequence
@@ -47,14 +44,16 @@ def score(
       voxel_ml: the volume of a voxel in ml; None: the product of its sides. Those differ if the axes are sheared.
 
     Returns:
-      dice: 2 |P and T| / (|P| + |T|).
-      precision, recall: |P and T| / |P| and |P and T| / |T|.
-      assd_mm, hd_mm, hd95_mm: mean, maximum and 95th percentile of the pooled surface distances.
-      volume_true_ml, volume_pred_ml.
-      lesion_f1: F1 over 26-connected lesions, where any common voxel is a hit.
-      lesion_f1_iou: the same, where a hit is a pair with an intersection over union of at least 0.2.
-      surface_dice: share of both surfaces' voxels whose distance is at most `tolerance_mm`.
-      volume_difference_ml: predicted minus true.
+      The scores by name. P is the number of predicted voxels, T of true voxels, and B of voxels that are both:
+
+      - dice: 2 B / (P + T)
+      - precision, recall: B / P and B / T
+      - assd_mm, hd_mm, hd95_mm: mean, maximum and 95th percentile of the pooled surface distances
+      - volume_true_ml, volume_pred_ml
+      - lesion_f1: F1 over 26-connected lesions, where any common voxel is a hit
+      - lesion_f1_iou: the same, where a hit is a pair with an intersection over union of at least 0.2
+      - surface_dice: share of both surfaces' voxels whose distance is at most `tolerance_mm`
+      - volume_difference_ml: predicted minus true
 
     Raises:
       ValueError: shapes differ or are not three-dimensional, a type is not bool, a side is not positive.
