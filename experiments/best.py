@@ -14,14 +14,14 @@ from isles_jax.config import baseline
 from isles_jax.runtime.command import run_command
 
 FLIPS = ["--config.augment.flips=both", "--config.predict.flips=True"]
+STRONGER = ["--config.augment.rotation_degrees=30", "--config.augment.scale=0.25", "--config.augment.intensity=0.3"]
 # Name of the row: what differs from configs/bl6.py.
 CHOICES = {
     "bl6": [],
     "mirrored prediction": ["--config.predict.flips=True"],
-    "best": FLIPS,
-    "best, stronger augmentation": [
-        *FLIPS, "--config.augment.rotation_degrees=30", "--config.augment.scale=0.25", "--config.augment.intensity=0.2",
-    ],
+    "both mirrors": FLIPS,
+    "stronger augmentation": STRONGER,
+    "best": [*FLIPS, *STRONGER],
     "Dice, no overlap losses": ["--config.loss.dice=1", "--config.loss.lovasz=0", "--config.loss.boundary=0"],
     "Dice as well": ["--config.loss.dice=1"],
     "batch norm all": ["--config.model.batch_norm=all"],

@@ -33,10 +33,11 @@ def test_the_files_are_the_eight_cells_of_the_design():
         assert config.loss.cross_entropy == 1.0
 
 
-def test_best_is_bl6_with_mirrors():
+def test_best_is_bl6_with_more_augmentation():
     ours, base = flatten(load("best").get_config()), flatten(load("bl6").get_config())
     assert {key: ours[key] for key in base if ours[key] != base[key]} == {
-        "name": "best", "augment.flips": "both", "predict.flips": True
+        "name": "best", "augment.flips": "both", "augment.rotation_degrees": 30.0, "augment.scale": 0.25,
+        "augment.intensity": 0.3, "predict.flips": True,
     }  # fmt: skip
 
 
