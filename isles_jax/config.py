@@ -64,8 +64,11 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     discriminator.width = config_dict.placeholder(int)
     # False: compare reference and prediction of the same slice (RSGAN); True: compare with the batch's mean (RaSGAN).
     discriminator.average = False
+    # True: a discriminator sees the most probable class of each pixel, as zeros and ones like those of the reference.
+    # False: it sees probabilities, and soon tells the two apart by them alone. The gradient is theirs in both cases.
+    discriminator.hard = True
     # Adam's learning rate for the discriminators (betas 0.5 and 0.999).
-    discriminator.learning_rate = 1e-4
+    discriminator.learning_rate = 1e-3
 
     config.loss = loss = ml_collections.ConfigDict()
     # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.

@@ -122,6 +122,8 @@ def plain_gradients(state, views, images, labels, residual):
 
     def maps(logits, view):
         real, fake = np.eye(len(CLASSES) + 1)[np.maximum(labels, 0)], jax.nn.softmax(logits)
+        # The values of the most probable class, with the gradient of the probabilities.
+        fake += lax.stop_gradient(jnp.eye(len(CLASSES) + 1)[logits.argmax(-1)] - fake)
         return [(x * inside[..., None])[..., view] for x in (real, fake)]
 
     def critic_loss(p, logits, view):
@@ -135,7 +137,7 @@ def plain_gradients(state, views, images, labels, residual):
         of_critics = {n: jax.grad(critic_loss)(critics[n], logits, view) for n, view in judging}
         # Adam's first step: the rate times the gradient over its size.
         updated = {
-            name: jax.tree.map(lambda p, g: p - 1e-4 * g / (jnp.abs(g) + 1e-8), critics[name], gradient)
+            name: jax.tree.map(lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-8), critics[name], gradient)
             for name, gradient in of_critics.items()
         }
 
@@ -178,7 +180,7 @@ def running_statistics(config, state, images, labels):
         return found, updates["batch_stats"]
 
     logits, stats = passed(segmenter, state.segmenter.variables, images)
-    maps, found = (jax.nn.one_hot(labels, len(CLASSES) + 1) * inside, jax.nn.softmax(logits) * inside), [stats]
+    maps, found = [jax.nn.one_hot(x, len(CLASSES) + 1) * inside for x in (labels, logits.argmax(-1))], [stats]
     for name, view in critic_channels(config, CLASSES).items():
         stats = state.critics[name].batch_stats
         for x in maps:

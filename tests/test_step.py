@@ -9,7 +9,7 @@ from isles_jax import losses
 from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
 from isles_jax.training.state import init_state
-from isles_jax.training.step import _accuracy, _supervised, make_step
+from isles_jax.training.step import _accuracy, _maps, _supervised, make_step
 
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.
@@ -177,3 +177,18 @@ def test_the_critics_share_of_the_gradient_grows_with_their_weight(small_config)
         shares[weight] = float(metrics["critic_gradient"][0])
     assert 0 < shares[0.5] < np.inf
     assert shares[1.0] == pytest.approx(2 * shares[0.5], rel=1e-4)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_critics_see_classes_or_probabilities_with_the_gradient_of_probabilities(hard):
+    logits, labels, _ = segmentation_case((2, 8, 8), 3)
+    labels[:, :2] = -1
+    inside = (labels >= 0)[..., None]
+    soft = jax.nn.softmax(logits) * inside
+    real, fake = _maps(logits, labels, labels >= 0, hard)
+    np.testing.assert_array_equal(real, np.eye(3)[np.maximum(labels, 0)] * inside)
+    np.testing.assert_array_equal(fake, np.eye(3)[np.argmax(logits, -1)] * inside if hard else soft)
+    push = np.random.default_rng(0).normal(size=fake.shape).astype(np.float32)
+    found = jax.grad(lambda x: (push * _maps(x, labels, labels >= 0, hard)[1]).sum())(logits)
+    expected = jax.grad(lambda x: (push * inside * jax.nn.softmax(x)).sum())(logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

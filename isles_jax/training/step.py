@@ -168,11 +168,6 @@ def _adversary(
         each, judge = partial(_stacked, jax.vmap if platform == "gpu" else _loop), judge_together
         each_for_segmenter = partial(_with_gradients, each)
 
-    def maps(logits: Array, labels: Array, where: Array) -> tuple[Array, Array]:
-        """Ground truth as one-hot maps and the prediction as softmax maps, 0 where there is no pixel."""
-        inside = where[..., None]
-        return jax.nn.one_hot(labels, len(classes) + 1) * inside, jax.nn.softmax(logits) * inside
-
     def critic_loss(params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple[Array, Any]:
         on_real, on_fake, batch_stats = judge(params, batch_stats, real, fake)
         loss = losses.relativistic_discriminator_loss(on_real, on_fake, average=average)
@@ -185,7 +180,7 @@ def _adversary(
 
     def update(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> tuple[Any, Metrics]:
         updated, metrics = {}, {}
-        real, fake = maps(lax.stop_gradient(logits), labels, where)
+        real, fake = _maps(lax.stop_gradient(logits), labels, where, config.discriminator.hard)
         arguments = [
             (critics[name].params, critics[name].batch_stats, real[..., view], fake[..., view])
             for name, view in views.items()
@@ -197,7 +192,7 @@ def _adversary(
         return updated, metrics
 
     def fool(critics: dict[str, Network], logits: Array, labels: Array, where: Array) -> dict:
-        real, fake = maps(logits, labels, where)
+        real, fake = _maps(logits, labels, where, config.discriminator.hard)
         arguments = [
             (fake[..., view], real[..., view], critics[name].params, critics[name].batch_stats)
             for name, view in views.items()
@@ -206,6 +201,19 @@ def _adversary(
         return {f"adversarial/{name}": (weight, value) for name, value in zip(views, values, strict=True)}
 
     return update, fool
+
+
+def _maps(logits: Array, labels: Array, where: Array, hard: bool) -> tuple[Array, Array]:
+    """What critics see of the ground truth and of a prediction, [B, H, W, C], 0 where there is no pixel.
+
+    The ground truth is one-hot. So is the prediction if `hard`: probabilities would tell the two apart, whatever their
+    shapes. Its gradient is that of the probabilities all the same (straight-through; Bengio et al. 2013).
+    """
+    inside, count = where[..., None], logits.shape[-1]
+    fake = jax.nn.softmax(logits)
+    if hard:
+        fake = jax.nn.one_hot(logits.argmax(-1), count) + (fake - lax.stop_gradient(fake))
+    return jax.nn.one_hot(labels, count) * inside, fake * inside
 
 
 def _accuracy(on_real: Array, on_fake: Array, average: bool) -> Array:
