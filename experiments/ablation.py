@@ -17,9 +17,10 @@ from isles_jax.runtime.command import run_command
 # Name of the row: what differs from configs/proposed.py.
 CHOICES = {
     "proposed": [],
-    "adversarial 1e-4": ["--config.loss.adversarial=1e-4"],
     "adversarial 1e-2": ["--config.loss.adversarial=1e-2"],
     "adversarial 1e-1": ["--config.loss.adversarial=1e-1"],
+    "adversarial 1": ["--config.loss.adversarial=1.0"],
+    "critics see probabilities": ["--config.discriminator.hard=False"],
     "RaSGAN": ["--config.discriminator.average=True"],
     "batch norm all": ["--config.model.batch_norm=all"],
     "boundary 5": ["--config.loss.boundary_size=5"],
