@@ -179,10 +179,12 @@ _POSITIVE = (
     "data.phantom.cases", "model.width", "discriminator.width", "optimizer.learning_rate", "train.epochs",
     "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
 )  # fmt: skip
+# The losses that need no critic; one at least has a weight.
+_SUPERVISED = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
 _NOT_NEGATIVE = (
-    "seed", "data.phantom.difficulty", "loss.cross_entropy", "loss.lovasz", "loss.boundary",
-    "loss.dice", "loss.focal", "loss.adversarial", "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup",
-    "train.profile", "augment.rotation_degrees", "augment.scale", "augment.intensity", "predict.min_volume_ml",
+    "seed", "data.phantom.difficulty", *(f"loss.{name}" for name in _SUPERVISED), "loss.adversarial",
+    "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup", "train.profile", "augment.rotation_degrees",
+    "augment.scale", "augment.intensity", "predict.min_volume_ml",
 )  # fmt: skip
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -228,9 +230,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _require(size % 2 == 1 and size > 0, "loss.boundary_size", size, "an odd number")
     _require(batch >= 2, "train.batch_size", batch, "at least 2")
     _require(warmup < 1, "optimizer.warmup", warmup, "a fraction of the steps, below 1")
-    names = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
-    weights = tuple(config.loss[name] for name in names)
-    _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(names)}")
+    weights = tuple(config.loss[name] for name in _SUPERVISED)
+    _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(_SUPERVISED)}")
     shape = config.data.phantom.shape
     _require(len(shape) == 3 and min(shape) > 0, "data.phantom.shape", shape, "three numbers above 0")
     spacing = config.data.spacing_mm
