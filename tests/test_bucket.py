@@ -52,7 +52,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
         rows.run_rows({"bl1": settings}, folder)
     shutil.copytree(bucket / "runs" / "one", bucket / "table" / "seed_0" / "bl1")
     settings.data.root = str(tmp_path / "local" / "phantom")
-    study.finish(rows.run_rows({"bl1": settings}, folder), folder, 1, "table1", "bl1")
+    study.finish(rows.run_rows({"bl1": settings}, folder), folder, "table1", "bl1")
     assert (bucket / "table" / "table1.csv").read_text().count("\nbl1,") == 3
 
     # New patients from a bucket to a bucket.
