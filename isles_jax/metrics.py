@@ -87,7 +87,7 @@ def score(
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice, precision and recall of two bool masks of the same shape; empty masks score as the table above says."""
+    """Dice, precision and recall of two bool masks of the same shape; empty masks score as the module says above."""
     predicted, true = int(prediction.sum()), int(truth.sum())
     if not predicted and not true:
         return {"dice": 1.0, "precision": 1.0, "recall": 1.0}
