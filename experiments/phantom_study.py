@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments import ablation, best, first_weights, nnunet, peers, results_page, table1
+from isles_jax.reporting import results
 from isles_jax.runtime.command import InputError, Parser, run_command
 
 # 60 patients of 8 slices. A fold trains on about 320 slices and sees each eight times.
@@ -131,6 +132,38 @@ def draw(output: Path) -> None:
     plt.close(figure)
 
 
+def draw_lengths(output: Path) -> None:
+    """Draws output/lengths.png: the mean Dice of each row against the passes over the training slices."""
+    from matplotlib import pyplot as plt
+
+    files = {EPOCHS // 4: "shorter.csv", EPOCHS: "peers.csv", 4 * EPOCHS: "longer.csv"}
+    tables = {epochs: results_page.read(output / name) for epochs, name in files.items()}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
+    for axis, class_name in zip(axes, ("penumbra", "core"), strict=True):
+        for name in dict.fromkeys(line["row"] for line in tables[EPOCHS] if line["row"] != results.RULE):
+            lines = [
+                line
+                for table in tables.values()
+                for line in table
+                if (line["row"], line["class"]) == (name, class_name)
+            ]
+            dice = [float(line["dice"]) for line in lines]
+            spread = [
+                [abs(float(line[end]) - middle) for line, middle in zip(lines, dice, strict=True)]
+                for end in ("low", "high")
+            ]
+            axis.errorbar(list(files), dice, spread, marker="o", capsize=3, label=name)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(files), [str(epochs) for epochs in files])
+        axis.set_xlabel("epochs of training")
+        axis.set_title(class_name, fontsize=10, loc="left")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("Dice on the phantom")
+    axes[1].legend()
+    figure.savefig(output / "lengths.png", dpi=110)
+    plt.close(figure)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the comparisons, writes their tables and figure to experiments/results, and fills them in in RESULTS.md."""
     parser = Parser(prog="python -m experiments.phantom_study", description=main.__doc__)
@@ -150,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in PARTS[name](options.workdir):
             shutil.copy(path, options.output)
     draw(options.output)
+    if all((options.output / f"{name}.csv").exists() for name in ("shorter", "peers", "longer")):
+        draw_lengths(options.output)
     if options.output.resolve() == results_page.FOLDER.resolve():
         results_page.main()
     print(f"\n{options.output}")
