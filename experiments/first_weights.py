@@ -3,7 +3,8 @@
 python -m experiments.first_weights --workdir=DIR --seeds=5
 
 DIR is the workdir of an `experiments.table1` whose row `bl1` is finished, for each of --seeds. With a bias of 0, the
-pre-convolution's ReLU hides all values below the mean. The three differ in nothing else but PyTorch's initial weights.
+pre-convolution's ReLU hides all values below the mean. All three see the same batches. PyTorch's
+has its own first weights.
 Needs the extra `peers`.
 """
 
