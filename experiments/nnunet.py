@@ -95,13 +95,15 @@ def train(run: Run, place: Workplace, trainer: str, device: str) -> dict[str, An
     """Trains and predicts the folds that are not finished, and lets nnU-Net find its post-processing.
 
     Returns:
-      The seconds of each fold, and the largest memory of one of nnU-Net's processes, in GB.
+      The seconds and the CPU threads of each fold, and the largest memory of one of nnU-Net's processes, in GB.
     """
+    import torch
+
     prepare(run, place)
     facts = place.trained(trainer) / "facts.json"
     # The folds of this seed. nnU-Net reads them whenever a training starts.
     files.write_json(place.preprocessed / "splits_final.json", splits(run.folds))
-    found = files.read_json(facts) if facts.exists() else {"seconds": {}, "memory_gb": 0.0}
+    found = files.read_json(facts) if facts.exists() else {"seconds": {}, "threads": {}, "memory_gb": 0.0}
     for fold in range(len(run.folds)):
         if str(fold) in found["seconds"]:
             continue
@@ -109,6 +111,7 @@ def train(run: Run, place: Workplace, trainer: str, device: str) -> dict[str, An
         start = time.monotonic()
         place.call("nnUNetv2_train", 1, "2d", fold, "-tr", trainer, "-device", device)
         found["seconds"][str(fold)] = round(time.monotonic() - start, 1)
+        found["threads"][str(fold)] = torch.get_num_threads()
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         found["memory_gb"] = round(max(found["memory_gb"], peak), 2)
         files.write_json(facts, found)
