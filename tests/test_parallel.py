@@ -11,8 +11,8 @@ from helpers import ROOT, environment
 
 from isles_jax.training import parallel
 
-# Rounding grows with every step. After 20, with the critics' rate of 1e-3, 4 of 365 arrays were apart by up to 4e-5,
-# and the difference itself changed from run to run.
+# Rounding grows with every step. After 20, with the critics' rate of 1e-3, 4 of 365 arrays are apart by up to 2.3e-5:
+# Adam's first moments of three kernels of one critic, and a variance of 3.5 in its batch norm.
 STEPS = 10
 PROGRAM = """
 import sys
