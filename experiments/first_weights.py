@@ -3,12 +3,10 @@
 python -m experiments.first_weights --workdir=DIR --seeds=5
 
 DIR is the workdir of an `experiments.table1` whose row `bl1` is finished, for each of --seeds. With a bias of 0, the
-pre-convolution's ReLU hides all values below the mean. All three see the same batches. PyTorch's
-has its own first weights.
-Needs the extra `peers`.
+pre-convolution's ReLU hides all values below the mean. All three see the same batches. PyTorch's has its own first
+weights. Needs the extra `peers`.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -39,11 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with mock.patch.object(models, "OFFSET", 0.0):
         hidden = run_rows({HIDDEN: config}, options.workdir, seeds=options.seeds)
     assert hidden, "run_rows returns None only if it was given a part"
-    rows |= hidden | {PEER: []}
-    for seed, ours in enumerate(rows["bl1"]):
-        directory = options.workdir / "peers" / f"seed_{seed}" / "PyTorch_SUMNet"
-        scored, _ = peers.run_peer(PEER, peers.read_task(ours), directory)
-        rows[PEER].append(dataclasses.replace(ours, name=PEER, workdir=directory, rows=scored))
+    rows |= hidden
+    rows[PEER], _ = peers.run_seeds(PEER, rows["bl1"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "bl1"))
     write_table(options.workdir / "first_weights.csv", rows, "bl1")
     print(f"\n{options.workdir / 'first_weights.csv'}")

@@ -169,6 +169,17 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], 
     return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
 
 
+def run_seeds(name: str, ours: Sequence[Run], workdir: Path) -> tuple[list[Run], list[float]]:
+    """A network on the task of each of our runs, one for each seed, in `workdir`/peers: its runs, and their seconds."""
+    runs, times = [], []
+    for seed, run in enumerate(ours):
+        directory = workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
+        rows, seconds = run_peer(name, read_task(run), directory)
+        runs.append(dataclasses.replace(run, name=name, workdir=directory, rows=rows))
+        times.append(seconds)
+    return runs, times
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains other tools' networks on the folds of experiments.table1 and compares them with its bl1 and proposed."""
     parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
@@ -182,12 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, runs in rows.items()
     }
     for name in PEERS:
-        rows[name], times[name] = [], []
-        for seed, ours in enumerate(rows["proposed"]):
-            directory = options.workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
-            scored, seconds = run_peer(name, read_task(ours), directory)
-            rows[name].append(dataclasses.replace(ours, name=name, workdir=directory, rows=scored))
-            times[name].append(seconds)
+        rows[name], times[name] = run_seeds(name, rows["proposed"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "proposed"))
     print("seconds for all folds, mean over seeds: "
           + ", ".join(f"{name} {np.mean(each):.0f}" for name, each in times.items() if each))  # fmt: skip
