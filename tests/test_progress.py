@@ -1,5 +1,6 @@
 """Progress on a terminal and elsewhere."""
 
+from isles_jax.runtime import progress
 from isles_jax.runtime.progress import Bar, track
 
 
@@ -11,6 +12,18 @@ def test_without_a_terminal_progress_is_plain_lines(capsys):
     assert printed.startswith("fold 0: 5/5 steps, ")
     assert printed.endswith("0 s left  loss 0.5\n")
     assert "\x1b" not in printed
+
+
+def test_the_first_piece_is_not_part_of_the_speed(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with Bar("fold 0", 30, "step", done=10) as bar:
+        clock[0] = 60.0  # compilation
+        bar.advance()
+        for _ in range(9):
+            clock[0] += 2
+            bar.advance()
+        assert capsys.readouterr().out == "fold 0: 17/30 steps, 2.0 s/step, 26 s left\n"
 
 
 def test_no_line_is_printed_without_progress_or_after_an_error(capsys):

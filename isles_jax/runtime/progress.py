@@ -26,21 +26,24 @@ def track(items: Sequence[Item], title: str, unit: str, at_least: int = 50) -> I
 class Bar:
     """The progress of one piece of work, with its speed and the time left.
 
-    On a terminal it is a bar. Elsewhere it is a plain line, at most one every ten seconds.
+    On a terminal it is a bar. Elsewhere it is a plain line, at most one every ten seconds. The speed does not count the
+    first piece, whose time is mostly compilation.
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, note: str = "") -> None:
         self._title, self._total, self._unit, self._first, self._done = title, total, unit, done, done
-        self._start, self._printed, self._note = time.monotonic(), time.monotonic(), ""
+        self._printed, self._note = time.monotonic(), note
+        # The speed is that since this moment, when so many units were done.
+        self._since = self._printed, done
         console = Console(file=sys.stdout)
         self._progress = None
         if console.is_terminal:
-            speed, note = TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[note]}")
             columns = (
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), speed, TimeRemainingColumn(), note,
+                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
             )  # fmt: skip
             self._progress = Progress(*columns, console=console)
-            self._task = self._progress.add_task(title, total=total, completed=done, speed="", note="")
+            self._task = self._progress.add_task(title, total=total, completed=done, speed="", note=note)
 
     def __enter__(self) -> "Bar":
         if self._progress:
@@ -55,20 +58,31 @@ class Bar:
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Counts `count` more units as done; `note` is shown after the numbers until the next note replaces it."""
+        first = self._done == self._first
         self._done += count
+        if first and self._done < self._total:
+            self._printed = time.monotonic()
+            self._since = self._printed, self._done
         self._note = self._note if note is None else note
         if self._progress:
             self._progress.update(self._task, completed=self._done, speed=self._speed(), note=self._note)
         elif time.monotonic() - self._printed > 10 and self._done < self._total:
             self._print()
 
+    def _rate(self) -> float:
+        """Units a second; 0 if none is done since the first."""
+        start, done = self._since
+        return (self._done - done) / max(time.monotonic() - start, 1e-9)
+
     def _speed(self) -> str:
-        rate = (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
-        return f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s/{self._unit}"
+        rate = self._rate()
+        if not rate:
+            return ""
+        return f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self._unit}"
 
     def _print(self) -> None:
         self._printed = time.monotonic()
-        elapsed = self._printed - self._start
-        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
-        line = f"{self._title}: {self._done}/{self._total} {self._unit}s, {self._speed()}, {left:.0f} s left"
-        print(f"{line}  {self._note}".rstrip(), flush=True)
+        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}s"]
+        if rate := self._rate():
+            parts += [self._speed(), f"{(self._total - self._done) / rate:.0f} s left"]
+        print(f"{', '.join(parts)}  {self._note}".rstrip(), flush=True)

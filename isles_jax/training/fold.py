@@ -52,7 +52,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
     _announce(plan, fold, state, len(pool), start, directory)
     profiled = _profiled_steps(plan.config, start)
     with (
-        Bar(f"fold {fold}", plan.steps, "step", start) as bar,
+        Bar(f"fold {fold}", plan.steps, "step", start, "compiling") as bar,
         _Log(plan, fold, held_out, directory, start) as log,
         interrupt.postponed(),
         contextlib.ExitStack() as trace,
