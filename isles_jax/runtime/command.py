@@ -51,8 +51,7 @@ def run_command(main: Callable[[], None]) -> None:
     """Runs a command and prints what the user must act on as one line on stderr (one line for each bad case).
 
     Exit codes: 2 for a mistake of the user's, a full disk, or a file that the system refuses; 143 after SIGTERM; 130
-    after SIGINT; 141, without a line,
-    if the program that reads the output has ended, as `| head` does.
+    after SIGINT; 141, without a line, if the program that reads the output has ended, as `| head` does.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -84,7 +84,7 @@ def postponed() -> Iterator[None]:
         yield
     finally:
         _postponed.pop()
-    # Not after an exception, which may say what was saved. A request that was no signal is for the caller to heed.
+    # Not after an exception, which may say what was saved. The caller handles a request that came without a signal.
     if not _postponed and _received and signal.getsignal(_received[0]) is signal.SIG_DFL:
         leave()
 
