@@ -39,7 +39,8 @@ def arguments(command, root):
     else:
         assert words[:2] == ["uv", "run"] or words[0] == "python", command
         program, words = [sys.executable, "-m"], words[words.index("-m") + 1 :]
-    places = {"CASE_OR_FOLDER": root, "/data/SPES2015_Training": root, "/data/ISLES-2022": root, "DIR": "predictions", "LABELS": root}
+    data = ("CASE_OR_FOLDER", "LABELS", "/data/SPES2015_Training", "/data/ISLES-2022")
+    places = dict.fromkeys(data, root) | {"DIR": "predictions"}
     words = [re.sub(r"(?<==)(" + "|".join(places) + ")$", lambda match: str(places[match[0]]), word) for word in words]
     if words[0] in TRAINS:
         words += [f"--config.{key}={value}" for key, value in TINY.items()] + [f"--config.data.root={root}"]
