@@ -337,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if configs.flatten(chosen)[key] is None:
             chosen.update_from_flattened_dict({key: values[0]})
     jax.config.update("jax_platforms", "cpu")
+    print(f"compiling for {options.target}; the paper's network takes several minutes", flush=True)
     report = examine(options, configs.resolve(chosen))
     packages = ("jax", "jaxlib", "jax-cuda12-plugin" if options.target == "h100" else "libtpu")
     report |= {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}

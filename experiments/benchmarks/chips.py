@@ -77,9 +77,11 @@ def find_devices(target: str) -> tuple[Chip, list[Any]]:
         return CHIPS[name], _gpu()
     if not importlib.util.find_spec("libtpu"):
         raise InputError(f"--target={target}: libtpu is not installed; pip install libtpu, or uv run --with libtpu")
-    # Another process may compile at the same time; and libtpu has nothing to say on a machine without TPUs.
+    # Another process may compile at the same time. libtpu would look for this machine's own chips, and print errors
+    # about not finding them.
     quiet = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
-    for key, value in (quiet | {"TPU_SKIP_MDS_QUERY": "1"}).items():
+    here = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for key, value in (quiet | here).items():
         os.environ.setdefault(key, value)
     chips = math.prod(int(side) for side in sides.split("x"))
     # A single chip is not a topology of its own, unless its host has no more.
