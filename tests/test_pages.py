@@ -12,9 +12,9 @@ from helpers import ROOT, SYSTEMS
 
 from isles_jax.config import baseline, flatten
 
-PAGES = [
+PAGES = sorted(
     str(path.relative_to(ROOT)) for folder in (".", "docs", "experiments") for path in (ROOT / folder).glob("*.md")
-]
+)
 TEXT = {page: (ROOT / page).read_text().replace("\\\n", " ") for page in PAGES}
 BLOCKS = {page: re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for page, text in TEXT.items()}
 # The flags that some page gives to a module of ours, by module; also in `code`, and within a quoted argument.

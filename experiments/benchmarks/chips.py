@@ -78,7 +78,7 @@ def find_devices(target: str) -> tuple[Chip, list[Any]]:
     if not importlib.util.find_spec("libtpu"):
         raise InputError(f"--target={target}: libtpu is not installed; pip install libtpu, or uv run --with libtpu")
     # Another process may compile at the same time. libtpu would look for this machine's own chips, and print errors
-    # about not finding them.
+    # about not finding them. It takes any type here: `target` decides what is compiled for.
     quiet = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     here = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     for key, value in (quiet | here).items():

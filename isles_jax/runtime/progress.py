@@ -33,7 +33,7 @@ class Bar:
     def __init__(self, title: str, total: int, unit: str, done: int = 0, note: str = "") -> None:
         self._title, self._total, self._unit, self._first, self._done = title, total, unit, done, done
         self._printed, self._note = time.monotonic(), note
-        # The speed is that since this moment, when so many units were done.
+        # The speed is measured from this moment, when so many units were done.
         self._since = self._printed, done
         console = Console(file=sys.stdout)
         self._progress = None
