@@ -275,8 +275,7 @@ def _lines(part: dict[str, Any]) -> list[str]:
         lines.append(f"without an estimate: {missing}; {by_bytes:.2f} million cycles by their bytes")
     else:
         lines.append(f"{part['launches']:.0f} launches")
-    kinds = ("gather", "scatter", "sort")
-    counts = ", ".join(f"{part['operations'].get(kind, 0):.0f} {kind}" for kind in kinds)
+    counts = ", ".join(f"{part['operations'].get(kind, 0):.0f} {kind}" for kind in ("gather", "scatter", "sort"))
     lines.append(f"{counts}; {part['pixel_gathers']} of single pixels")
     lines.append(
         f"{shared['count']:.0f} collectives, {shared['bytes'] / 1e6:.1f} MB, {1e3 * shared['seconds_at_peak']:.2f} ms "
