@@ -22,7 +22,7 @@ CHOICES = {
     "both mirrors": FLIPS,
     "stronger augmentation": STRONGER,
     "best": [*FLIPS, *STRONGER],
-    "Dice, no overlap losses": ["--config.loss.dice=1", "--config.loss.lovasz=0", "--config.loss.boundary=0"],
+    "Dice instead of overlap losses": ["--config.loss.dice=1", "--config.loss.lovasz=0", "--config.loss.boundary=0"],
     "Dice as well": ["--config.loss.dice=1"],
     "batch norm all": ["--config.model.batch_norm=all"],
     "rate 3e-3": ["--config.optimizer.learning_rate=3e-3"],
