@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments import ablation, best, first_weights, nnunet, peers, results_page, table1
-from isles_jax.reporting import results
+from experiments import ablation, best, critics, figures, first_weights, nnunet, peers, results_page, table1
+from experiments.rows import read_seeds
 from isles_jax.runtime.command import InputError, Parser, run_command
 
 # 60 patients of 8 slices. A fold trains on about 320 slices and sees each eight times.
 SIZE = ["--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)"]
-EPOCHS = 8
+EPOCHS = figures.LENGTHS["peers"]
 # A quarter of the paper's width for the many rows. Half of it beside other tools, which run at their own width.
 NARROW, WIDE = 16, 32
 SEEDS, MORE_SEEDS = 3, 5
@@ -49,9 +49,10 @@ def run_first_weights(workdir: Path) -> list[Path]:
 
 
 def run_ablation(workdir: Path) -> list[Path]:
-    """Proposed with one choice changed at a time."""
+    """Proposed with one choice changed at a time, and its critics."""
     ablation.main(_arguments(workdir))
-    return [workdir / "ablation.csv"]
+    critics.write(workdir / "critics.csv", read_seeds(workdir, list(ablation.CHOICES), SEEDS))
+    return [workdir / "ablation.csv", workdir / "critics.csv"]
 
 
 def run_best(workdir: Path) -> list[Path]:
@@ -70,9 +71,9 @@ def run_peers(workdir: Path) -> list[Path]:
 def run_longer(workdir: Path) -> list[Path]:
     """The same with four times the steps, and with a quarter."""
     tables = []
-    for name, epochs in (("shorter", EPOCHS // 4), ("longer", 4 * EPOCHS)):
+    for name in ("shorter", "longer"):
         folder = workdir / name
-        table1.main([*_arguments(folder, 1, epochs, WIDE), "--rows=bl1,proposed"])
+        table1.main([*_arguments(folder, 1, figures.LENGTHS[name], WIDE), "--rows=bl1,proposed"])
         peers.main([f"--workdir={folder}"])
         tables.append((folder / "peers.csv").rename(folder / f"{name}.csv"))
     return tables
@@ -102,76 +103,14 @@ PARTS: dict[str, Callable[[Path], list[Path]]] = {
 }  # fmt: skip
 
 
-def draw(output: Path) -> None:
-    """Draws output/dice.png: the mean Dice of each row of the tables with its 95% interval."""
-    from matplotlib import pyplot as plt
-
-    stems = [stem for stem in PARTS if (output / f"{stem}.csv").exists()]
-    tables = {stem: results_page.read(output / f"{stem}.csv") for stem in stems}
-    heights = [len({line["row"] for line in lines}) for lines in tables.values()]
-    figure, axes = plt.subplots(
-        len(tables), 2, figsize=(10, 0.3 * sum(heights) + 2), sharex="col", height_ratios=heights, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for pair, (stem, lines) in zip(axes, tables.items(), strict=True):
-        for axis, class_name in zip(pair, ("penumbra", "core"), strict=True):
-            lines_of_class = [line for line in lines if line["class"] == class_name]
-            for place, line in enumerate(lines_of_class):
-                mean, low, high = (float(line[key]) for key in ("dice", "low", "high"))
-                colour = {"proposed": "#c0392b", "clinical rule": "#888888"}.get(line["row"], "#2c5d8a")
-                axis.plot([low, high], [place, place], color=colour, linewidth=2)
-                axis.plot(mean, place, "o", color=colour)
-            names = [line["row"] if class_name == "penumbra" else "" for line in lines_of_class]
-            axis.set_yticks(range(len(names)), names)
-            axis.invert_yaxis()
-            axis.grid(axis="x", alpha=0.3)
-            axis.set_title(f"{class_name}: {stem}", fontsize=10, loc="left")
-    for axis in axes[-1]:
-        axis.set_xlabel("Dice on the phantom, mean over cases, 95% interval")
-    figure.savefig(output / "dice.png", dpi=110)
-    plt.close(figure)
-
-
-def draw_lengths(output: Path) -> None:
-    """Draws output/lengths.png: the mean Dice of each row against the passes over the training slices."""
-    from matplotlib import pyplot as plt
-
-    files = {EPOCHS // 4: "shorter.csv", EPOCHS: "peers.csv", 4 * EPOCHS: "longer.csv"}
-    tables = {epochs: results_page.read(output / name) for epochs, name in files.items()}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
-    for axis, class_name in zip(axes, ("penumbra", "core"), strict=True):
-        for name in dict.fromkeys(line["row"] for line in tables[EPOCHS] if line["row"] != results.RULE):
-            lines = [
-                line
-                for table in tables.values()
-                for line in table
-                if (line["row"], line["class"]) == (name, class_name)
-            ]
-            dice = [float(line["dice"]) for line in lines]
-            spread = [
-                [abs(float(line[end]) - middle) for line, middle in zip(lines, dice, strict=True)]
-                for end in ("low", "high")
-            ]
-            axis.errorbar(list(files), dice, spread, marker="o", capsize=3, label=name)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(list(files), [str(epochs) for epochs in files])
-        axis.set_xlabel("epochs of training")
-        axis.set_title(class_name, fontsize=10, loc="left")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("Dice on the phantom")
-    axes[1].legend()
-    figure.savefig(output / "lengths.png", dpi=110)
-    plt.close(figure)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the comparisons, writes their tables and figure to experiments/results, and fills them in in RESULTS.md."""
+    """Runs the comparisons, writes their tables and figures to experiments/results, and fills them in in RESULTS.md."""
     parser = Parser(prog="python -m experiments.phantom_study", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs and reports go")
     parser.add_argument("--parts", default=",".join(PARTS), help="which to run, in this order (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=results_page.FOLDER,
-        help="where tables and figure go (default %(default)s; RESULTS.md changes only with the default)",
+        help="where tables and figures go (default %(default)s; RESULTS.md changes only with the default)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     names = options.parts.split(",")
@@ -182,9 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         for path in PARTS[name](options.workdir):
             shutil.copy(path, options.output)
-    draw(options.output)
-    if all((options.output / f"{name}.csv").exists() for name in ("shorter", "peers", "longer")):
-        draw_lengths(options.output)
+    figures.draw(options.output)
     if options.output.resolve() == results_page.FOLDER.resolve():
         results_page.main()
     print(f"\n{options.output}")

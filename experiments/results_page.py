@@ -62,6 +62,17 @@ def effects_table(path: Path) -> str:
     return _markdown(rows)
 
 
+def critics_table(path: Path) -> str:
+    """A CSV of `critics.write` in Markdown: accuracy, and the gradient in brackets."""
+    lines = {(line["row"], line["until_step"]): line for line in read(path)}
+    steps = list(dict.fromkeys(step for _, step in lines))
+    rows = [["until step", *steps]]
+    for name in dict.fromkeys(name for name, _ in lines):
+        found = [lines[name, step] for step in steps]
+        rows.append([name, *(f"{float(line['accuracy']):.0%} ({float(line['gradient']):.1%})" for line in found)])
+    return _markdown(rows)
+
+
 def _classes(lines: Iterable[tuple[str, str]]) -> list[str]:
     """The paper's classes among a table's (row, class); the whole lesion is left out."""
     present = {class_name for _, class_name in lines}
@@ -103,7 +114,8 @@ def fill(text: str, folder: Path = FOLDER) -> str:
 
     def table_of(match: re.Match[str]) -> str:
         path = folder / match[1]
-        table = effects_table(path) if path.stem.endswith("effects") else rows_table(path)
+        kinds = {"table1_effects": effects_table, "critics": critics_table}
+        table = kinds.get(path.stem, rows_table)(path)
         return f"<!-- {match[1]} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", table_of, text, flags=re.DOTALL)

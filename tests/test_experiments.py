@@ -1,6 +1,7 @@
 """Table 1 and the ablation: their configurations, runs in parts, averages over seeds, and the page of results."""
 
 import csv
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import ablation, best, first_weights, nnunet, peers, results_page, rows, seeds, study, table1
+from experiments import ablation, best, critics, first_weights, nnunet, peers, results_page, rows, seeds, study, table1
 from isles_jax.config import flatten, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
@@ -158,6 +159,23 @@ def a_run(name, seed, dice):
     data = {"phantom": True, "classes": ["core"], "channels": ["DWI"], "cases": {row["case"]: {} for row in rows}}
     config = to_dict(table1.table_rows([])[name])
     return results.Run(Path(f"seed_{seed}") / name, name, config, data, [list(data["cases"])], rows, [], [])
+
+
+def test_the_critics_of_a_row_over_its_training(tmp_path):
+    runs = {}
+    for name, critics_there in (("bl1", False), ("proposed", True)):
+        fold = [{"step": step, "loss": 1.0} for step in range(10, 330, 10)]
+        for line in fold if critics_there else ():
+            line |= {"critic_accuracy/core": line["step"] / 320, "critic_accuracy/penumbra": 0.5}
+            line |= {"critic_gradient": 0.01 if line["step"] <= 160 else 0.03}
+        runs[name] = [dataclasses.replace(a_run(name, seed, [0.5]), curves=[fold, fold]) for seed in range(2)]
+    critics.write(tmp_path / "critics.csv", runs)
+    lines = list(csv.DictReader((tmp_path / "critics.csv").read_text().splitlines()))
+    assert [(line["row"], line["until_step"]) for line in lines] == [("proposed", str(40 * i)) for i in range(1, 9)]
+    # The first part holds the steps 10 to 40.
+    assert float(lines[0]["accuracy"]) == pytest.approx((25 / 320 + 0.5) / 2, abs=1e-4)
+    assert [float(line["gradient"]) for line in lines] == [0.01] * 4 + [0.03] * 4
+    assert results_page.critics_table(tmp_path / "critics.csv").splitlines()[2].startswith("| proposed | 29% (1.0%) |")
 
 
 def test_several_seeds_give_a_table_and_effects_with_their_spread(tmp_path):
