@@ -1,14 +1,15 @@
-"""What the first bias of the pre-convolution does: bl1 with 1 (the default) and with 0, and PyTorch's SUMNet.
+"""What the pre-convolution's first weights do: bl1 with a first bias of 1 (the default) and of 0, and PyTorch's SUMNet.
 
 python -m experiments.first_weights --workdir=DIR --seeds=5
 
 DIR is the workdir of an `experiments.table1` whose row `bl1` is finished, for each of --seeds. With a bias of 0, the
-pre-convolution's ReLU hides all values below the mean. All three see the same batches. PyTorch's has its own first
-weights. Needs the extra `peers`.
+pre-convolution's ReLU hides all values below the mean. PyTorch's SUMNet is trained with PyTorch's first weights, and
+again with our pre-convolution: the identity with a bias of 1. All see the same batches. Needs the extra `peers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import ml_collections
@@ -21,11 +22,25 @@ from isles_jax.reporting import table
 from isles_jax.runtime.command import Parser, run_command
 
 HIDDEN = "bl1, first bias 0"
-PEER = "PyTorch SUMNet, CE"
+
+
+def torch_sumnet_with_ours(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[Any, Callable]:
+    """`peers.torch_sumnet`, but for the pre-convolution, which starts as ours."""
+    import torch
+
+    network, loss = peers.torch_sumnet(config, channels, outputs)
+    first = models.pass_through(None, (1, 1, channels, 3))[0, 0].T.copy()
+    with torch.no_grad():
+        network.preconv.weight.copy_(torch.from_numpy(first)[:, :, None, None])
+        network.preconv.bias.fill_(models.OFFSET)
+    return network, loss
+
+
+MAKERS = {"PyTorch SUMNet": peers.torch_sumnet, "PyTorch SUMNet with our pre-convolution": torch_sumnet_with_ours}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains bl1 with a first bias of 0, and PyTorch's SUMNet, and compares them with a finished bl1."""
+    """Trains bl1 with a first bias of 0, and PyTorch's SUMNet twice, and compares them with a finished bl1."""
     parser = Parser(prog="python -m experiments.first_weights", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="workdir of experiments.table1; peers/ is added")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default 1)")
@@ -38,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hidden = run_rows({HIDDEN: config}, options.workdir, seeds=options.seeds)
     assert hidden, "run_rows returns None only if it was given a part"
     rows |= hidden
-    rows[PEER], _ = peers.run_seeds(PEER, rows["bl1"], options.workdir)
+    for name, make in MAKERS.items():
+        rows[name], _ = peers.run_seeds(name, make, rows["bl1"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "bl1"))
     write_table(options.workdir / "first_weights.csv", rows, "bl1")
     print(f"\n{options.workdir / 'first_weights.csv'}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -43,7 +44,7 @@ def require(*libraries: str) -> dict[str, str]:
         raise InputError(f"found no {error.name}, expected the extra `peers`: pip install isles-jax[peers]") from error
 
 
-def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
+def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[Any, Callable]:
     """SUMNet without residual connections, at the width of our systems, with cross-entropy."""
     import torch.nn.functional as F  # noqa: N812
 
@@ -53,7 +54,7 @@ def torch_sumnet(config: ml_collections.ConfigDict, channels: int, outputs: int)
     return network, lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=-1)
 
 
-def monai_unet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[object, Callable]:
+def monai_unet(config: ml_collections.ConfigDict, channels: int, outputs: int) -> tuple[Any, Callable]:
     """BasicUNet with its default features, and MONAI's Dice + cross-entropy as in its tutorials."""
     from monai.losses import DiceCELoss
     from monai.networks.nets import BasicUNet
@@ -64,7 +65,9 @@ def monai_unet(config: ml_collections.ConfigDict, channels: int, outputs: int) -
     return network, lambda logits, labels: loss(logits, labels.clamp(min=0)[:, None])
 
 
-PEERS = {"PyTorch SUMNet, CE": torch_sumnet, "MONAI BasicUNet, Dice+CE": monai_unet}
+# Makes a network and its loss from our settings, the channels of an image and the classes.
+Maker = Callable[[ml_collections.ConfigDict, int, int], tuple[Any, Callable]]
+PEERS: dict[str, Maker] = {"PyTorch SUMNet, CE": torch_sumnet, "MONAI BasicUNet, Dice+CE": monai_unet}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +136,12 @@ def segment(network: object, case: Case, device: str) -> np.ndarray:
     return np.where(case.brain, labels, 0).astype(np.uint8)
 
 
-def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], float]:
+def run_peer(name: str, make: Maker, task: Task, directory: Path) -> tuple[list[scores.Row], float]:
     """Trains, predicts and scores a network, fold by fold; finished folds are kept.
 
     Args:
-      name: a key of `PEERS`.
+      name: for what it prints.
+      make: makes the network of a fold.
       task: from `read_task`.
       directory: where its predictions go.
 
@@ -153,7 +157,7 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], 
             print(f"--- {name}, fold {fold}: {task.steps} steps on {device}; to {directory}", flush=True)
             torch.manual_seed(task.config.seed + fold)
             start = time.monotonic()
-            network, loss = PEERS[name](task.config, len(task.dataset.channels), len(task.dataset.classes) + 1)
+            network, loss = make(task.config, len(task.dataset.channels), len(task.dataset.classes) + 1)
             network = network.to(device, memory_format=torch.channels_last)
             train(task, fold, network, loss, device)
             network.eval()
@@ -169,12 +173,12 @@ def run_peer(name: str, task: Task, directory: Path) -> tuple[list[scores.Row], 
     return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
 
 
-def run_seeds(name: str, ours: Sequence[Run], workdir: Path) -> tuple[list[Run], list[float]]:
+def run_seeds(name: str, make: Maker, ours: Sequence[Run], workdir: Path) -> tuple[list[Run], list[float]]:
     """A network on the task of each of our runs, one for each seed, in `workdir`/peers: its runs, and their seconds."""
     runs, times = [], []
     for seed, run in enumerate(ours):
         directory = workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
-        rows, seconds = run_peer(name, read_task(run), directory)
+        rows, seconds = run_peer(name, make, read_task(run), directory)
         runs.append(dataclasses.replace(run, name=name, workdir=directory, rows=rows))
         times.append(seconds)
     return runs, times
@@ -192,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: [files.read_json(seconds_file(run.workdir)) for run in runs if seconds_file(run.workdir).exists()]
         for name, runs in rows.items()
     }
-    for name in PEERS:
-        rows[name], times[name] = run_seeds(name, rows["proposed"], options.workdir)
+    for name, make in PEERS.items():
+        rows[name], times[name] = run_seeds(name, make, rows["proposed"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "proposed"))
     print("seconds for all folds, mean over seeds: "
           + ", ".join(f"{name} {np.mean(each):.0f}" for name, each in times.items() if each))  # fmt: skip
