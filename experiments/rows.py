@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from isles_jax.config import resolve
-from isles_jax.cross_validation import cross_validate
+from isles_jax.cross_validation import cross_validate, refuse_other
 from isles_jax.data.phantom import write_phantom
 from isles_jax.reporting import results, scores
 from isles_jax.reporting.results import Run
@@ -85,11 +85,14 @@ def run_rows(
       The runs of each row by its name, one for each seed; None if some runs are not finished.
 
     Raises:
-      InputError: an unknown row or fold; a bucket without a data set; as `cross_validate`.
+      InputError: an unknown row or fold; a bucket without a data set; a run of a row's name with other settings; as
+        `cross_validate`.
     """
     _check_part(rows, only, folds)
     rows = _share_data(rows, workdir)
     jobs = [(seed, name) for seed in range(seeds) for name in only or rows]
+    for seed, name in jobs:
+        refuse_other(_with_seed(rows[name], seed), _run_folder(workdir, seed, name))
     unfinished = [job for job in jobs if not _is_finished(workdir, *job)]
     start = time.monotonic()
     for number, (seed, name) in enumerate(unfinished):
@@ -97,7 +100,7 @@ def run_rows(
         time_left = "" if seconds_left is None else f", about {seconds_left / 60:.0f} min left"
         place = f"{len(jobs) - len(unfinished) + number + 1} of {len(jobs)}"
         print(f"\n--- {place}: {name}, seed {seed}{time_left}", flush=True)
-        _run_row(rows[name], seed, folds, _run_folder(workdir, seed, name))
+        _run_row(_with_seed(rows[name], seed), folds, _run_folder(workdir, seed, name))
     missing = [
         f"{name} of seed {seed}" for seed in range(seeds) for name in rows if not _is_finished(workdir, seed, name)
     ]
@@ -173,10 +176,14 @@ def _share_data(rows: Rows, workdir: epath.Path) -> Rows:
     return resolved
 
 
-def _run_row(config: ml_collections.ConfigDict, seed: int, folds: Sequence[int] | None, run: epath.Path) -> None:
-    """Runs the given folds of a row, and prints its Dice once all folds are finished."""
+def _with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     config.seed += seed
+    return config
+
+
+def _run_row(config: ml_collections.ConfigDict, folds: Sequence[int] | None, run: epath.Path) -> None:
+    """Runs the given folds of a row, and prints its Dice once all folds are finished."""
     started, in_one_call = time.monotonic(), folds is None and not run.exists()
     for fold in folds or [None]:
         config.fold = fold
@@ -184,7 +191,7 @@ def _run_row(config: ml_collections.ConfigDict, seed: int, folds: Sequence[int] 
     if (run / "DONE").exists():
         classes = scores.summarise(results.read_run(run).rows)["classes"]
         dice = ", ".join(f"{class_name} {summary['dice']['mean']:.3f}" for class_name, summary in classes.items())
-        print(f"{config.name}, seed {seed}: Dice {dice}", flush=True)
+        print(f"{config.name}, seed {config.seed}: Dice {dice}", flush=True)
     if in_one_call:
         files.write_json(seconds_file(run), round(time.monotonic() - started, 1))
 

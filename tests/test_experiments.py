@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from scipy import stats
 
 from experiments import ablation, best, critics, first_weights, nnunet, peers, results_page, rows, seeds, study, table1
-from isles_jax.config import flatten, to_dict
+from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
 from isles_jax.runtime.command import InputError
@@ -159,6 +160,20 @@ def a_run(name, seed, dice):
     data = {"phantom": True, "classes": ["core"], "channels": ["DWI"], "cases": {row["case"]: {} for row in rows}}
     config = to_dict(table1.table_rows([])[name])
     return results.Run(Path(f"seed_{seed}") / name, name, config, data, [list(data["cases"])], rows, [], [])
+
+
+def test_a_finished_row_with_other_settings_is_refused(tmp_path):
+    # Two studies in one workdir may have rows of one name.
+    run = tmp_path / "seed_1" / "batch norm all"
+    run.mkdir(parents=True)
+    systems = {"batch norm all": best.best_rows(["--config.data.root=/nowhere"])["batch norm all"]}
+    other = resolve(systems["batch norm all"])
+    other.seed += 1
+    other.loss.adversarial = 1e-3
+    (run / "config.json").write_text(json.dumps(to_dict(other)))
+    (run / "DONE").touch()
+    with pytest.raises(InputError, match=r"batch norm all holds another run: loss.adversarial is 0.001 there and 0.0"):
+        rows.run_rows(systems, tmp_path, seeds=2)
 
 
 def test_the_critics_of_a_row_over_its_training(tmp_path):
