@@ -27,6 +27,8 @@ CHOICES = {
     "Lovasz per image": ["--config.loss.lovasz_per_image=True"],
     "bfloat16": ["--config.dtype=bfloat16"],
 }
+# The rows that differ in what the critics see, or in what they weigh.
+CRITICS = ("proposed", "adversarial 1e-2", "adversarial 1e-1", "adversarial 1", "critics see probabilities", "RaSGAN")
 
 
 def ablation_rows(overrides: Sequence[str]) -> Rows:

@@ -21,10 +21,10 @@ def findings(folder: Path) -> None:
     # These tables hold the other row minus the reference; the figure shows the reference minus the other row.
     for title, name, row in (
         ("best minus nnU-Net", "nnunet_5epochs.csv", "nnU-Net"),
-        ("first bias 1 instead of 0", "first_weights.csv", "bl1, first bias 0"),
+        ("first bias 1 instead of 0 (bl1)", "first_weights.csv", "bl1, first bias 0"),
     ):
         lines[title] = [line for line in read(folder / name) if line["row"].startswith(row)]
-    order = ["best minus nnU-Net", "first bias 1 instead of 0", *FACTORS.values()]
+    order = ["best minus nnU-Net", "first bias 1 instead of 0 (bl1)", *FACTORS.values()]
     figure, axis = _axes(figsize=(8, 3.2))
     for place, title in enumerate(order):
         for shift, (class_name, colour) in zip((-0.12, 0.12), CLASSES.items(), strict=True):
@@ -82,7 +82,7 @@ def critics(folder: Path) -> None:
     axes[0].set_ylabel("pairs ranked rightly, %")
     axes[1].set_yscale("log")
     axes[1].set_ylabel("gradient, % of the other losses'")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, folder / "critics.png")
 
 

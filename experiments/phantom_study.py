@@ -51,7 +51,7 @@ def run_first_weights(workdir: Path) -> list[Path]:
 def run_ablation(workdir: Path) -> list[Path]:
     """Proposed with one choice changed at a time, and its critics."""
     ablation.main(_arguments(workdir))
-    critics.write(workdir / "critics.csv", read_seeds(workdir, list(ablation.CHOICES), SEEDS))
+    critics.write(workdir / "critics.csv", read_seeds(workdir, ablation.CRITICS, SEEDS))
     return [workdir / "ablation.csv", workdir / "critics.csv"]
 
 
@@ -94,7 +94,7 @@ def run_second(workdir: Path) -> list[Path]:
     best.main([f"--workdir={folder}", "--rows=best", *sizes])
     names = ",".join(["proposed", "best", *(name for name in table1.table_rows([]) if name != "proposed")])
     nnunet.main([f"--workdir={folder}", f"--rows={names}", "--trainer=nnUNetTrainer_1epoch"])
-    return [(folder / "nnunet_1epoch.csv").rename(folder / "second.csv")]
+    return [(folder / f"nnunet_1epoch.{kind}").rename(folder / f"second.{kind}") for kind in ("csv", "json")]
 
 
 PARTS: dict[str, Callable[[Path], list[Path]]] = {

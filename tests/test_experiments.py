@@ -5,13 +5,16 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import ablation, best, critics, first_weights, nnunet, peers, results_page, rows, seeds, study, table1
+from experiments import (
+    ablation, best, critics, figures, first_weights, nnunet, peers, results_page, rows, seeds, study, table1,
+)  # fmt: skip
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
@@ -115,6 +118,15 @@ def test_the_page_of_results_shows_the_tables_beside_it():
     shown = set(re.findall(r"<!-- (\w+\.csv) -->", text))
     assert shown == {path.name for path in results_page.FOLDER.glob("*.csv")}
     assert results_page.fill(text) == text, "run python -m experiments.results_page"
+
+
+def test_the_page_shows_the_figures_of_its_tables(tmp_path):
+    for path in results_page.FOLDER.glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    figures.draw(tmp_path)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {path.name for path in results_page.FOLDER.glob("*.png")}
+    assert drawn == set(re.findall(r"\(results/(\w+\.png)\)", results_page.PAGE.read_text()))
 
 
 COLUMNS = (
