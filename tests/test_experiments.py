@@ -13,7 +13,18 @@ import pytest
 from scipy import stats
 
 from experiments import (
-    ablation, best, critics, figures, first_weights, nnunet, peers, results_page, rows, seeds, study, table1,
+    ablation,
+    best,
+    critics,
+    figures,
+    first_weights,
+    nnunet,
+    peers,
+    results_page,
+    rows,
+    seeds,
+    study,
+    table1,
 )  # fmt: skip
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
