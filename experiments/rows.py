@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from isles_jax.config import resolve
-from isles_jax.cross_validation import cross_validate, refuse_other
+from isles_jax.cross_validation import FREE, cross_validate, refuse_other
 from isles_jax.data.phantom import write_phantom
 from isles_jax.reporting import results, scores
 from isles_jax.reporting.results import Run
@@ -91,9 +91,10 @@ def run_rows(
     _check_part(rows, only, folds)
     rows = _share_data(rows, workdir)
     jobs = [(seed, name) for seed in range(seeds) for name in only or rows]
-    for seed, name in jobs:
-        refuse_other(_with_seed(rows[name], seed), _run_folder(workdir, seed, name))
     unfinished = [job for job in jobs if not _is_finished(workdir, *job)]
+    for seed, name in (job for job in jobs if job not in unfinished):
+        # Its data may have lain elsewhere: another machine may have trained it.
+        refuse_other(_with_seed(rows[name], seed), _run_folder(workdir, seed, name), (*FREE, "data.root"))
     start = time.monotonic()
     for number, (seed, name) in enumerate(unfinished):
         seconds_left = (time.monotonic() - start) / number * (len(unfinished) - number) if number else None

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 import ml_collections
 from etils import epath
@@ -21,7 +22,7 @@ from isles_jax.training.metric_writer import require_tensorboard
 from isles_jax.training.plan import Plan, prepare, training_slices
 
 # Keys that may differ between two calls on one workdir, because they change how a call works and not its results.
-_FREE = ("fold", "train.parallel", "train.profile", "train.tensorboard")
+FREE = ("fold", "train.parallel", "train.profile", "train.tensorboard")
 
 
 def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> str:
@@ -152,8 +153,13 @@ def _record_run(config: ml_collections.ConfigDict, workdir: epath.Path, plan: Pl
     return held_out
 
 
-def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path, free: Sequence[str] = FREE) -> None:
     """Refuses a workdir that holds a run with another configuration.
+
+    Args:
+      config: of the run that may be there.
+      workdir: where it may be.
+      free: keys that may differ.
 
     Raises:
       InputError: it does; the message names the keys that differ.
@@ -165,7 +171,7 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
-        if key not in _FREE and there.get(key) != here.get(key)
+        if key not in free and there.get(key) != here.get(key)
     ]
     if differing:
         raise InputError(f"{workdir} holds another run: {'; '.join(differing)}; choose another --workdir")

@@ -25,7 +25,7 @@ from experiments import (
     seeds,
     study,
     table1,
-)  # fmt: skip
+)
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.reporting import results, scores
