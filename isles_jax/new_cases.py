@@ -23,7 +23,7 @@ from isles_jax.reporting.prediction import Prediction
 from isles_jax.runtime import files, interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
-from isles_jax.training import checkpoint, weights
+from isles_jax.training import checkpoint, parallel, weights
 
 # The folders of maps that a command can write beside the label volumes.
 MAPS = ("probabilities", "spread")
@@ -66,10 +66,11 @@ def predict_folder(
         belong together; summary.csv goes first.
 
     Raises:
-      InputError: see `weights.load`; bad cases (one line each); a file exists and `overwrite` is not set; a file cannot
-        be written; `spread` with a single fold; `defuse3` without the classes core and penumbra; `strict` and a case
-        has a warning (one line for each).
+      InputError: see `parallel.keep_compiled` and `weights.load`; bad cases (one line each); a file exists and
+        `overwrite` is not set; a file cannot be written; `spread` with a single fold; `defuse3` without the classes
+        core and penumbra; `strict` and a case has a warning (one line for each).
     """
+    parallel.keep_compiled()
     trained = weights.load(run, folds)
     settings = trained.config.predict.copy_and_resolve_references()
     given = {"flips": flips, "min_volume_ml": min_volume_ml}

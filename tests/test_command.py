@@ -31,6 +31,14 @@ def test_a_full_disk_is_one_line_and_exit_code_2():
     assert (done.returncode, done.stderr) == (2, "error: figure.png: cannot be written (No space left on device)\n")
 
 
+def test_a_device_whose_memory_is_full_is_one_line_and_exit_code_2():
+    done = run_main("import jax.numpy as jnp\njnp.zeros(1 << 46)")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: RESOURCE_EXHAUSTED: Out of memory")
+    assert done.stderr.endswith("a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_error_of_the_program_is_still_a_traceback():
     done = run_main("raise SystemError('a mistake of ours')")
     assert done.returncode == 1

@@ -1,6 +1,9 @@
 """Files and folders, here and in a bucket."""
 
+import pytest
+
 from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
 
 
 def test_a_local_path_is_fetched_as_itself_and_a_bucket_as_a_copy(bucket):
@@ -12,3 +15,9 @@ def test_a_local_path_is_fetched_as_itself_and_a_bucket_as_a_copy(bucket):
     assert (copied / "inner" / "file").read_bytes() == b"content"
     assert files.fetch("gs://bucket/folder/inner/file").read_bytes() == b"content"
     assert not files.fetch("gs://bucket/nothing").exists()
+
+
+@pytest.mark.parametrize("path", ["", "s3://bucket/case"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(InputError, match="found no path of a kind that can be used"):
+        files.fetch(path)

@@ -3,17 +3,19 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, environment
+from helpers import ROOT, environment, run_main
 
 from isles_jax.training import parallel
 
 # Rounding grows with every step. After 20, with the critics' rate of 1e-3, 4 of 365 arrays are apart by up to 2.3e-5:
 # Adam's first moments of three kernels of one critic, and a variance of 3.5 in its batch norm.
 STEPS = 10
+GPU = Path("/dev/nvidia0").exists()
 PROGRAM = """
 import sys
 import jax, numpy as np
@@ -92,3 +94,18 @@ def test_the_compilation_cache_is_kept_on_accelerators_only(monkeypatch, tmp_pat
         jax.config.update("jax_compilation_cache_dir", before)
     expected = given if given or platform == "cpu" else f"{tmp_path}/isles_jax/gpu-jaxlib-{version('jaxlib')}"
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "problem"),
+    [
+        pytest.param("cuda", "found no NVIDIA GPU", marks=pytest.mark.skipif(GPU, reason="there is an NVIDIA GPU")),
+        ("nothing", "Unable to initialize backend 'nothing'"),
+    ],
+)
+def test_a_platform_that_jax_cannot_use_is_one_line(monkeypatch, platform, problem):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    done = run_main("from isles_jax.training import parallel\nparallel.keep_compiled()")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: {problem}")
+    assert done.stderr.count("\n") == 1

@@ -50,8 +50,9 @@ def local_path(text: str) -> Path:
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command and prints what the user must act on as one line on stderr (one line for each bad case).
 
-    Exit codes: 2 for a mistake of the user's, a full disk, or a file that the system refuses; 143 after SIGTERM; 130
-    after SIGINT; 141, without a line, if the program that reads the output has ended, as `| head` does.
+    Exit codes: 2 for a mistake of the user's, a full disk, a file that the system refuses, or a device whose memory is
+    full; 143 after SIGTERM; 130 after SIGINT; 141, without a line, if the program that reads the output has ended, as
+    `| head` does.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -70,6 +71,9 @@ def run_command(main: Callable[[], None]) -> None:
                 line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
             elif isinstance(error, OSError) and error.filename is not None:
                 line, code = f"error: {error.filename}: cannot be read or written ({error.strerror})", 2
+            elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's word; a class of its own would need the import of JAX
+                advice = "a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less"
+                line, code = f"error: {str(error).splitlines()[0]}; {advice}", 2
             elif isinstance(error, BrokenPipeError) and _reader_of_stdout_has_ended():
                 # Python flushes stdout once more at exit; into the closed pipe, that would fail again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -163,14 +163,18 @@ def fetch(path: epath.PathLike) -> Path:
     """A local path of a file or folder: itself, or a copy from a bucket, which is removed when the process ends.
 
     NIfTI files must be local: their size on disk is checked before they are read.
+
+    Raises:
+      InputError: as `location`.
     """
+    source = location(path)
     if not is_bucket(path):
         return Path(path)
     temporary = Path(tempfile.mkdtemp(prefix="isles_jax."))
     interrupt.remove_at_exit(temporary)
     # Messages name the copy, so its path ends like the original's.
     target = temporary / os.fspath(path).split("://", 1)[1]
-    copy(location(path), epath.Path(target))
+    copy(source, epath.Path(target))
     return target
 
 

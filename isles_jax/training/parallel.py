@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from isles_jax.runtime.command import InputError
+
 AXIS = "data"
 
 
@@ -80,8 +82,15 @@ def keep_compiled() -> None:
 
     Each platform and version of jaxlib has its own folder in ~/.cache/isles_jax. JAX_COMPILATION_CACHE_DIR overrides
     it. On CPU nothing is kept unless that variable is set.
+
+    Raises:
+      InputError: JAX cannot use the platform that JAX_PLATFORMS names, or an installed one.
     """
-    platform = jax.default_backend()
+    try:
+        platform = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter, without a text, if there is no NVIDIA GPU for "cuda"
+        asked, problem = os.environ.get("JAX_PLATFORMS", ""), str(error).partition("\n")[0] or "found no NVIDIA GPU"
+        raise InputError(f"JAX_PLATFORMS={asked}: {problem}; expected a device that JAX can use") from error
     if platform != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "isles_jax" / f"{platform}-jaxlib-{jax.lib.__version__}"
