@@ -179,6 +179,18 @@ def test_the_critics_share_of_the_gradient_grows_with_their_weight(small_config)
     assert shares[1.0] == pytest.approx(2 * shares[0.5], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_where_no_loss_has_a_gradient_all_metrics_are_finite(small_config):
+    """The critics' share of the gradient then divides 0 by 0."""
+    images, labels = data(ONE)
+    step = parallel.parallelize(make_step(config := small_config(), ONE, STEPS, parallel.AXIS), config.train.parallel)
+    state = parallel.replicate(init_state(config, ONE, 3, STEPS, 0))
+    nothing = parallel.replicate((images, jnp.full_like(labels, -1)))
+    _, metrics = step(state, nothing, np.arange(4, dtype=np.int32)[None, None])
+    assert {name: value for name, value in metrics.items() if not np.isfinite(value).all()} == {}
+    assert metrics["critic_gradient"] == 0
+
+
 @pytest.mark.parametrize("hard", [False, True])
 def test_critics_see_classes_or_probabilities_with_the_gradient_of_probabilities(hard):
     logits, labels, _ = segmentation_case((2, 8, 8), 3)

@@ -66,8 +66,9 @@ def make_step(
             fooling, more, push = _weighted(
                 "critics", lambda logits: fool_critics(critics, logits, labels, where), logits
             )
-            # How much the critics say, beside the labels, where both act on the prediction.
-            critic_metrics["critic_gradient"] = optax.tree.norm(push) / optax.tree.norm(gradient)
+            # How much the critics say, beside the labels, where both act on the prediction; 0 where both are 0.
+            beside = jnp.maximum(optax.tree.norm(gradient), jnp.finfo(jnp.float32).tiny)
+            critic_metrics["critic_gradient"] = optax.tree.norm(push) / beside
             total, terms, gradient = total + fooling, terms | more, gradient + push
         gradients = lax.pmean(pullback(gradient)[0], axis_name)
         trained = _updated(optimizer, state.segmenter, gradients, batch_stats)
