@@ -136,6 +136,8 @@ def score(run: Run, place: Workplace, trainer: str) -> Run:
         name=trainer.replace("nnUNetTrainer_", "nnU-Net "),
         workdir=files.location(place.trained(trainer)),
         rows=[row | {"fold": fold_of[row["case"]]} for row in rows],
+        curves=[],
+        calibration=None,
     )
 
 

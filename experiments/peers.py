@@ -179,7 +179,7 @@ def run_seeds(name: str, make: Maker, ours: Sequence[Run], workdir: Path) -> tup
     for seed, run in enumerate(ours):
         directory = workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
         rows, seconds = run_peer(name, make, read_task(run), directory)
-        runs.append(dataclasses.replace(run, name=name, workdir=directory, rows=rows))
+        runs.append(dataclasses.replace(run, name=name, workdir=directory, rows=rows, curves=[], calibration=None))
         times.append(seconds)
     return runs, times
 

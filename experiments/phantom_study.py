@@ -21,7 +21,7 @@ EPOCHS = figures.LENGTHS["peers"]
 NARROW, WIDE = 16, 32
 SEEDS, MORE_SEEDS = 3, 5
 # The default phantom has 24 patients of 16 slices. So many passes show fewer slices than five of nnU-Net's epochs (88
-# would show as many), and take no longer.
+# would show as many), and take about as long.
 EQUAL = ["--config.train.epochs=72"]
 # A phantom that served no choice.
 SECOND = [
