@@ -71,8 +71,8 @@ def run_command(main: Callable[[], None]) -> None:
                 line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
             elif isinstance(error, OSError) and error.filename is not None:
                 line, code = f"error: {error.filename}: cannot be read or written ({error.strerror})", 2
-            elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's word; a class of its own would need the import of JAX
-                advice = "a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less"
+            elif type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):  # JAX loads slowly
+                advice = "in training, a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less"
                 line, code = f"error: {str(error).splitlines()[0]}; {advice}", 2
             elif isinstance(error, BrokenPipeError) and _reader_of_stdout_has_ended():
                 # Python flushes stdout once more at exit; into the closed pipe, that would fail again.
