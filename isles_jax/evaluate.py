@@ -14,8 +14,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="isles-jax evaluate", description=main.__doc__)
     predictions = "a folder of CASE.nii or CASE.nii.gz"
     parser.add_argument("--predictions", type=local_path, required=True, metavar="DIR", help=predictions)
-    reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set in the SPES or nnU-Net layout"
+    reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set that training reads"
     parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
+    parser.add_argument("--subset", action="store_true", help="leave out the cases that have no prediction")
     tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
     parser.add_argument("--output", metavar="DIR", help=tables)
     parser.add_argument(
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.reporting import scores
 
-    rows = scores.score_folders(options.predictions, options.labels, options.classes, options.values)
+    rows = scores.score_folders(
+        options.predictions, options.labels, options.classes, options.values, subset=options.subset
+    )
     summary = scores.summarise(rows)
     if options.output is not None:
         scores.write_cases_csv(options.output / "cases.csv", rows)

@@ -88,6 +88,18 @@ def test_empty_masks_are_counted(tmp_path, capsys):
     assert f"{math.dist((0, 0, 0), 4 * np.linalg.norm(AFFINE[:3, :3], axis=0)):.3f}" in shown
 
 
+def test_a_subset_of_the_cases_can_be_scored(folders, capsys):
+    command(folders, f"--output={folders / 'all'}")
+    break_missing(folders)
+    command(folders, "--subset", f"--output={folders / 'subset'}")
+    assert "note: 1 of 2 cases have no prediction and are not scored" in capsys.readouterr().err
+    every, some = (scores.read_cases_csv(folders / name / "cases.csv") for name in ("all", "subset"))
+    assert some == [row for row in every if row["case"] == "case0"]
+    (folders / "predictions" / "case0.nii.gz").rename(folders / "predictions" / "other.nii.gz")
+    with pytest.raises(InputError, match=r"2 of 2 cases have none$"):
+        command(folders, "--subset")
+
+
 def test_a_prediction_without_a_label_is_named(folders, capsys):
     write(folders / "predictions" / "other.nii", random_labels(0))
     command(folders)
@@ -126,7 +138,7 @@ def break_empty(folder):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (break_missing, "found no case1.nii or .nii.gz"),
+        (break_missing, "found no case1.nii or .nii.gz, expected a prediction for every case; 1 of 2 cases"),
         (break_shape, "case1.nii.gz: shape 9x8x5; expected 9x8x6"),
         (break_affine, "mm away"),
         (break_value, "case1.nii.gz: holds the label 5; expected only 0, 1, 2"),

@@ -166,34 +166,43 @@ def write_summary(path: epath.PathLike, summary: dict[str, Any]) -> None:
 
 
 def score_folders(
-    predictions: Path, labels: Path, classes: Sequence[str] | None = None, values: Sequence[int] | None = None
+    predictions: Path,
+    labels: Path,
+    classes: Sequence[str] | None = None,
+    values: Sequence[int] | None = None,
+    *,
+    subset: bool = False,
 ) -> list[Row]:
     """Scores every labelled case of a folder against its prediction, CASE.nii or CASE.nii.gz.
 
     Args:
       predictions: a folder of label volumes.
-      labels: a folder of label volumes, or a data set in the SPES or nnU-Net layout.
+      labels: a folder of label volumes, or a data set in any layout that training reads.
       classes: names of the classes in a folder of label volumes; None: penumbra, core. A data set names its own.
       values: the integers that the files hold for the classes; None: 1, 2, ..., or those in nnU-Net's dataset.json.
+      subset: leave out the cases without a prediction, with a note; otherwise, such a case is an error.
 
     Raises:
-      InputError: a prediction is missing, lies on another grid or holds an unknown value; a folder holds no label
-        volumes.
+      InputError: a prediction is missing, or with `subset` all are; one lies on another grid or holds an unknown
+        value; a folder holds no label volumes.
     """
     cases, classes, values = _labelled_cases(labels, classes, values)
     paths = _volumes(predictions)
     check_names(labels, list(cases), classes)
     missing = [name for name in cases if name not in paths]
+    counts = f"{len(missing)} of {len(cases)} cases"
+    if missing and not (subset and len(missing) < len(cases)):
+        found = f"found no {missing[0]}.nii or .nii.gz, expected a prediction for every case; {counts} have none"
+        raise InputError(f"{predictions}: {found}" + ("" if subset else "; --subset leaves out the cases without one"))
     if missing:
-        others = f" ({len(missing)} of {len(cases)} cases have none)"
-        raise InputError(
-            f"{predictions}: found no {missing[0]}.nii or .nii.gz, expected a prediction for every case{others}"
-        )
+        print(f"note: {counts} have no prediction and are not scored", file=sys.stderr)
     extra = sorted(paths.keys() - cases.keys())
     if extra:
         print(f"note: these predictions have no label and are not scored: {', '.join(extra)}", file=sys.stderr)
     rows = []
     for name, case in cases.items():
+        if name in missing:
+            continue
         interrupt.leave_if_requested()
         case = _flat_case(case, values) if isinstance(case, Path) else case
         assert case.labels is not None
