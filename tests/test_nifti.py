@@ -1,5 +1,8 @@
 """Geometry and privacy of what is written, what a data set's description says, and what the label check catches."""
 
+import contextlib
+import struct
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -108,3 +111,21 @@ def test_any_stored_type_and_scale_is_read_as_nibabel_says(tmp_path_factory, dra
     np.testing.assert_allclose(read, nib.load(path).get_fdata(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(affine, OBLIQUE, rtol=1e-6)
     assert geometry.get_data_shape() == shape
+
+
+@pytest.mark.parametrize(
+    ("place", "form", "value", "line"),
+    [
+        (80, "<f", 0.0, "note: {}: pixdim[1,2,3] should be non-zero; setting 0 dims to 1"),
+        (252, "<h", 9, "note: {}: qform_code 9 not valid; setting to 0"),
+        (108, "<f", 351.0, ""),  # an error, which names the file itself
+    ],
+)
+def test_a_note_on_a_mended_header_names_the_file(place, form, value, line, tmp_path, capfd):
+    path = tmp_path / "a.nii"
+    content = bytearray(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)).to_bytes())
+    struct.pack_into(form, content, place, value)
+    path.write_bytes(content)
+    with contextlib.nullcontext() if line else pytest.raises(InputError, match=r"a\.nii: .*vox offset 351"):
+        read_volume(path)
+    assert capfd.readouterr().err.strip() == line.format(path)

@@ -5,10 +5,11 @@ A bad file raises an `InputError`: one line that names the file, what was found 
 
 import gzip
 import io
+import logging
 import math
 import os
+import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import write_atomic
+from isles_jax.runtime.files import gunzip, write_atomic
 from isles_jax.runtime.progress import track
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -91,7 +92,7 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
       InputError: the file is missing, damaged, too large for the memory, or not a 3-D volume of real numbers in mm.
     """
     try:
-        image = cast(nib.Nifti1Image, nib.load(path))
+        image = _open(path)
         shape = _volume_shape(path, image)
         claimed = _check_size(path, image, channels)
         voxels = _decompress(path, image, claimed) if path.name.lower().endswith(".gz") else image.dataobj
@@ -114,6 +115,21 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
             f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
         )
     return data, affine, geometry
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    """Opens a volume. What nibabel says of a header that it mends becomes a note that names the file."""
+
+    def note(record: logging.LogRecord) -> bool:
+        if record.levelno < nib.imageglobals.error_level:  # above it, nibabel also raises an error
+            print(f"note: {path}: {record.getMessage()}", file=sys.stderr)
+        return False
+
+    nib.imageglobals.logger.addFilter(note)
+    try:
+        return cast(nib.Nifti1Image, nib.load(path))
+    finally:
+        nib.imageglobals.logger.removeFilter(note)
 
 
 def _geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
@@ -270,7 +286,7 @@ def _check_size(path: Path, image: nib.Nifti1Image, channels: int) -> int:
 
 def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arrayproxy.ArrayProxy:
     """The voxels of a compressed volume, read to the end of the file, where gzip compares its checksum and length."""
-    content = _gunzip(path.read_bytes(), claimed + _PADDING + 1)
+    content = gunzip(path.read_bytes(), claimed + _PADDING + 1)
     if len(content) < claimed:
         raise InputError(f"{path}: the header claims {claimed} bytes; the file holds {len(content)}")
     if len(content) > claimed + _PADDING:
@@ -279,25 +295,6 @@ def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arraypr
     assert isinstance(stored, nib.arrayproxy.ArrayProxy)
     layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
     return nib.arrayproxy.ArrayProxy(io.BytesIO(content), layout, mmap=False)
-
-
-def _gunzip(compressed: bytes, most: int) -> bytes:
-    """The content of a gzip file, or its first `most` bytes. This takes less time than reading it with `gzip.open`.
-
-    Raises:
-      EOFError: the file ends too early.
-      zlib.error: it is damaged.
-    """
-    parts = []
-    while compressed and most:
-        member = zlib.decompressobj(wbits=31)  # a gzip header, and the checksum and length at the end
-        parts.append(member.decompress(compressed, most))
-        most -= len(parts[-1])
-        if most and not member.eof:
-            raise EOFError("the compressed data end too early")
-        # Another member or zeros may follow.
-        compressed = member.unused_data.lstrip(b"\0")
-    return b"".join(parts)
 
 
 def machine_memory() -> float:
