@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import TINY
+from helpers import SYSTEMS, TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -75,6 +75,8 @@ def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
         "proposed.safetensors", "proposed.stablehlo",
     ):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 1000, name
+    table = (tmp_path / "runs" / "table1" / "table1.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in table[1:]} == {"clinical rule", *SYSTEMS}
     assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 6
     assert list((tmp_path / "runs" / "bl5" / "fold_0").glob("events.out.tfevents.*"))
 

@@ -172,7 +172,8 @@ def test_the_critics_accuracy_counts_pairs_or_sides_of_the_other_mean():
 def test_the_critics_share_of_the_gradient_grows_with_their_weight(small_config):
     shares = {}
     for weight in (0.5, 1.0):
-        config = small_config(**{"loss.adversarial": weight, "augment.enabled": False})
+        keys = {"loss.adversarial": weight, "augment.enabled": False}
+        config = small_config(residual=False, overlap=False, **keys)
         _, metrics = run(config, [[0, 1, 2, 3]], ONE)
         shares[weight] = float(metrics["critic_gradient"][0])
     assert 0 < shares[0.5] < np.inf
