@@ -118,10 +118,10 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    """Opens a volume. What nibabel says of a header that it mends becomes a note that names the file."""
+    """Opens a volume. Where nibabel mends the header, a note on stderr names the file and says what it did."""
 
     def note(record: logging.LogRecord) -> bool:
-        if record.levelno < nib.imageglobals.error_level:  # above it, nibabel also raises an error
+        if record.levelno < nib.imageglobals.error_level:  # from this level on, it also raises an error
             print(f"note: {path}: {record.getMessage()}", file=sys.stderr)
         return False
 
