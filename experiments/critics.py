@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.study import Seeds
-from isles_jax.reporting.notes import ACCURACY, GRADIENT
 from isles_jax.runtime import files
+from isles_jax.scoring.notes import ACCURACY, GRADIENT
 
 # Into so many parts of equal length a training is cut.
 PARTS = 8

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results_page import FACTORS, read
-from isles_jax.reporting.results import RULE
+from isles_jax.scoring.comparison import RULE
 
 CLASSES = {"penumbra": "#2c5d8a", "core": "#c0392b"}
 # Tables of the same rows after trainings of so many epochs.

@@ -18,8 +18,8 @@ from experiments import peers
 from experiments.rows import average, read_seeds, run_rows
 from experiments.study import write_table
 from isles_jax import models
-from isles_jax.reporting import table
 from isles_jax.runtime.command import Parser, run_command
+from isles_jax.scoring import table
 
 HIDDEN = "bl1, first bias 0"
 

@@ -24,10 +24,10 @@ from experiments.rows import average, read_seeds
 from experiments.study import write_table
 from isles_jax.data import nnunet
 from isles_jax.data.layouts import load
-from isles_jax.reporting import scores, table
-from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.scoring import folders, table
+from isles_jax.scoring.run_files import Run
 
 DATASET, PLANS = "Dataset001_ISLES", "nnUNetPlans"
 
@@ -129,7 +129,7 @@ def _merged(run: Run) -> str:
 
 def score(run: Run, place: Workplace, trainer: str) -> Run:
     """nnU-Net's post-processed predictions of the held-out cases, scored as our own are, as a run beside `run`."""
-    rows = scores.score_folders(place.trained(trainer) / _merged(run) / "postprocessed", place.raw)
+    rows = folders.score_folders(place.trained(trainer) / _merged(run) / "postprocessed", place.raw)
     fold_of = {case: fold for fold, names in enumerate(run.folds) for case in names}
     return dataclasses.replace(
         run,

@@ -28,10 +28,10 @@ from isles_jax.data.layouts import load
 from isles_jax.data.nifti import write_labels
 from isles_jax.data.slices import Slices, draw_batch, make_slices, network_input, padded_size, unpad
 from isles_jax.models import MULTIPLE
-from isles_jax.reporting import scores, table
-from isles_jax.reporting.results import Run
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.scoring import folders, scores, table
+from isles_jax.scoring.run_files import Run
 from isles_jax.training.augment import augment
 from isles_jax.training.state import learning_rate
 
@@ -168,7 +168,7 @@ def run_peer(name: str, make: Maker, task: Task, directory: Path) -> tuple[list[
             files.write_json(finished, {"seconds": round(time.monotonic() - start, 1)})
         seconds += json.loads(finished.read_text())["seconds"]
     values = {} if (task.dataset.root / "dataset.json").exists() else {"values": task.dataset.label_values}
-    rows = scores.score_folders(directory / "predictions", task.dataset.root, **values)
+    rows = folders.score_folders(directory / "predictions", task.dataset.root, **values)
     fold_of = {case: fold for fold, names in enumerate(task.folds) for case in names}
     return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
 

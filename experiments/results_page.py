@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from isles_jax.reporting import results, statistics
+from isles_jax.scoring import comparison, statistics
 
 PAGE = Path(__file__).with_name("RESULTS.md")
 FOLDER = Path(__file__).with_name("results")
@@ -34,7 +34,7 @@ def rows_table(path: Path) -> str:
     lines = {(line["row"], line["class"]): line for line in read(path)}
     names, classes = dict.fromkeys(name for name, _ in lines), _classes(lines)
     # The paper's numbers stand beside its eight systems only.
-    in_paper = classes if results.PAPER.keys() <= names.keys() else []
+    in_paper = classes if comparison.PAPER.keys() <= names.keys() else []
     reference = next(name for (name, _), line in lines.items() if not line["difference"])
     head = ["", *classes, *(f"minus {reference}: {name}" for name in classes), *(f"paper: {name}" for name in in_paper)]
     rows = [head]
@@ -50,9 +50,9 @@ def effects_table(path: Path) -> str:
     lines = {(line["factor"], line["class"]): line for line in read(path)}
     classes = _classes(lines)
     # The paper lists its systems in the order of the design's cells.
-    cells = dict(zip(results.PAPER, itertools.product((False, True), repeat=3), strict=True))
+    cells = dict(zip(comparison.PAPER, itertools.product((False, True), repeat=3), strict=True))
     paper = {
-        name: statistics.main_effects({cells[system]: [dice[name]] * 2 for system, dice in results.PAPER.items()})
+        name: statistics.main_effects({cells[system]: [dice[name]] * 2 for system, dice in comparison.PAPER.items()})
         for name in classes
     }
     rows = [["", *classes, *(f"paper: {name}" for name in classes)]]
@@ -76,7 +76,7 @@ def critics_table(path: Path) -> str:
 def _classes(lines: Iterable[tuple[str, str]]) -> list[str]:
     """The paper's classes among a table's (row, class); the whole lesion is left out."""
     present = {class_name for _, class_name in lines}
-    return [class_name for class_name in results.PAPER["proposed"] if class_name in present]
+    return [class_name for class_name in comparison.PAPER["proposed"] if class_name in present]
 
 
 def _spread(line: dict[str, str], middle: str, low: str, high: str, sign: str = "") -> str:

@@ -16,11 +16,11 @@ from ml_collections import config_flags
 
 from isles_jax.config import resolve
 from isles_jax.cross_validation import FREE, cross_validate, refuse_other
-from isles_jax.data.phantom import write_phantom
-from isles_jax.reporting import results, scores
-from isles_jax.reporting.results import Run
+from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, one_line
+from isles_jax.scoring import run_files, scores
+from isles_jax.scoring.run_files import Run
 
 # Configurations by the name of their row.
 Rows = dict[str, ml_collections.ConfigDict]
@@ -119,7 +119,7 @@ def read_seeds(workdir: epath.Path, names: Sequence[str], seeds: int) -> dict[st
     """
     if seeds < 1:
         raise InputError(f"--seeds={seeds}: expected 1 or more")
-    return {name: [results.read_run(_run_folder(workdir, seed, name)) for seed in range(seeds)] for name in names}
+    return {name: [run_files.read_run(_run_folder(workdir, seed, name)) for seed in range(seeds)] for name in names}
 
 
 def average(runs: Sequence[Run]) -> Run:
@@ -190,7 +190,7 @@ def _run_row(config: ml_collections.ConfigDict, folds: Sequence[int] | None, run
         config.fold = fold
         cross_validate(config, run)
     if (run / "DONE").exists():
-        classes = scores.summarise(results.read_run(run).rows)["classes"]
+        classes = scores.summarise(run_files.read_run(run).rows)["classes"]
         dice = ", ".join(f"{class_name} {summary['dice']['mean']:.3f}" for class_name, summary in classes.items())
         print(f"{config.name}, seed {config.seed}: Dice {dice}", flush=True)
     if in_one_call:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isles_jax.reporting import results, statistics
-from isles_jax.reporting.results import Run
+from isles_jax.scoring import comparison, statistics
+from isles_jax.scoring.run_files import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,4 +55,4 @@ def crossed(values: np.ndarray) -> Crossed:
 
 def dice(runs: Sequence[Run], class_name: str) -> np.ndarray:
     """Dice of one class in the runs of one row, one for each seed: [seeds, cases]."""
-    return np.array([results.dice_of(run.rows, class_name) for run in runs])
+    return np.array([comparison.dice_of(run.rows, class_name) for run in runs])

@@ -9,10 +9,11 @@ from etils import epath
 
 from experiments import seeds as several
 from experiments.rows import Rows, average, run_rows
-from isles_jax.reporting import page, results, statistics, table
-from isles_jax.reporting.results import Run
+from isles_jax.pages import page
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser
+from isles_jax.scoring import comparison, statistics, table
+from isles_jax.scoring.run_files import Run
 
 
 def command(
@@ -76,14 +77,14 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
     With several seeds, the last columns count their spread, too (`seeds.crossed`). `seed_std` is that of the difference
     over seeds, and of Dice itself in the line of the reference.
     """
-    study = results.make_study([average(row) for row in runs.values()], reference)
+    study = comparison.make_study([average(row) for row in runs.values()], reference)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "class", "cases", "dice", "std", "low", "high", "difference", "difference_low",
                      "difference_high", "p_wilcoxon_holm", "p_bootstrap_holm", "paper_dice", "seeds", "seed_std",
                      "crossed_low", "crossed_high", "p_crossed_holm"])  # fmt: skip
     for class_name in study.classes:
-        means, comparisons = results.dice_means(study.rows, class_name), results.compare(study, class_name)
+        means, comparisons = comparison.dice_means(study.rows, class_name), comparison.compare(study, class_name)
         over_seeds = _over_seeds(runs, class_name, reference)
         for name, mean in means.items():
             numbers = [mean.mean, mean.std, mean.low, mean.high]
@@ -91,8 +92,8 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
                 other = comparisons[name]
                 numbers += [other.difference, other.low, other.high, other.wilcoxon, other.bootstrap]
             cells = [f"{number:.6f}" for number in numbers] + [""] * (9 - len(numbers))
-            cases = len(results.dice_of(study.rows[name], class_name))
-            paper = results.paper_dice(name, class_name) or ""
+            cases = len(comparison.dice_of(study.rows[name], class_name))
+            paper = comparison.paper_dice(name, class_name) or ""
             writer.writerow([name, class_name, cases, *cells, paper, *over_seeds.get(name, [""] * 5)])
     files.write_atomic(path, text.getvalue())
 
@@ -104,8 +105,8 @@ def _over_seeds(runs: Seeds, class_name: str, reference: str) -> dict[str, list[
         return {}
     scores = {name: several.dice(row, class_name) for name, row in runs.items()}
     if runs[reference][0].rule:
-        rule = [results.dice_of(run.rule, class_name) for run in runs[reference]]
-        scores = {results.RULE: np.array(rule), **scores}
+        rule = [comparison.dice_of(run.rule, class_name) for run in runs[reference]]
+        scores = {comparison.RULE: np.array(rule), **scores}
     own = several.crossed(scores.pop(reference))
     differences = {
         name: several.crossed(dice - several.dice(runs[reference], class_name)) for name, dice in scores.items()
@@ -122,10 +123,10 @@ def write_effects(path: epath.Path, runs: Seeds) -> None:
 
     With several seeds, the last columns count their spread, too, as in `write_table`.
     """
-    study = results.make_study([average(row) for row in runs.values()])
+    study = comparison.make_study([average(row) for row in runs.values()])
     lines = ["factor,class,effect,low,high,seed_std,crossed_low,crossed_high"]
-    for class_name, effects in results.design_effects(study).items():
-        cells = {results.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
+    for class_name, effects in comparison.design_effects(study).items():
+        cells = {comparison.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
         by_case = statistics.case_effects(cells)
         for factor, numbers in effects.items():
             numbers = [*numbers, *_spread(by_case[factor])]

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import ml_collections
 from etils import epath
 
-from isles_jax import clinical, inference
 from isles_jax.config import flatten, resolve, to_dict
-from isles_jax.data import check, layouts, phantom
 from isles_jax.data import folds as splits
+from isles_jax.data import layouts, profile
 from isles_jax.data.case import Dataset
 from isles_jax.data.nifti import read_labels
-from isles_jax.reporting import calibration, page, results, scores, table
+from isles_jax.pages import page
+from isles_jax.phantoms import phantom
+from isles_jax.prediction import inference
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import calibration, clinical, run_files, scores, table
 from isles_jax.training import initial
 from isles_jax.training.fold import train_fold
 from isles_jax.training.metric_writer import require_tensorboard
@@ -46,7 +48,7 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
         unfinished = _run(config, workdir)
         if unfinished:
             return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
-    return processes.on_first(lambda: table.table([results.read_run(workdir)]))
+    return processes.on_first(lambda: table.table([run_files.read_run(workdir)]))
 
 
 def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
@@ -125,7 +127,7 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     print(dataset.summary, flush=True)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
-    description = check.describe(dataset)
+    description = profile.describe(dataset)
     refuse_changed(dataset, description, workdir / "data.json")
     labelled = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
     if len(labelled.cases) < config.folds:
@@ -217,7 +219,7 @@ def _finish(config: ml_collections.ConfigDict, dataset: Dataset, held_out: list,
     unfinished = [fold for fold in range(config.folds) if not (workdir / f"fold_{fold}" / "DONE").exists()]
     if not unfinished and not (workdir / "DONE").exists():
         _score(dataset, held_out, workdir)
-        results.seal(workdir)
+        run_files.seal(workdir)
     return unfinished
 
 
@@ -248,7 +250,7 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
     if rule_rows:
         scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)
     _write_calibration(held_out, workdir)
-    page.write_report(workdir / "report.html", [results.read_run(workdir)], dataset=dataset)
+    page.write_report(workdir / "report.html", [run_files.read_run(workdir)], dataset=dataset)
 
 
 def _write_calibration(held_out: list[list[str]], workdir: epath.Path) -> None:

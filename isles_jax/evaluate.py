@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Scores the label volumes of any tool with the measures of this package and prints the means."""
     options = _parse(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.reporting import scores
+    from isles_jax.scoring import folders, scores
 
-    rows = scores.score_folders(
+    rows = folders.score_folders(
         options.predictions, options.labels, options.classes, options.values, subset=options.subset
     )
     summary = scores.summarise(rows)

@@ -11,6 +11,7 @@ which guarantees compatibility for months only. It runs without this package:
     probabilities = inference.call(safetensors.numpy.load_file("proposed.safetensors"), images)
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from isles_jax.runtime import files
@@ -33,9 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--output={options.output}: expected a name that ends in {WEIGHTS} or {STABLEHLO}")
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
-    from isles_jax import exporting
+    from isles_jax.prediction import expected, stablehlo
+    from isles_jax.training import weights
 
-    trained = exporting.export(options.workdir, options.output, options.folds)
+    trained = weights.load(options.workdir, options.folds)
+    if options.output.suffix == WEIGHTS:
+        weights.save(options.output, dataclasses.replace(trained, expected=expected.known(options.workdir, trained)))
+    else:
+        files.write_atomic(options.output, stablehlo.serialise(trained))
     print(f"{options.output}: folds {', '.join(map(str, trained.folds))} of {options.workdir}")
 
 

@@ -15,20 +15,21 @@ from isles_jax.data import profile
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
-from isles_jax.inference import mirror_axes, predict_folds, predict_labels
-from isles_jax.networks import make_forward, make_segmenter
-from isles_jax.reporting import expected as expectations
-from isles_jax.reporting import patient_page, summary, warning
-from isles_jax.reporting.prediction import Prediction
+from isles_jax.pages import patient_page
+from isles_jax.prediction import expected as expectations
+from isles_jax.prediction import numbers, warning
+from isles_jax.prediction.inference import mirror_axes, predict_folds, predict_labels
+from isles_jax.prediction.prediction import Prediction
 from isles_jax.runtime import files, interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, parallel, weights
+from isles_jax.training.networks import make_forward, make_segmenter
 
 # The folders of maps that a command can write beside the label volumes.
 MAPS = ("probabilities", "spread")
 # A case's row of summary.csv, and its warnings.
-Finished = tuple[Mapping[str, summary.Value], tuple[str, ...]]
+Finished = tuple[Mapping[str, numbers.Value], tuple[str, ...]]
 
 
 def predict_folder(
@@ -92,7 +93,7 @@ def predict_folder(
     warned = [f"{row['case']}: {text}" for row, warnings in finished for text in warnings]
     kept = [row for row, warnings in finished if not (strict and warnings)]
     if kept:
-        summary.write_csv(output / "summary.csv", kept)
+        numbers.write_csv(output / "summary.csv", kept)
     if strict and warned:
         raise InputError("\n".join(warned))
     for line in warned:
@@ -155,7 +156,7 @@ class _NewCases:
             for name in self.maps:
                 volume = mean if name == "probabilities" else _spread(each)
                 write_volume(self.output / name / image_path.name, volume, case)
-            summary.write_json(json_path, prediction)
+            numbers.write_json(json_path, prediction)
             if self.page:
                 files.write_atomic(page_path, patient_page.page(prediction))
         # Only what the table needs stays in memory.
@@ -164,12 +165,12 @@ class _NewCases:
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
         channels, classes, expected = self.trained.channels, self.trained.classes, self.expected
-        row = summary.measure(case, channels, classes, labels, of_folds)
-        volumes = summary.volumes_ml(labels, case, classes)
-        agree = summary.agreement([alone > 0 for alone in of_folds])
+        row = numbers.measure(case, channels, classes, labels, of_folds)
+        volumes = numbers.volumes_ml(labels, case, classes)
+        agree = numbers.agreement([alone > 0 for alone in of_folds])
         warnings = warning.of_images(profile.profile(case, channels), channels, expected)
         warnings += warning.of_prediction(labels, case, agree, expected)
-        row = summary.complete(row, volumes, expected, self.settings, warnings, defuse3=self.defuse3)
+        row = numbers.complete(row, volumes, expected, self.settings, warnings, defuse3=self.defuse3)
         limits = expectations.intervals(volumes, expected)
         warned, left_out = tuple(warnings), tuple(warning.notes(expected))
         return Prediction(case, channels, classes, labels, of_folds, row, limits, warned, left_out, self.origin)

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.figure and options.layout != "spes":
         raise InputError(f"--figure: found --layout={options.layout}, expected spes")
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.data import phantom
+    from isles_jax.phantoms import phantom
 
     phantom.write_phantom(
         options.output, cases=options.cases, shape=sides, difficulty=options.difficulty, seed=options.seed,

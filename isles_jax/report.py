@@ -17,10 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", metavar="ROW", help="the row to compare the others with, such as bl1")
     options = parser.parse_args(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.reporting import page, results, table
+    from isles_jax.pages import page
+    from isles_jax.scoring import run_files, table
 
     options.output = files.location(options.output)
-    runs = [results.read_run(workdir) for workdir in options.runs]
+    runs = [run_files.read_run(workdir) for workdir in options.runs]
     print(table.table(runs, options.reference))
     page.write_report(options.output, runs, options.reference)
     print(f"\nreport: {options.output}")

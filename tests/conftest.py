@@ -32,7 +32,7 @@ def pytest_unconfigure(config):
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory):
     """A small phantom data set in the SPES layout."""
-    from isles_jax.data.phantom import write_phantom
+    from isles_jax.phantoms.phantom import write_phantom
 
     root = tmp_path_factory.mktemp("data") / "phantom"
     write_phantom(root, cases=6, shape=(32, 32, 8), difficulty=1.0, seed=0)
@@ -98,7 +98,7 @@ def take_form(monkeypatch):
 @pytest.fixture(scope="session")
 def forward(untrained_run):
     """The compiled forward pass of `untrained_run`'s networks."""
-    from isles_jax import networks
+    from isles_jax.training import networks
 
     return networks.make_forward(networks.make_segmenter(untrained_run[1], 3))
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from isles_jax import clinical, config
-from isles_jax.data import check, folds, layouts
+from isles_jax import config
+from isles_jax.data import folds, layouts, profile
 from isles_jax.data.nifti import write_labels
-from isles_jax.reporting import page, results, scores, statistics
+from isles_jax.pages import page
 from isles_jax.runtime import files
+from isles_jax.scoring import clinical, run_files, scores, statistics
 
 # The design's cells of the runs.
 CELLS = {"bl1": (False, False, False), "proposed": (True, True, True)}
@@ -21,7 +22,7 @@ def make_run(workdir, dataset, split, cell, seed, root):
     made.data.root = str(root)
     files.write_json(workdir / "config.json", config.to_dict(config.resolve(made)))
     files.write_json(workdir / "folds.json", split)
-    files.write_json(workdir / "data.json", check.describe(dataset))
+    files.write_json(workdir / "data.json", profile.describe(dataset))
     cases, rows, rule = {case.name: case for case in dataset.cases}, [], []
     for fold, names in enumerate(split):
         (workdir / f"fold_{fold}" / "predictions").mkdir(parents=True)
@@ -72,7 +73,7 @@ def finished_workdirs(tmp_path_factory, phantom_root, report_dataset, report_fol
 
 @pytest.fixture(scope="session")
 def finished_runs(finished_workdirs):
-    return [results.read_run(workdir) for workdir in finished_workdirs.values()]
+    return [run_files.read_run(workdir) for workdir in finished_workdirs.values()]
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from helpers import files_in, tiny_config
 from experiments import rows, study
 from isles_jax import predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.reporting import results
-from isles_jax.reporting.table import table as table_text
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import run_files
+from isles_jax.scoring.table import table as table_text
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     with pytest.raises(InputError, match="holds another run: seed is 0 there and 1 here"):
         cross_validate(tiny_config("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
                        "gs://bucket/runs/one")  # fmt: skip
-    assert table_text([results.read_run("gs://bucket/runs/one")]) == text
+    assert table_text([run_files.read_run("gs://bucket/runs/one")]) == text
 
     # Table 1 there: what other machines have finished is collected.
     folder = files.location("gs://bucket/table")

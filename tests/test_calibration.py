@@ -8,8 +8,8 @@ import pytest
 
 from isles_jax import cross_validation
 from isles_jax.data.case import Case
-from isles_jax.reporting import calibration
 from isles_jax.runtime import files
+from isles_jax.scoring import calibration
 
 
 def make_case(labels, seed=0):

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from isles_jax.reporting import charts
+from isles_jax.pages import charts
 
 
 def test_ticks_are_round_and_inside():

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from helpers import OBLIQUE, SHAPE, save_volume, spes_folder, volumes
 
-from isles_jax.data import check, layouts
+from isles_jax.data import checks, layouts, profile
 from isles_jax.runtime.command import InputError
 
 
 def test_describe_is_json_and_changes_with_the_data(tmp_path):
     root = spes_folder(tmp_path)
-    first = check.describe(layouts.load(root, penumbra=1, core=2))
+    first = profile.describe(layouts.load(root, penumbra=1, core=2))
     assert json.loads(json.dumps(first)) == first
     case = first["cases"]["b"]
     labels = volumes(seed=1)["OT"]
@@ -24,11 +24,11 @@ def test_describe_is_json_and_changes_with_the_data(tmp_path):
     dwi = volumes(seed=1)["DWI"]
     assert case["percentiles"]["DWI"] == pytest.approx(np.percentile(dwi[dwi > 0], [0.5, 50, 99.5]), rel=1e-4)
     assert set(case["sha256"]) == {"Tmax.nii", "TTP.nii", "DWI.nii", "OT.nii"}
-    assert check.describe(layouts.load(root, penumbra=1, core=2)) == first
+    assert profile.describe(layouts.load(root, penumbra=1, core=2)) == first
     changed = volumes(seed=1)["Tmax"]
     changed[4, 4, 2] += 1
     save_volume(root / "b" / "Tmax.nii", changed)
-    second = check.describe(layouts.load(root, penumbra=1, core=2))
+    second = profile.describe(layouts.load(root, penumbra=1, core=2))
     assert second["cases"]["b"] != case
     assert second["cases"]["a"] == first["cases"]["a"]
 
@@ -44,15 +44,15 @@ def test_the_label_check_needs_all_three_facts(tmp_path):
     def every(change):
         return dataclasses.replace(dataset, cases=tuple(change(case) for case in dataset.cases))
 
-    check.verify_labels(every(lambda case: changed(case, 2, 1.5, lambda c: c.labels == 2)))
+    checks.verify_labels(every(lambda case: changed(case, 2, 1.5, lambda c: c.labels == 2)))
     for change in (
         lambda case: changed(case, 2, 0.3, lambda c: c.labels == 2),  # core darker than penumbra
         lambda case: changed(case, 0, 0.1, lambda c: c.labels == 1),  # Tmax of penumbra below the healthy brain's
         lambda case: dataclasses.replace(case, labels=np.where(case.labels == 1, 2, case.labels)),  # core the larger
     ):
         with pytest.raises(InputError, match="would not agree either"):
-            check.verify_labels(every(change))
-    check.verify_labels(every(lambda case: dataclasses.replace(case, labels=None)))
+            checks.verify_labels(every(change))
+    checks.verify_labels(every(lambda case: dataclasses.replace(case, labels=None)))
 
 
 def test_swapped_integers_and_nested_files_are_caught_on_the_phantom(phantom_root, tmp_path):

@@ -19,9 +19,9 @@ import pytest
 from helpers import leaves
 
 from isles_jax.config import to_dict
-from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, failed_save, parallel
+from isles_jax.training.networks import make_segmenter
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from isles_jax import clinical
 from isles_jax.data import layouts
 from isles_jax.data.case import Case
+from isles_jax.scoring import clinical
 
 
 def make_case(tmax, dwi, labels=None):

@@ -17,8 +17,8 @@ from helpers import SYSTEMS, files_in, leaves, tiny_config
 from isles_jax import config, predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data.layouts import load
-from isles_jax.reporting import scores
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import scores
 from isles_jax.training import checkpoint
 
 

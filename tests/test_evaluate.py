@@ -10,8 +10,9 @@ from helpers import random_labels
 
 from isles_jax import evaluate, metrics
 from isles_jax.data import layouts
-from isles_jax.reporting import scores
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import scores
+from isles_jax.scoring.folders import score_folders
 
 CLASSES = ("penumbra", "core")
 AFFINE = np.array([[0, -2.0, 0.1, 5], [1.5, 0, 0, -7], [0, 0.1, 3.0, 2], [0, 0, 0, 1]])
@@ -75,7 +76,7 @@ def test_command_reads_a_data_set(phantom_root, tmp_path, capsys):
     assert {row["dice"] for row in rows} == {1.0}
     assert "penumbra" in capsys.readouterr().out
     with pytest.raises(InputError, match="has the classes penumbra,core"):
-        scores.score_folders(tmp_path / "predictions", phantom_root, ("tumour",))
+        score_folders(tmp_path / "predictions", phantom_root, ("tumour",))
 
 
 def test_empty_masks_are_counted(tmp_path, capsys):
@@ -194,5 +195,5 @@ def test_volumes_of_a_sheared_grid_are_those_of_the_determinant(tmp_path):
     sheared = np.array([[1.0, 0.5, 0, 0], [0, 1, 0.4, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
     for name in ("labels", "predictions"):
         write(tmp_path / name / "a.nii", np.ones((10, 10, 10), np.uint8), sheared)
-    rows = scores.score_folders(tmp_path / "predictions", tmp_path / "labels")
+    rows = score_folders(tmp_path / "predictions", tmp_path / "labels")
     assert (rows[0]["volume_true_ml"], rows[0]["volume_pred_ml"]) == pytest.approx((3.0, 3.0))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from isles_jax import inference
 from isles_jax.data.layouts import load
 from isles_jax.data.slices import Slices
+from isles_jax.prediction import inference
 from isles_jax.training import event_images
 
 

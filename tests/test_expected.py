@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from isles_jax.reporting import expected, scores
+from isles_jax.prediction import expected
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import scores
 
 
 def test_the_quantile_is_the_rank_of_split_conformal_prediction():

@@ -28,8 +28,8 @@ from experiments import (
 )
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.reporting import results, scores
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import comparison, run_files, scores
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -41,7 +41,7 @@ OVERRIDES = [f"--config.{key}={value}" for key, value in SMALL.items()]
 
 def test_the_rows_are_the_files_in_configs():
     systems = table1.table_rows([])
-    assert list(systems) == list(results.PAPER)
+    assert list(systems) == list(comparison.PAPER)
     for name, config in systems.items():
         spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
@@ -117,7 +117,7 @@ def test_rows_run_in_parts_equal_the_main_command(tmp_path, capsys):
     alone = scores.read_cases_csv(tmp_path / "alone" / "cases.csv")
     assert alone == scores.read_cases_csv(table / "seed_0" / "bl1" / "cases.csv")
 
-    one, other = (results.read_run(table / "seed_0" / name) for name in ("bl1", "bl5"))
+    one, other = (run_files.read_run(table / "seed_0" / name) for name in ("bl1", "bl5"))
     mean = rows.average([one, other])
     for row, first, second in zip(mean.rows, one.rows, other.rows, strict=True):
         assert (row["case"], row["class"]) == (first["case"], first["class"])
@@ -182,7 +182,7 @@ def a_run(name, seed, dice):
             for i, value in enumerate(dice)]  # fmt: skip
     data = {"phantom": True, "classes": ["core"], "channels": ["DWI"], "cases": {row["case"]: {} for row in rows}}
     config = to_dict(table1.table_rows([])[name])
-    return results.Run(Path(f"seed_{seed}") / name, name, config, data, [list(data["cases"])], rows, [], [])
+    return run_files.Run(Path(f"seed_{seed}") / name, name, config, data, [list(data["cases"])], rows, [], [])
 
 
 def test_a_finished_row_with_other_settings_is_refused(tmp_path):
@@ -220,8 +220,8 @@ def test_several_seeds_give_a_table_and_effects_with_their_spread(tmp_path):
     rng = np.random.default_rng(0)
     cases = rng.uniform(0.3, 0.7, 12)
     runs = {}
-    for name in results.PAPER:
-        residual, adversarial, overlap = results.factors_of(a_run(name, 0, cases))
+    for name in comparison.PAPER:
+        residual, adversarial, overlap = comparison.factors_of(a_run(name, 0, cases))
         gain = 0.1 * residual + 0.02 * overlap - 0.05 * adversarial
         # A seed moves all systems alike, but for residual connections, whose effect it changes by 0.03.
         runs[name] = [a_run(name, seed, cases + gain + 0.01 * seed + 0.03 * residual * (seed - 1)) for seed in range(3)]

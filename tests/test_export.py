@@ -5,11 +5,11 @@ import pytest
 import safetensors.numpy
 from helpers import random_case, save_case
 
-from isles_jax import export, networks, predict
+from isles_jax import export, predict
 from isles_jax.config import to_dict
-from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
-from isles_jax.training import weights
+from isles_jax.training import networks, weights
+from isles_jax.training.networks import make_segmenter
 
 
 def test_predictions_from_the_file_are_those_of_the_run(untrained_run, weights_file, tmp_path):

@@ -14,8 +14,8 @@ import pytest
 from helpers import leaves, nnunet_folder, save_volume, volumes
 
 from isles_jax.data import layouts, nifti
-from isles_jax.reporting import results, statistics, table
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import run_files, statistics, table
 from isles_jax.training import checkpoint, weights
 
 # Each test makes one share of the mutations.
@@ -197,22 +197,22 @@ def fuzz_files(folder, names, read, check, seed, monkeypatch):
 def test_files_of_a_finished_run(run_folder, monkeypatch):
     """With the checksums in DONE, nothing but the original is read."""
     (run_folder / "summary.json").write_text("{}")
-    results.seal(run_folder)
-    original = results.read_run(run_folder)
+    run_files.seal(run_folder)
+    original = run_files.read_run(run_folder)
 
     def same(run):
         assert run == original
 
-    fuzz_files(run_folder, (*FILES, "summary.json"), lambda: results.read_run(run_folder), same, 5, monkeypatch)
+    fuzz_files(run_folder, (*FILES, "summary.json"), lambda: run_files.read_run(run_folder), same, 5, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_files_of_a_run_of_an_earlier_version(run_folder, monkeypatch):
     """Without checksums, a table is printed or refused."""
-    rows = results.read_run(run_folder).rows
+    rows = run_files.read_run(run_folder).rows
 
     def read():
-        run = results.read_run(run_folder)
+        run = run_files.read_run(run_folder)
         return run, table.table([run])
 
     def complete(found):

@@ -13,8 +13,8 @@ import pytest
 from jax import lax
 
 from isles_jax.models import DECODER, ENCODER
-from isles_jax.networks import critic_channels, make_critic, make_segmenter
 from isles_jax.training import parallel
+from isles_jax.training.networks import critic_channels, make_critic, make_segmenter
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 

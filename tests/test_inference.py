@@ -6,12 +6,13 @@ import pytest
 from helpers import random_case
 from scipy import ndimage
 
-from isles_jax import inference, networks
 from isles_jax.data.case import Case
 from isles_jax.data.grid import Target
 from isles_jax.data.layouts import load
-from isles_jax.networks import make_segmenter
+from isles_jax.prediction import inference
 from isles_jax.runtime.command import InputError
+from isles_jax.training import networks
+from isles_jax.training.networks import make_segmenter
 
 # --- volumes ---------------------------------------------------------------------------------------------------------
 

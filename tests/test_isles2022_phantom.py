@@ -10,8 +10,10 @@ from helpers import files_in, tiny_config
 
 from isles_jax import predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import grid, layouts, patient, phantom
-from isles_jax.reporting import scores
+from isles_jax.data import grid, layouts
+from isles_jax.phantoms import phantom, scans
+from isles_jax.phantoms.tissue import CORE_FLOW, grid_mm, make_tissue
+from isles_jax.scoring import scores
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +67,10 @@ def test_two_scans_of_a_patient_show_one_lesion(dataset):
 
 
 def test_the_adc_is_that_of_the_tissue():
-    points = patient.grid_mm((64, 64, 16))
-    tissue = patient.make_tissue(points, 0.0, np.random.default_rng(3))
-    dwi, adc = patient.scan_adc(points, tissue, 0.0, np.random.default_rng(4))
-    same, _ = patient.scan_adc(points, tissue, 0.0, np.random.default_rng(4))
+    points = grid_mm((64, 64, 16))
+    tissue = make_tissue(points, 0.0, np.random.default_rng(3))
+    dwi, adc = scans.scan_adc(points, tissue, 0.0, np.random.default_rng(4))
+    same, _ = scans.scan_adc(points, tissue, 0.0, np.random.default_rng(4))
     np.testing.assert_array_equal(dwi, same)
     assert np.all((adc == 0) == (~tissue.brain)) or np.all(adc[~tissue.brain] == 0)
     healthy = tissue.brain & (tissue.flow > 0.9)
@@ -80,11 +82,11 @@ def test_the_adc_is_that_of_the_tissue():
 
 
 def test_no_occlusion_and_the_same_patient_on_another_grid():
-    tissue = patient.make_tissue(patient.grid_mm((32, 32, 8)), 1.0, np.random.default_rng(0), 0.0)
+    tissue = make_tissue(grid_mm((32, 32, 8)), 1.0, np.random.default_rng(0), 0.0)
     assert tissue.late.max() == 0
-    assert tissue.flow.min() > patient.CORE_FLOW
-    coarse = patient.make_tissue(patient.grid_mm((32, 32, 8)), 1.0, np.random.default_rng(1), 0.5)
-    fine = patient.make_tissue(patient.grid_mm((64, 64, 16)), 1.0, np.random.default_rng(1), 0.5)
+    assert tissue.flow.min() > CORE_FLOW
+    coarse = make_tissue(grid_mm((32, 32, 8)), 1.0, np.random.default_rng(1), 0.5)
+    fine = make_tissue(grid_mm((64, 64, 16)), 1.0, np.random.default_rng(1), 0.5)
     shares = [(tissue.flow < 0.3).mean() for tissue in (coarse, fine)]
     assert shares[0] == pytest.approx(shares[1], rel=0.15)
 

@@ -1,7 +1,7 @@
 """Networks made from a configuration."""
 
-from isles_jax import networks
-from isles_jax.networks import make_segmenter
+from isles_jax.training import networks
+from isles_jax.training.networks import make_segmenter
 
 
 def test_the_same_network_is_compiled_once_for_all(untrained_run, forward):

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from helpers import ROOT, random_case, save_case
 
-from isles_jax import __version__, export, inference, new_cases, predict
-from isles_jax.data import check, layouts
-from isles_jax.networks import make_forward
-from isles_jax.reporting import expected, results, scores
+from isles_jax import __version__, export, new_cases, predict
+from isles_jax.data import layouts, profile
+from isles_jax.prediction import expected, inference
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import run_files, scores
 from isles_jax.training import weights
+from isles_jax.training.networks import make_forward
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def scored_run(untrained_run, phantom_root, tmp_path_factory):
     run.mkdir()
     for fold in (0, 1):
         (run / f"fold_{fold}").symlink_to(untrained_run[0] / f"fold_{fold}")
-    files.write_json(run / "data.json", check.describe(layouts.load(phantom_root)))
+    files.write_json(run / "data.json", profile.describe(layouts.load(phantom_root)))
     labels, rows = np.ones((4, 4, 4), np.uint8), []
     labels[:2] = 2
     for number in range(12):
@@ -134,7 +135,7 @@ def test_overwriting_leaves_no_file_of_an_earlier_prediction(scored_run, phantom
 def test_changed_scores_of_a_finished_run_are_refused(finished_workdirs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_workdirs["bl1"], run)
-    results.seal(files.location(run))
+    run_files.seal(files.location(run))
     assert "errors" in expected.read(files.location(run))
     lines = (run / "cases.csv").read_text().splitlines(keepends=True)
     (run / "cases.csv").write_text("".join(lines[:-3]))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isles_jax.reporting import notes
+from isles_jax.scoring import notes
 
 
 def with_accuracy(run, values):

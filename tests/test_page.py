@@ -7,9 +7,10 @@ import pytest
 import report_runs
 from helpers import ParsedPage
 
-from isles_jax.reporting import page, pictures, results, run_sections
+from isles_jax.pages import page, pictures, run_sections
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import comparison, run_files
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
@@ -33,7 +34,7 @@ def test_page_shows_what_it_promises(report_file, finished_runs):
 
 def test_versions_stand_beside_the_settings(finished_runs):
     text = run_sections.configuration(
-        results.make_study(finished_runs),
+        comparison.make_study(finished_runs),
         {"bl1": {"jax": "0.10.2", "flax": "0.12.8"}, "proposed": {"jax": "0.11.2", "flax": "0.12.8"}},
     )
     differing, every = text.split("Every key</summary>")
@@ -42,7 +43,7 @@ def test_versions_stand_beside_the_settings(finished_runs):
     assert "0.10.2" in differing
     assert "version of flax" not in differing
     assert "This page was made by" in run_sections.configuration(
-        results.make_study(finished_runs), {"bl1": {}, "proposed": {}}
+        comparison.make_study(finished_runs), {"bl1": {}, "proposed": {}}
     )
 
 
@@ -54,11 +55,11 @@ def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset,
         return [{**row, "case": evil if row["case"] == old else row["case"]} for row in rows]
 
     run = finished_runs[0]
-    changed = results.Run(run.workdir, evil, {**run.config, "note": evil}, run.data, run.folds, renamed(run.rows),
+    changed = run_files.Run(run.workdir, evil, {**run.config, "note": evil}, run.data, run.folds, renamed(run.rows),
                           renamed(run.rule), run.curves)  # fmt: skip
     picture = pictures.make(report_dataset, {evil: run}, [])[0]
     shown = pictures.Picture(evil, *[getattr(picture, field.name) for field in dataclasses.fields(picture)[1:]])
-    text = page.page(results.make_study([changed]), [shown], {"best": evil}, {evil: {evil: evil}}, [evil])
+    text = page.page(comparison.make_study([changed]), [shown], {"best": evil}, {evil: {evil: evil}}, [evil])
     parsed = ParsedPage(text)
     assert parsed.tags.count("script") == 2
     assert "b" not in parsed.tags
@@ -69,7 +70,7 @@ def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset,
 def test_page_without_the_images_says_so(finished_runs, tmp_path):
     moved = json.loads(json.dumps(finished_runs[0].config))
     moved["data"]["root"] = str(tmp_path / "gone")
-    run = results.Run(
+    run = run_files.Run(
         finished_runs[0].workdir,
         "bl1",
         moved,
@@ -85,7 +86,7 @@ def test_a_missing_prediction_is_an_input_error(report_dataset, report_folds, ph
     )
     (workdir / "fold_1" / "predictions" / f"{report_folds[1][0]}.nii.gz").unlink()
     with pytest.raises(InputError, match=f"{report_folds[1][0]}.nii.gz"):
-        page.write_report(tmp_path / "page.html", [results.read_run(workdir)])
+        page.write_report(tmp_path / "page.html", [run_files.read_run(workdir)])
     assert not (tmp_path / "page.html").exists()
 
 
@@ -124,7 +125,7 @@ def test_damaged_last_checkpoints_are_named(report_dataset, report_folds, phanto
     workdir = report_runs.make_run(
         tmp_path / "run", report_dataset, report_folds, report_runs.CELLS["bl1"], 1, phantom_root
     )
-    run = results.read_run(workdir)
+    run = run_files.read_run(workdir)
     assert [line["step"] for line in run.curves[0]][-1] == 80
     write_checkpoint(run, 0, 80)
     write_checkpoint(run, 1, 40)

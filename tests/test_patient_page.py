@@ -9,8 +9,8 @@ import pytest
 from helpers import ParsedPage
 
 from isles_jax.data.case import Case
-from isles_jax.reporting import patient_page, pictures
-from isles_jax.reporting.prediction import Prediction
+from isles_jax.pages import patient_page, pictures
+from isles_jax.prediction.prediction import Prediction
 
 WARNINGS = (
     "Found a spacing of 1 x 1 x 9 mm, expected 2 x 2 x 2 mm.",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isles_jax.data import perfusion
+from isles_jax.phantoms import perfusion
 
 FLOWS = np.array([60.0, 25.0, 12.0, 4.0])
 

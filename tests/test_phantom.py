@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from helpers import checksums
 
-from isles_jax import clinical, data
+from isles_jax import data
 from isles_jax.config import baseline
-from isles_jax.data import folds, layouts, patient, phantom
+from isles_jax.data import folds, layouts
 from isles_jax.phantom import main as command
+from isles_jax.phantoms import phantom
+from isles_jax.phantoms.tissue import grid_mm
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import clinical
 
 # --- physics ---------------------------------------------------------------------------------------------------------
 
@@ -51,7 +54,7 @@ def test_files_lie_in_the_scanner(tmp_path):
     assert image.header.get_xyzt_units()[0] == "mm"
     assert (image.get_sform(coded=True)[1], image.get_qform(coded=True)[1]) == (1, 1)
     np.testing.assert_allclose(image.affine @ [7.5, 11.5, 3.5, 1], [0, 0, 0, 1])
-    np.testing.assert_allclose(image.affine @ [1, 2, 3, 1], [*patient.grid_mm((16, 24, 8))[:, 1, 2, 3], 1])
+    np.testing.assert_allclose(image.affine @ [1, 2, 3, 1], [*grid_mm((16, 24, 8))[:, 1, 2, 3], 1])
 
 
 def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from isles_jax.data.case import radiological
-from isles_jax.reporting import case_sections, pictures, results, tmax
+from isles_jax.pages import case_sections, pictures, tmax
+from isles_jax.scoring import comparison
 
 
 def decode(content):
@@ -112,7 +113,7 @@ def test_tmax_is_coloured_by_its_seconds(report_dataset, finished_runs):
 
 
 def test_still_pictures_name_the_sides_and_halo_every_contour(report_dataset, finished_runs):
-    study = results.make_study(finished_runs[:1])
+    study = comparison.make_study(finished_runs[:1])
     cases = pictures.make(report_dataset, study.runs, [])
     text = case_sections.best_median_worst(study, cases, {"best": cases[0].name})
     figures = re.findall(r"<figure>.*?</figure>", text)
@@ -155,5 +156,5 @@ def test_large_sets_show_the_lesion_and_as_many_cases_as_fit(report_dataset, fin
     for picture in made:
         case = next(case for case in report_dataset.cases if case.name == picture.name)
         assert picture.truth.astype(bool).sum() == (case.labels > 0).sum()
-    text = case_sections.every_slice(results.make_study(finished_runs[:1]), made)
+    text = case_sections.every_slice(comparison.make_study(finished_runs[:1]), made)
     assert f"{len(made)} of 6 cases" in text

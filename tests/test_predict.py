@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from helpers import TURNED, random_case, save_case
 
-from isles_jax import inference, predict
+from isles_jax import predict
 from isles_jax.data.layouts import load
+from isles_jax.prediction import inference
 from isles_jax.runtime.command import InputError
 
 # Stored from the front to the back and from left to right.

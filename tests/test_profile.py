@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import OBLIQUE, TURNED, random_case
 
-from isles_jax.data import check, layouts, profile
+from isles_jax.data import layouts, profile
 from isles_jax.data.case import Case
 
 
@@ -53,7 +53,7 @@ def test_how_far_a_lesion_crosses_the_midline():
 
 def test_norms_are_the_ranges_over_labelled_cases(phantom_root):
     dataset = layouts.load(phantom_root)
-    description = json.loads(json.dumps(check.describe(dataset)))
+    description = json.loads(json.dumps(profile.describe(dataset)))
     norms = profile.norms(description)
     assert (norms["cases"], norms["axes"]) == (6, ["RAS"])
     volumes = [float((case.labels > 0).sum() * case.voxel_ml) for case in dataset.cases]

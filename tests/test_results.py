@@ -5,9 +5,9 @@ import shutil
 import pytest
 import report_runs
 
-from isles_jax.reporting import notes, results, scores
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import comparison, notes, run_files, scores
 
 
 def test_read_run(finished_workdirs, finished_runs, report_folds):
@@ -17,19 +17,19 @@ def test_read_run(finished_workdirs, finished_runs, report_folds):
         scores.read_cases_csv(finished_workdirs["proposed"] / "cases.csv"), key=lambda row: row["case"]
     )
     assert [line["step"] for line in run.curves[2]] == list(range(10, 90, 10))
-    assert [results.factors_of(run) for run in finished_runs] == list(report_runs.CELLS.values())
+    assert [comparison.factors_of(run) for run in finished_runs] == list(report_runs.CELLS.values())
 
 
 def test_read_run_names_what_is_missing(finished_workdirs, tmp_path):
     with pytest.raises(InputError, match=r"config\.json: found no readable file"):
-        results.read_run(tmp_path)
+        run_files.read_run(tmp_path)
     for name in ("config.json", "data.json", "folds.json"):
         (tmp_path / name).write_bytes((finished_workdirs["bl1"] / name).read_bytes())
     with pytest.raises(InputError, match=r"cases\.csv"):
-        results.read_run(tmp_path)
+        run_files.read_run(tmp_path)
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json: found no JSON"):
-        results.read_run(tmp_path)
+        run_files.read_run(tmp_path)
 
 
 def test_runs_on_other_data_are_refused(finished_runs, finished_workdirs, tmp_path):
@@ -39,22 +39,22 @@ def test_runs_on_other_data_are_refused(finished_runs, finished_workdirs, tmp_pa
     other["cases"].popitem()
     files.write_json(tmp_path / "data.json", other)
     with pytest.raises(InputError, match="expected runs on the same data"):
-        results.make_study([finished_runs[0], results.read_run(tmp_path)])
+        comparison.make_study([finished_runs[0], run_files.read_run(tmp_path)])
     with pytest.raises(InputError, match="found no run"):
-        results.make_study([])
+        comparison.make_study([])
 
 
 def test_two_runs_of_one_name_are_told_apart(finished_runs):
     with pytest.raises(InputError, match="found the run twice"):
-        results.make_study([finished_runs[0], finished_runs[0]])
+        comparison.make_study([finished_runs[0], finished_runs[0]])
     other = dataclasses.replace(finished_runs[0], workdir=finished_runs[0].workdir / "copy")
-    labels = list(results.make_study([finished_runs[0], other]).rows)
-    assert labels[0] == results.RULE
+    labels = list(comparison.make_study([finished_runs[0], other]).rows)
+    assert labels[0] == comparison.RULE
     assert all(str(finished_runs[0].workdir) in label for label in labels[1:])
 
 
 def test_paper_is_table_1():
-    assert [entry["penumbra"] for entry in results.PAPER.values()] == [
+    assert [entry["penumbra"] for entry in comparison.PAPER.values()] == [
         0.835,
         0.838,
         0.803,
@@ -64,7 +64,7 @@ def test_paper_is_table_1():
         0.852,
         0.881,
     ]
-    assert [entry["core"] for entry in results.PAPER.values()] == [
+    assert [entry["core"] for entry in comparison.PAPER.values()] == [
         0.792,
         0.802,
         0.730,
@@ -105,33 +105,33 @@ def test_scores_that_are_not_those_of_the_folds_are_refused(copied, kind, name):
     path.write_text(CSV[kind](before))
     assert path.read_text() != before
     with pytest.raises(InputError) as caught:
-        results.read_run(copied)
+        run_files.read_run(copied)
     assert str(caught.value).startswith(f"{path}: found ")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_changed_after_the_run_ended_is_refused(copied):
-    expected = results.read_run(copied)
-    results.seal(copied)
-    assert results.read_run(copied) == expected
-    for name in results.SEALED:
+    expected = run_files.read_run(copied)
+    run_files.seal(copied)
+    assert run_files.read_run(copied) == expected
+    for name in run_files.SEALED:
         path = copied / name
         if path.exists():
             content = path.read_bytes()
             path.write_bytes(content + b" ")
             with pytest.raises(InputError, match="found other content than when the run ended"):
-                results.read_run(copied)
+                run_files.read_run(copied)
             path.write_bytes(content)
     (copied / "clinical_rule.csv").unlink()
     with pytest.raises(InputError, match="clinical_rule"):
-        results.read_run(copied)
+        run_files.read_run(copied)
 
 
 def test_notes_of_the_folds_reach_the_reader(copied):
     (copied / "fold_1" / "notes.txt").write_text("fold 1 is predicted from step 4\n")
-    run = results.read_run(copied)
+    run = run_files.read_run(copied)
     assert run.notes == ["fold 1 is predicted from step 4"]
-    assert "proposed: fold 1 is predicted from step 4." in notes.notes(results.make_study([run]))
+    assert "proposed: fold 1 is predicted from step 4." in notes.notes(comparison.make_study([run]))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,6 @@ def test_notes_of_the_folds_reach_the_reader(copied):
 def test_json_of_another_form_is_one_line(copied, name, content):
     (copied / name).write_text(content)
     with pytest.raises(InputError) as caught:
-        results.read_run(copied)
+        run_files.read_run(copied)
     assert str(caught.value).startswith(f"{copied / name}: found ")
     assert "\n" not in str(caught.value)

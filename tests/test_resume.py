@@ -118,12 +118,12 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     assert checkpoint.newest(run / "fold_1" / "checkpoints") == 3
 
     for moment in [
-        ("call", "isles_jax.reporting.scores.score_case", 3),
+        ("call", "isles_jax.scoring.scores.score_case", 3),
         ("write", "cases.csv"),
         ("write", "report.html"),
     ]:
         assert start(run, *moment) == (-signal.SIGKILL, ""), moment
-    stopped = start(run, "call", "isles_jax.reporting.scores.score_case", 3, "SIGTERM")
+    stopped = start(run, "call", "isles_jax.scoring.scores.score_case", 3, "SIGTERM")
     assert stopped == (143, "stopped by SIGTERM; to go on, run the same command again\n")
 
     assert start(run) == (0, "")

@@ -5,8 +5,8 @@ import pytest
 from helpers import random_labels
 
 from isles_jax import metrics
-from isles_jax.reporting import scores
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import scores
 
 CLASSES = ("penumbra", "core")
 

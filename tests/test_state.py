@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isles_jax.networks import make_segmenter
+from isles_jax.training.networks import make_segmenter
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isles_jax.reporting import notes, results, statistics
+from isles_jax.scoring import comparison, notes, statistics
 
 
 def draw(seed, size, mean=0.02, spread=0.05):
@@ -132,11 +132,13 @@ def test_main_effects_recover_an_additive_design():
 
 def test_main_effects_of_the_papers_table():
     cells = {}
-    for number, name in enumerate(results.PAPER):
+    for number, name in enumerate(comparison.PAPER):
         cells[bool(number & 4), bool(number & 2), bool(number & 1)] = name
     expected = {"penumbra": (0.026, 0.004, 0.017), "core": (0.087, -0.013, 0.028)}
     for class_name, means in expected.items():
-        effects = statistics.main_effects({cell: [results.PAPER[name][class_name]] * 2 for cell, name in cells.items()})
+        effects = statistics.main_effects(
+            {cell: [comparison.PAPER[name][class_name]] * 2 for cell, name in cells.items()}
+        )
         assert [effects[factor][0] for factor in statistics.FACTORS] == pytest.approx(means, abs=0.0006)
 
 

@@ -14,9 +14,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from isles_jax.data import layouts
-from isles_jax.data.phantom import write_phantom
-from isles_jax.reporting import summary
-from isles_jax.reporting.prediction import Prediction
+from isles_jax.phantoms.phantom import write_phantom
+from isles_jax.prediction import numbers
+from isles_jax.prediction.prediction import Prediction
 
 CHANNELS, CLASSES = ("Tmax", "TTP", "DWI"), ("penumbra", "core")
 SETTINGS = {"flips": False, "min_volume_ml": 0.0}
@@ -57,7 +57,7 @@ def test_twenty_phantom_cases_equal_brute_force(phantom):
     assert {case.name for case in phantom.cases} == {f"{number:02d}" for number in range(1, 21)}
     sides = set()
     for case in phantom.cases:
-        row = summary.measure(case, CHANNELS, CLASSES, case.labels, [case.labels])
+        row = numbers.measure(case, CHANNELS, CLASSES, case.labels, [case.labels])
         expected = brute_force(case)
         assert list(row)[1 : len(expected) + 1] == list(expected)
         for name, value in expected.items():
@@ -71,10 +71,10 @@ def test_the_ratios_are_empty_where_they_have_no_bound(phantom):
     labels = np.minimum(case.labels, 1)
     images = case.images.copy()
     images[..., 0] = np.minimum(images[..., 0], 5)
-    row = summary.measure(dataclasses.replace(case, images=images), CHANNELS, CLASSES, labels, [labels])
+    row = numbers.measure(dataclasses.replace(case, images=images), CHANNELS, CLASSES, labels, [labels])
     assert row["core_ml"] == row["tmax_above_6_s_ml"] == 0
     assert row["mismatch_ratio"] is row["hypoperfusion_intensity_ratio"] is None
-    nothing = summary.measure(case, CHANNELS, CLASSES, np.zeros_like(labels), [labels])
+    nothing = numbers.measure(case, CHANNELS, CLASSES, np.zeros_like(labels), [labels])
     assert (nothing["lesions"], nothing["largest_lesion_ml"], nothing["side"]) == (0, 0.0, "")
 
 
@@ -82,28 +82,28 @@ def test_the_side_follows_the_affine():
     case = random_case((20, 20, 8), affine=np.eye(4))
     labels = np.zeros((20, 20, 8), np.uint8)
     labels[12:18, 5:9, 3] = 1
-    assert summary.side(labels, case) == "right"
-    assert summary.side(labels, dataclasses.replace(case, affine=np.diag([-1, 1, 1, 1.0]))) == "left"
+    assert numbers.side(labels, case) == "right"
+    assert numbers.side(labels, dataclasses.replace(case, affine=np.diag([-1, 1, 1, 1.0]))) == "left"
     # Stored with the left-right axis last.
     turned = dataclasses.replace(case, images=np.moveaxis(case.images, 0, 2), affine=np.eye(4)[[2, 0, 1, 3]])
-    assert summary.side(np.moveaxis(labels, 0, 2), turned) == "right"
+    assert numbers.side(np.moveaxis(labels, 0, 2), turned) == "right"
     labels[2:4, 5, 3] = 2
-    assert summary.side(labels, case) == "right"  # 2 of 26 voxels
+    assert numbers.side(labels, case) == "right"  # 2 of 26 voxels
     labels[2:4, 6, 3] = 2
-    assert summary.side(labels, case) == "both"  # 4 of 28
+    assert numbers.side(labels, case) == "both"  # 4 of 28
 
 
 def test_the_folds_spread_and_agreement():
     case = random_case((6, 6, 4))
     folds = [np.zeros((6, 6, 4), np.uint8) for _ in range(3)]
     folds[0][2, 2:4, 2], folds[1][2, 2:5, 2] = 1, 1
-    row = summary.measure(case, CHANNELS, ("lesion",), folds[0], folds)
+    row = numbers.measure(case, CHANNELS, ("lesion",), folds[0], folds)
     assert (row["lesion_least_ml"], row["lesion_most_ml"]) == (0, pytest.approx(3 * case.voxel_ml))
     assert row["folds_dice"] == row["lesion_folds_dice"] == pytest.approx((2 * 2 / 5 + 0 + 0) / 3)
-    assert summary.measure(case, CHANNELS, ("lesion",), folds[0], folds[:1])["folds_dice"] is None
-    assert summary.agreement([folds[2] > 0, folds[2] > 0]) == 1
+    assert numbers.measure(case, CHANNELS, ("lesion",), folds[0], folds[:1])["folds_dice"] is None
+    assert numbers.agreement([folds[2] > 0, folds[2] > 0]) == 1
     assert "hypoperfused_ml" not in row
-    assert "tmax_above_6_s_ml" not in summary.measure(case, ("a", "b", "c"), ("lesion",), folds[0], folds)
+    assert "tmax_above_6_s_ml" not in numbers.measure(case, ("a", "b", "c"), ("lesion",), folds[0], folds)
 
 
 @pytest.mark.parametrize(
@@ -113,20 +113,20 @@ def test_the_folds_spread_and_agreement():
 )  # fmt: skip
 def test_the_thresholds_of_defuse_3_on_request(core, penumbra, met):
     volumes = {"penumbra": float(penumbra), "core": float(core)}
-    row = summary.complete({"case": "x"}, volumes, {}, SETTINGS, [], defuse3=True)
-    assert [row[name] for name in summary.DEFUSE3] == met.split()
-    assert not set(summary.DEFUSE3) & summary.complete({"case": "x"}, volumes, {}, SETTINGS, [], defuse3=False).keys()
+    row = numbers.complete({"case": "x"}, volumes, {}, SETTINGS, [], defuse3=True)
+    assert [row[name] for name in numbers.DEFUSE3] == met.split()
+    assert not set(numbers.DEFUSE3) & numbers.complete({"case": "x"}, volumes, {}, SETTINGS, [], defuse3=False).keys()
 
 
 def test_what_the_run_adds_to_a_row():
     expected = {"dice": {"core": 0.75}, "errors": {"core": [0.1] * 9 + [0.5]}, "coverage": {"core": 0.9}}
-    row = summary.complete({"case": "x"}, {"core": 9.0}, expected, SETTINGS, ["one", "two"], defuse3=False)
+    row = numbers.complete({"case": "x"}, {"core": 9.0}, expected, SETTINGS, ["one", "two"], defuse3=False)
     assert row == {
         "case": "x", "core_low_ml": pytest.approx(10 * np.exp(-0.5) - 1, abs=1e-6),
         "core_high_ml": pytest.approx(10 * np.exp(0.5) - 1, abs=1e-6), "core_coverage": 0.9,
         "core_cross_validation_dice": 0.75, "flips": "no", "min_volume_ml": 0.0, "warnings": "one; two",
     }  # fmt: skip
-    row = summary.complete({"case": "x"}, {"core": 9.0}, {}, SETTINGS, [], defuse3=False)
+    row = numbers.complete({"case": "x"}, {"core": 9.0}, {}, SETTINGS, [], defuse3=False)
     assert [row[name] for name in ("core_low_ml", "core_high_ml", "core_coverage")] == [None] * 3
 
 
@@ -138,18 +138,18 @@ def test_texts_are_safe_in_a_spreadsheet_and_json_holds_them_as_they_are(tmp_pat
     for number, name in enumerate(NASTY):
         case = dataclasses.replace(random_case((5, 6, 4)), name=name)
         labels = np.ones((5, 6, 4), np.uint8)
-        row = summary.measure(case, CHANNELS, ("=sum(A1)",), labels, [labels])
-        row = summary.complete(row, {"=sum(A1)": 1.0}, {}, SETTINGS, ["=1", "-2"], defuse3=False)
+        row = numbers.measure(case, CHANNELS, ("=sum(A1)",), labels, [labels])
+        row = numbers.complete(row, {"=sum(A1)": 1.0}, {}, SETTINGS, ["=1", "-2"], defuse3=False)
         rows.append(row)
         prediction = Prediction(
             case, CHANNELS, ("=sum(A1)",), labels, (labels,), row, {"a": (1, 2)}, ("=1",), ("none",), {"k": "v"}
         )
-        summary.write_json(tmp_path / f"{number}.json", prediction)
+        numbers.write_json(tmp_path / f"{number}.json", prediction)
         content = json.loads((tmp_path / f"{number}.json").read_text())
         assert (content["summary"]["case"], content["warnings"], content["intervals"]) == (name, ["=1"], {"a": [1, 2]})
         assert content["not_checked"] == ["none"]
         assert content["use"] == "research software, not for clinical use"
-    summary.write_csv(tmp_path / "summary.csv", rows)
+    numbers.write_csv(tmp_path / "summary.csv", rows)
     table = list(csv.reader(io.StringIO((tmp_path / "summary.csv").read_text())))
     for line in table:
         assert not [cell for cell in line if cell.startswith(("=", "+", "-", "@"))]
@@ -160,6 +160,6 @@ def test_texts_are_safe_in_a_spreadsheet_and_json_holds_them_as_they_are(tmp_pat
 
 def test_a_class_may_have_the_name_of_a_column():
     case, labels = random_case((5, 6, 4)), np.ones((5, 6, 4), np.uint8)
-    row = summary.measure(case, CHANNELS, ("brain",), labels, [labels])
+    row = numbers.measure(case, CHANNELS, ("brain",), labels, [labels])
     assert row["brain_ml_"] == pytest.approx(120 * case.voxel_ml)
     assert row["brain_ml"] == pytest.approx(case.brain.sum() * case.voxel_ml)

@@ -5,8 +5,9 @@ import pytest
 import report_runs
 
 from isles_jax import report
-from isles_jax.reporting import page, results, scores, table
+from isles_jax.pages import page
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import comparison, run_files, scores, table
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
@@ -27,7 +28,7 @@ def test_table_of_one_run(finished_runs):
     assert "another set" in text
     assert (
         lines_of(text, "clinical rule")[0].split()[2]
-        == f"{results.dice_means({'x': finished_runs[1].rule}, 'penumbra')['x'].mean:.3f}"
+        == f"{comparison.dice_means({'x': finished_runs[1].rule}, 'penumbra')['x'].mean:.3f}"
     )
     assert "difference of Dice from clinical rule" in text
     assert "main effects" not in text
@@ -38,8 +39,8 @@ def test_table_of_several_runs_compares_with_a_chosen_row(finished_runs):
     assert "difference of Dice from proposed" in table.table(finished_runs)
     text = table.table(finished_runs, "bl1")
     assert "difference of Dice from bl1" in text
-    change = np.mean(results.dice_of(finished_runs[1].rows, "core")) - np.mean(
-        results.dice_of(finished_runs[0].rows, "core")
+    change = np.mean(comparison.dice_of(finished_runs[1].rows, "core")) - np.mean(
+        comparison.dice_of(finished_runs[0].rows, "core")
     )
     # The last lines on a system are its comparison: penumbra, core, lesion.
     assert lines_of(text, "proposed")[-2].split()[2] == f"{change:+.3f}"
@@ -52,17 +53,17 @@ def test_eight_cells_give_main_effects(
 ):
     cells = [(bool(n & 4), bool(n & 2), bool(n & 1)) for n in range(8)]
     eight = [
-        results.read_run(report_runs.make_run(tmp_path / str(n), report_dataset, report_folds, cell, n, phantom_root))
+        run_files.read_run(report_runs.make_run(tmp_path / str(n), report_dataset, report_folds, cell, n, phantom_root))
         for n, cell in enumerate(cells)
     ]
-    assert [run.name for run in eight] == list(results.PAPER)
+    assert [run.name for run in eight] == list(comparison.PAPER)
     text = table.table(eight)
-    effects = results.design_effects(results.make_study(eight))["core"]
+    effects = comparison.design_effects(comparison.make_study(eight))["core"]
     for factor, (value, _, _) in effects.items():
         assert f"core {value:+.3f} [" in lines_of(text, factor)[0]
     page.write_report(tmp_path / "page.html", eight)
     assert "Main effects" in (tmp_path / "page.html").read_text()
-    assert results.design_effects(results.make_study(eight[:7])) == {}
+    assert comparison.design_effects(comparison.make_study(eight[:7])) == {}
 
 
 def test_command_writes_table_and_page(finished_workdirs, tmp_path, capsys):

@@ -6,7 +6,7 @@ import browser
 import numpy as np
 import pytest
 
-from isles_jax.reporting import pictures, tmax
+from isles_jax.pages import pictures, tmax
 
 pytestmark = [
     pytest.mark.usefixtures("few_resamples"),

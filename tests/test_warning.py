@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from isles_jax.data import check, layouts, profile
-from isles_jax.data.phantom import write_phantom
-from isles_jax.reporting import warning
+from isles_jax.data import layouts, profile
+from isles_jax.phantoms.phantom import write_phantom
+from isles_jax.prediction import warning
 
 CHANNELS = ("Tmax", "TTP", "DWI")
 
@@ -21,7 +21,7 @@ def phantom(root, cases, seed):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     dataset = phantom(tmp_path_factory.mktemp("trained") / "phantom", 24, 0)
-    return {"norms": profile.norms(check.describe(dataset)), "least_dice": 0.6}
+    return {"norms": profile.norms(profile.describe(dataset)), "least_dice": 0.6}
 
 
 @pytest.fixture(scope="module")

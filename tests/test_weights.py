@@ -10,9 +10,9 @@ import safetensors.numpy
 
 from isles_jax import export
 from isles_jax.config import to_dict
-from isles_jax.networks import make_segmenter
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
+from isles_jax.training.networks import make_segmenter
 from isles_jax.training.state import init_state
 
 

@@ -31,8 +31,8 @@ from experiments.benchmarks.compiled_text import Operation, operations
 from isles_jax import config as configs
 from isles_jax import main as training_command
 from isles_jax.models import MULTIPLE
-from isles_jax.networks import BATCH, make_forward, make_segmenter
 from isles_jax.runtime.command import InputError, Parser, one_line, run_command
+from isles_jax.training.networks import BATCH, make_forward, make_segmenter
 from isles_jax.training.parallel import AXIS
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step

@@ -20,8 +20,8 @@ from experiments.benchmarks.workload import (
     make_batch,
     make_config,
 )
-from isles_jax.networks import make_forward, make_segmenter
 from isles_jax.training import parallel
+from isles_jax.training.networks import make_forward, make_segmenter
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 

@@ -19,12 +19,12 @@ from experiments.benchmarks.workload import (
     make_config,
     make_dataset,
 )
-from isles_jax import inference
 from isles_jax.data.case import Case
 from isles_jax.data.slices import draw_batch
-from isles_jax.networks import make_forward, make_segmenter
+from isles_jax.prediction import inference
 from isles_jax.training import parallel
 from isles_jax.training.fold import train_fold
+from isles_jax.training.networks import make_forward, make_segmenter
 from isles_jax.training.plan import prepare
 from isles_jax.training.state import init_state
 

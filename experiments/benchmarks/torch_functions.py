@@ -18,7 +18,7 @@ from experiments.benchmarks.timing import Functions
 from isles_jax.data.case import Case
 from isles_jax.data.slices import draw_batch, network_input, padded_size
 from isles_jax.models import MULTIPLE
-from isles_jax.networks import BATCH
+from isles_jax.training.networks import BATCH
 from isles_jax.training.plan import Plan
 from isles_jax.training.state import State
 

@@ -10,8 +10,8 @@ from experiments.benchmarks.timing import ACCELERATOR
 from isles_jax import config as configs
 from isles_jax.data import layouts
 from isles_jax.data.case import Dataset
-from isles_jax.data.phantom import write_phantom
-from isles_jax.networks import critic_channels
+from isles_jax.phantoms.phantom import write_phantom
+from isles_jax.training.networks import critic_channels
 from isles_jax.training.state import State, init_state
 
 CLASSES = ("penumbra", "core")

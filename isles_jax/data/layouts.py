@@ -4,7 +4,7 @@ from pathlib import Path
 
 from isles_jax.data import isles, isles2022, nnunet, patients
 from isles_jax.data.case import Dataset, make_dataset
-from isles_jax.data.check import verify_labels
+from isles_jax.data.checks import verify_labels
 from isles_jax.runtime.files import check_folder
 
 

@@ -1,5 +1,6 @@
-"""Facts of a case that show whether a network was trained on such cases, and the ranges of these facts in training."""
+"""What was read, for data.json: the facts of each case, and the ranges of these facts over the training cases."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from isles_jax.data.case import Case
+from isles_jax.data.case import Case, Dataset
 
 PERCENTILES = (0.5, 50.0, 99.5)
 
@@ -100,3 +101,52 @@ def numbers(facts: Mapping[str, Any], channels: Sequence[str]) -> dict[str, floa
         flat |= {f"percentile.{number}.{name}": value for number, value in enumerate(facts["percentiles"][name])}
         flat |= {f"covered.{name}": facts["covered"][name]} if "covered" in facts else {}
     return flat
+
+
+def volume_ml(case: Case, value: int) -> float:
+    """The volume of a class in ml."""
+    assert case.labels is not None
+    return float((case.labels == value).sum() * case.voxel_ml)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Describes what was read, for data.json. Two descriptions are equal only if files and settings are equal.
+
+    Returns:
+      channels, classes and label values; for each case its shape, its spacing in mm, its class volumes in ml (None
+      without labels), the percentiles of each channel in the brain, and the SHA-256 of each file; profiles: for each
+      case the other facts of `profile`, and `across_ml` if it has labels.
+    """
+    profiles = {case.name: _profile(case, dataset) for case in dataset.cases}
+    return {
+        "channels": list(dataset.channels),
+        "classes": list(dataset.classes),
+        "label_values": list(dataset.label_values),
+        "phantom": dataset.phantom,
+        "layout": dataset.layout,
+        "cases": {case.name: _describe_case(case, dataset, profiles[case.name]) for case in dataset.cases},
+        # Apart from the cases, which are compared with those of runs of earlier versions.
+        "profiles": {
+            name: {key: facts[key] for key in facts if key not in ("shape", "spacing_mm", "percentiles")}
+            for name, facts in profiles.items()
+        },
+    }
+
+
+def _profile(case: Case, dataset: Dataset) -> dict[str, Any]:
+    facts = profile(case, dataset.channels)
+    return facts if case.labels is None else facts | {"across_ml": across_ml(case.labels, case)}
+
+
+def _describe_case(case: Case, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:
+    volumes = None
+    if case.labels is not None:
+        volumes = {name: round(volume_ml(case, value), 3) for value, name in enumerate(dataset.classes, 1)}
+    return {
+        "shape": facts["shape"],
+        "spacing_mm": facts["spacing_mm"],
+        "volume_ml": volumes,
+        "percentiles": facts["percentiles"],
+        **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in case.files},
+    }

@@ -8,7 +8,7 @@ import numpy as np
 
 from isles_jax.data.case import Case, radiological
 from isles_jax.data.slices import Slices
-from isles_jax.networks import BATCH
+from isles_jax.training.networks import BATCH
 
 # Number of slices shown, each from a different case. They fit into one batch of the network.
 SHOWN = 4

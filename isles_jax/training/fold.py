@@ -15,12 +15,12 @@ from clu import parameter_overview
 from etils import epath
 
 from isles_jax.config import flatten, to_dict
-from isles_jax.networks import make_forward, make_segmenter
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, event_images, initial, parallel
 from isles_jax.training.metric_writer import MetricWriter
+from isles_jax.training.networks import make_forward, make_segmenter
 from isles_jax.training.plan import Plan, feed, training_slices
 from isles_jax.training.state import State, init_state
 

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from isles_jax.models import MULTIPLE, first_bias, kernel_init
-from isles_jax.networks import critic_channels, make_critic, make_segmenter
+from isles_jax.training.networks import critic_channels, make_critic, make_segmenter
 
 
 @flax.struct.dataclass

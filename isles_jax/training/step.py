@@ -13,8 +13,8 @@ from jax import Array, lax
 
 from isles_jax import losses
 from isles_jax.models import MOMENTUM, Discriminator
-from isles_jax.networks import critic_channels, make_critic, make_segmenter
 from isles_jax.training.augment import augment
+from isles_jax.training.networks import critic_channels, make_critic, make_segmenter
 from isles_jax.training.state import Network, State, critic_optimizer, learning_rate, segmenter_optimizer
 
 Metrics = dict[str, Array]

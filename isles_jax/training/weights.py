@@ -23,10 +23,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from isles_jax.config import to_dict
 from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.models import MULTIPLE
-from isles_jax.networks import make_segmenter
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, parallel
+from isles_jax.training.networks import make_segmenter
 
 SUFFIX = ".safetensors"
 KEY = "isles_jax"
@@ -48,7 +48,7 @@ class Trained:
       folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
         this process if read from a file.
       target: the grid that the networks work on.
-      expected: of a new case, as `reporting.expected.read` gives it; empty if it is not known, or in the run's files.
+      expected: of a new case, as `prediction.expected.read` gives it; empty if it is not known, or in the run's files.
     """
 
     config: ml_collections.ConfigDict

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from isles_jax import clinical
+from isles_jax.scoring import clinical
 
 CHANNEL = "Tmax"
 # The ends of the colour scale in seconds; the clinical threshold lies in its middle.

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from isles_jax.reporting import markup, pictures, stills, tmax, viewer
-from isles_jax.reporting.pictures import Picture
-from isles_jax.reporting.results import Study
+from isles_jax.pages import markup, pictures, stills, tmax, viewer
+from isles_jax.pages.pictures import Picture
+from isles_jax.scoring.comparison import Study
 
 
 def best_median_worst(study: Study, cases: Sequence[Picture], chosen: Mapping[str, str]) -> str:

@@ -6,9 +6,10 @@ from html import escape
 
 import numpy as np
 
-from isles_jax.reporting import expected, markup, pictures, stills, summary, tmax, viewer
-from isles_jax.reporting.pictures import Picture
-from isles_jax.reporting.prediction import Prediction
+from isles_jax.pages import markup, pictures, stills, tmax, viewer
+from isles_jax.pages.pictures import Picture
+from isles_jax.prediction import expected, numbers
+from isles_jax.prediction.prediction import Prediction
 
 RESEARCH = "Research software, not for clinical use"
 # At most so many slices fit on a sheet of paper; fewer lesion slices are joined by their neighbours up to the least.
@@ -24,7 +25,7 @@ OF_CLASSES = {
     "folds_dice": "Dice between networks",
     "cross_validation_dice": "Dice in cross-validation",
 }
-DEFUSE3 = set(summary.DEFUSE3)
+DEFUSE3 = set(numbers.DEFUSE3)
 # Columns whose names alone do not say what they are.
 TITLES = {
     "folds_dice": "Dice between networks, all classes",
@@ -73,8 +74,8 @@ def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
 def _volumes(prediction: Prediction) -> str:
     """The volume of each class, and how sure it is: its interval, and what the single networks say."""
     case, several = prediction.case, len(prediction.fold_labels) > 1
-    volumes = summary.volumes_ml(prediction.labels, case, prediction.classes)
-    alone = [summary.volumes_ml(labels, case, prediction.classes) for labels in prediction.fold_labels]
+    volumes = numbers.volumes_ml(prediction.labels, case, prediction.classes)
+    alone = [numbers.volumes_ml(labels, case, prediction.classes) for labels in prediction.fold_labels]
     level = f"{expected.LEVEL:.0%} interval, ml"
     rows: dict[str, list[str]] = {"volume, ml": [_text(volumes[name]) for name in prediction.classes]}
     if prediction.intervals:

@@ -12,10 +12,10 @@ from etils import epath
 
 from isles_jax.data.case import Case
 from isles_jax.data.profile import lesions, right_side
-from isles_jax.reporting import expected as expectations
-from isles_jax.reporting.prediction import Prediction
-from isles_jax.reporting.scores import quoted
+from isles_jax.prediction import expected as expectations
+from isles_jax.prediction.prediction import Prediction
 from isles_jax.runtime import files
+from isles_jax.scoring.scores import quoted
 
 Value = float | int | str | None
 # Tmax in seconds.

@@ -1,6 +1,6 @@
 """A digital perfusion phantom of acute ischaemic stroke, written in the layout of SPES or of ISLES-2022.
 
-Each patient (`patient.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one middle
+Each patient (`tissue.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one middle
 cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are computed as
 clinical software does (`perfusion.py`). docs/data.md gives the equations, the numbers and their sources.
 """
@@ -17,9 +17,11 @@ import nibabel as nib
 import numpy as np
 from etils import epath
 
-from isles_jax.data import isles, isles2022_phantom
+from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
-from isles_jax.data.patient import FIELD_OF_VIEW_MM, make_patient
+from isles_jax.phantoms import isles2022 as isles2022_phantom
+from isles_jax.phantoms.scans import make_patient
+from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import copy, is_bucket, part_of, writing

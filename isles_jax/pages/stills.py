@@ -4,8 +4,8 @@ from html import escape
 
 import numpy as np
 
-from isles_jax.reporting import markup, pictures, tmax
-from isles_jax.reporting.pictures import Picture
+from isles_jax.pages import markup, pictures, tmax
+from isles_jax.pages.pictures import Picture
 
 
 def channel(picture: Picture, number: int, position: int, name: str) -> str:

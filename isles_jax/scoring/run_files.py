@@ -1,32 +1,19 @@
-"""Finished runs as read from their workdirs, and the comparison of several of them."""
+"""Finished runs, as they are read from their workdirs."""
 
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from isles_jax.data.case import WHOLE_LESION
-from isles_jax.reporting import scores, statistics
-from isles_jax.reporting.scores import Row
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import scores
+from isles_jax.scoring.scores import Row
 
-# Table 1 of Rajan, Sathish and Sheet: Dice of each system on ISLES-2015 SPES, mean of three folds.
-PAPER = {
-    "bl1": {"penumbra": 0.835, "core": 0.792},
-    "bl2": {"penumbra": 0.838, "core": 0.802},
-    "bl3": {"penumbra": 0.803, "core": 0.730},
-    "bl4": {"penumbra": 0.841, "core": 0.813},
-    "bl5": {"penumbra": 0.845, "core": 0.867},
-    "bl6": {"penumbra": 0.844, "core": 0.874},
-    "bl7": {"penumbra": 0.852, "core": 0.865},
-    "proposed": {"penumbra": 0.881, "core": 0.877},
-}
-RULE = "clinical rule"
 # The files of a finished run whose checksums are in its DONE.
 SEALED = (
     "config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv",
@@ -46,16 +33,6 @@ _FORMS: dict[str, Any] = {
 }
 _SHARES = [(int, float, type(None))]
 _CURVE: dict[str, Any] = {"voxels": [int], "probability": _SHARES, "frequency": _SHARES, "error": float}
-
-MEASURES = {
-    "precision": "precision",
-    "recall": "recall",
-    "assd_mm": "ASSD mm",
-    "hd95_mm": "HD95 mm",
-    "surface_dice": "surface Dice",
-    "lesion_f1": "lesion F1",
-    "volume_difference_ml": "volume diff. ml",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,41 +155,6 @@ def _read_lines(path: epath.Path) -> list[dict[str, float]]:
     return lines
 
 
-# --- several runs side by side ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Runs on the same data, and the systems compared: the runs and, where it applies, the clinical rule.
-
-    Attributes:
-      runs: by label; a label is the run's name, with its workdir where two runs have one name.
-      rows: scores of each system by label, the clinical rule first, all on the same cases in the same order.
-      classes: names of the classes scored, with the whole lesion last if there are several.
-      reference: label of the system that the others are compared with.
-    """
-
-    runs: dict[str, Run]
-    rows: dict[str, list[Row]]
-    classes: list[str]
-    reference: str
-
-    @property
-    def first(self) -> Run:
-        """The first run, for what all runs share: cases, folds and data."""
-        return next(iter(self.runs.values()))
-
-    @property
-    def case_names(self) -> list[str]:
-        """Names of the cases, sorted."""
-        return list(dict.fromkeys(row["case"] for row in self.first.rows))
-
-    @property
-    def comparisons(self) -> int:
-        """The number of systems compared with the reference."""
-        return len(self.rows) - 1
-
-
 def name_of(path: str) -> str:
     """The last part of a path; the page may be passed on, and a whole path reveals how the machine is organised."""
     return epath.Path(path).name if path else ""
@@ -241,105 +183,3 @@ def origins(run: Run) -> list[str]:
     if train.get("init"):
         sentences.append(f"{run.name} started from {name_of(train['init'])} (SHA-256 {train['init_sha256']}).")
     return sentences
-
-
-def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
-    """Puts runs side by side.
-
-    Args:
-      runs: one or more, on the same data.
-      reference: label of the system that the others are compared with. None: with a single run the clinical rule if it
-        applies; with several "proposed", or else the first run.
-
-    Raises:
-      InputError: there is no run; the runs are not on the same data; no system has the label `reference`.
-    """
-    if not runs:
-        raise InputError("found no run, expected at least one")
-    first = runs[0]
-    for run in runs[1:]:
-        if run.data["cases"] != first.data["cases"] or _keys(run.rows) != _keys(first.rows):
-            raise InputError(
-                f"{run.workdir}: found other cases than in {first.workdir}, expected runs on the same data"
-            )
-    places = [str(run.workdir) for run in runs]
-    twice = [place for place in places if places.count(place) > 1]
-    if twice:
-        raise InputError(f"{twice[0]}: found the run twice, expected each run once")
-    labels = [run.name for run in runs]
-    if len(set(labels)) < len(labels):
-        labels = [f"{run.name} ({run.workdir})" for run in runs]
-    by_label = dict(zip(labels, runs, strict=True))
-    rule = {RULE: first.rule} if _keys(first.rule) == _keys(first.rows) else {}
-    rows = rule | {label: run.rows for label, run in by_label.items()}
-    if reference is None:
-        reference = next(iter(rows)) if len(runs) == 1 else "proposed" if "proposed" in rows else labels[0]
-    if reference not in rows:
-        raise InputError(f"found no row called {reference!r} to compare with, expected one of {', '.join(rows)}")
-    return Study(by_label, rows, list(dict.fromkeys(row["class"] for row in first.rows)), reference)
-
-
-def _keys(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [(row["case"], row["class"]) for row in rows]
-
-
-def dice_of(rows: Sequence[Row], class_name: str) -> list[float]:
-    """Dice of each case for one class, in the order of the rows."""
-    return [row["dice"] for row in rows if row["class"] == class_name]
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A mean over the cases of a fold, then over folds; the standard deviation and the 95% interval over cases."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-
-
-def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, Mean]:
-    """Dice of one class for each system; `std` is nan if there is a single case."""
-    means = {}
-    for label, system_rows in rows.items():
-        class_rows = [row for row in system_rows if row["class"] == class_name]
-        summary = scores.summarise(class_rows)["classes"][class_name]["dice"]
-        std = math.nan if summary["std"] is None else summary["std"]
-        interval = statistics.interval(dice_of(class_rows, class_name), (0.0, 1.0))
-        means[label] = Mean(summary["mean"], std, *interval)
-    return means
-
-
-def factors_of(run: Run) -> tuple[bool, bool, bool]:
-    """The run's cell of the 2 x 2 x 2 design, in the order of `statistics.FACTORS`."""
-    config = run.config
-    overlap = config["loss"]["lovasz"] > 0 and config["loss"]["boundary"] > 0
-    return bool(config["model"]["residual"]), bool(config["discriminator"]["enabled"]), bool(overlap)
-
-
-def design_effects(study: Study) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """`statistics.main_effects` on the Dice of each class; empty unless the runs are the eight cells of the design."""
-    cells = {factors_of(run): run.rows for run in study.runs.values()}
-    if not len(cells) == len(study.runs) == 8:
-        return {}
-    return {
-        name: statistics.main_effects({cell: dice_of(rows, name) for cell, rows in cells.items()})
-        for name in study.classes
-    }
-
-
-def compare(study: Study, class_name: str) -> dict[str, statistics.Comparison]:
-    """Each other system minus the reference, on one class's Dice, with Holm's correction over the systems."""
-    dice = {label: dice_of(rows, class_name) for label, rows in study.rows.items()}
-    reference = dice.pop(study.reference)
-    return statistics.compare(dice, reference) if dice else {}
-
-
-def paper_dice(label: str, class_name: str) -> float | None:
-    """The Dice in the paper's Table 1, or None where the table has no such system or class."""
-    return PAPER.get(label.split(" (")[0], {}).get(class_name)
-
-
-def format_p(p: float) -> str:
-    """A p value as it is printed."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

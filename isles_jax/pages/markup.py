@@ -6,8 +6,8 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from isles_jax.reporting import tmax
-from isles_jax.reporting.results import RULE
+from isles_jax.pages import tmax
+from isles_jax.scoring.comparison import RULE
 
 # Class colours in page.css: --k1 to --k6.
 CLASS_COLOURS = 6
@@ -22,7 +22,7 @@ def document(title: str, content: str, styles: Sequence[str], scripts: Sequence[
       styles: names of style sheets of this package.
       scripts: names of scripts of this package.
     """
-    assets = importlib.resources.files("isles_jax.reporting")
+    assets = importlib.resources.files("isles_jax.pages")
     style, script = (
         "".join((assets / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
     )

@@ -15,10 +15,10 @@ from etils import epath
 
 from isles_jax.data import profile
 from isles_jax.data.case import WHOLE_LESION
-from isles_jax.reporting import results, scores
-from isles_jax.reporting.scores import Row
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import run_files, scores
+from isles_jax.scoring.scores import Row
 from isles_jax.training.weights import SUFFIX, Trained
 
 LEVEL = 0.9
@@ -43,7 +43,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
     Raises:
       InputError: data.json or cases.csv is damaged, or a file of a finished run has changed.
     """
-    results.check_seal(workdir)
+    run_files.check_seal(workdir)
     expected: dict[str, Any] = {}
     path = workdir / "data.json"
     if path.exists():

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from isles_jax.reporting import pictures, tmax
-from isles_jax.reporting.pictures import Picture
+from isles_jax.pages import pictures, tmax
+from isles_jax.pages.pictures import Picture
 
 
 def viewer(

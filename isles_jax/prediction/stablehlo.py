@@ -1,45 +1,17 @@
-"""Writes trained networks for other programs: as weights, or as the inference function in StableHLO."""
-
-from collections.abc import Sequence
-from dataclasses import replace
+"""The inference function of trained networks as StableHLO, for programs without this package."""
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
-from isles_jax.inference import average, mirror_axes
 from isles_jax.models import MULTIPLE
-from isles_jax.networks import make_forward, make_segmenter
-from isles_jax.reporting import expected
-from isles_jax.runtime import files
+from isles_jax.prediction.inference import average, mirror_axes
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
+from isles_jax.training.networks import make_forward, make_segmenter
 from isles_jax.training.weights import Trained
 
 # The platforms on which an exported inference function runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-def export(run: epath.PathLike, output: epath.Path, folds: Sequence[int] | None = None) -> Trained:
-    """Writes the networks of a run: as weights if `output` ends in .safetensors, else as the inference function.
-
-    Args:
-      run: the workdir of a run, or a .safetensors file.
-      output: replaced if it exists.
-      folds: numbers of the folds, finished or not; None: all finished ones.
-
-    Returns:
-      The networks that were written.
-
-    Raises:
-      InputError: see `weights.load`; a package is not installed; a file cannot be written.
-    """
-    trained = weights.load(run, folds)
-    if output.suffix == weights.SUFFIX:
-        weights.save(output, replace(trained, expected=expected.known(run, trained)))
-    else:
-        files.write_atomic(output, serialise(trained))
-    return trained
 
 
 def serialise(trained: Trained) -> bytes:
@@ -54,7 +26,6 @@ def serialise(trained: Trained) -> bytes:
       InputError: flatbuffers is not installed.
     """
     forward = make_forward(make_segmenter(trained.config, len(trained.classes) + 1))
-
     mirror = mirror_axes(trained.config, trained.config.predict.flips)
 
     def inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:

@@ -3,28 +3,29 @@
 import textwrap
 from collections.abc import Sequence
 
-from isles_jax.reporting import notes, results, scores, statistics
-from isles_jax.reporting.results import Run, Study
+from isles_jax.scoring import comparison, notes, scores, statistics
+from isles_jax.scoring.comparison import Study
+from isles_jax.scoring.run_files import Run
 
 
 def table(runs: Sequence[Run], reference: str | None = None) -> str:
     """The results of one or more runs on the same data as plain text.
 
     Args:
-      runs: from `results.read_run`.
-      reference: label of the system that the others are compared with; None: see `results.make_study`.
+      runs: from `run_files.read_run`.
+      reference: label of the system that the others are compared with; None: see `comparison.make_study`.
 
     Raises:
-      InputError: as `results.make_study`.
+      InputError: as `comparison.make_study`.
     """
-    study = results.make_study(runs, reference)
+    study = comparison.make_study(runs, reference)
     first, width = study.first, max(map(len, study.rows))
     data = "the built-in phantom, not patients" if first.data["phantom"] else first.config["data"]["root"]
     head = f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}"
     parts = [head, "", *_dice_lines(study, width), "", *_measure_lines(study, width)]
     if study.comparisons:
         parts += ["", *_comparison_lines(study, width)]
-    effects = results.design_effects(study)
+    effects = comparison.design_effects(study)
     if effects:
         parts += ["", "main effects of the design on Dice [95% interval]"]
         for factor in statistics.FACTORS:
@@ -35,11 +36,11 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
 
 
 def _dice_lines(study: Study, width: int) -> list[str]:
-    with_paper = [name for name in study.classes if any(results.paper_dice(label, name) for label in study.rows)]
+    with_paper = [name for name in study.classes if any(comparison.paper_dice(label, name) for label in study.rows)]
     title = f"{'Dice':{width}}"
     for name in study.classes:
         title += f"  {name:28}" + ("  paper*" if name in with_paper else "")
-    means = {name: results.dice_means(study.rows, name) for name in study.classes}
+    means = {name: comparison.dice_means(study.rows, name) for name in study.classes}
     lines = [title.rstrip()]
     for label in study.rows:
         line = f"{label:{width}}"
@@ -47,7 +48,7 @@ def _dice_lines(study: Study, width: int) -> list[str]:
             dice = means[name][label]
             line += f"  {dice.mean:.3f} ± {dice.std:5.3f} [{dice.low:.3f}, {dice.high:.3f}]"
             if name in with_paper:
-                paper = results.paper_dice(label, name)
+                paper = comparison.paper_dice(label, name)
                 line += f"  {'-' if paper is None else format(paper, '.3f'):>6}"
         lines.append(line)
     return lines
@@ -55,12 +56,12 @@ def _dice_lines(study: Study, width: int) -> list[str]:
 
 def _measure_lines(study: Study, width: int) -> list[str]:
     class_width = max(map(len, study.classes))
-    titles = "".join(f"  {title}" for title in results.MEASURES.values())
+    titles = "".join(f"  {title}" for title in comparison.MEASURES.values())
     lines = [f"{'means':{width}}  {'':{class_width}}{titles}"]
     for label, rows in study.rows.items():
         summary = scores.summarise(rows)["classes"]
         for name in study.classes:
-            cells = [f"  {summary[name][key]['mean']:{len(title)}.3f}" for key, title in results.MEASURES.items()]
+            cells = [f"  {summary[name][key]['mean']:{len(title)}.3f}" for key, title in comparison.MEASURES.items()]
             lines.append(f"{label:{width}}  {name:{class_width}}" + "".join(cells))
     return lines
 
@@ -70,12 +71,12 @@ def _comparison_lines(study: Study, width: int) -> list[str]:
     lines = [
         f"difference of Dice from {study.reference} [95% interval], p of Wilcoxon and of the paired bootstrap (Holm)"
     ]
-    compared = {name: results.compare(study, name) for name in study.classes}
+    compared = {name: comparison.compare(study, name) for name in study.classes}
     for label in compared[study.classes[0]]:
         for name in study.classes:
             comparison = compared[name][label]
             change = _signed((comparison.difference, comparison.low, comparison.high))
-            tests = f"p = {results.format_p(comparison.wilcoxon)}, {results.format_p(comparison.bootstrap)}"
+            tests = f"p = {comparison.format_p(comparison.wilcoxon)}, {comparison.format_p(comparison.bootstrap)}"
             lines.append(f"{label:{width}}  {name:{class_width}}  {change}  {tests}")
     return lines
 

@@ -16,12 +16,12 @@ from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.data.nifti import write_labels
 from isles_jax.data.slices import network_input, padded_size, unpad
 from isles_jax.models import MULTIPLE
-from isles_jax.networks import BATCH, make_forward, make_segmenter
-from isles_jax.reporting import calibration
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
+from isles_jax.scoring import calibration
 from isles_jax.training import checkpoint
+from isles_jax.training.networks import BATCH, make_forward, make_segmenter
 
 # In a fold's folder: what the reader of the report must know about its predictions, one line each.
 NOTES = "notes.txt"

@@ -9,11 +9,13 @@ from etils import epath
 
 from isles_jax.data import layouts
 from isles_jax.data.case import WHOLE_LESION, Dataset
-from isles_jax.reporting import case_sections, case_table, markup, pictures, results, run_sections, score_sections
-from isles_jax.reporting.pictures import Picture
-from isles_jax.reporting.results import Run, Study
+from isles_jax.pages import case_sections, case_table, markup, pictures, run_sections, score_sections
+from isles_jax.pages.pictures import Picture
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import comparison, run_files
+from isles_jax.scoring.comparison import Study
+from isles_jax.scoring.run_files import Run
 from isles_jax.training import checkpoint
 
 
@@ -24,15 +26,15 @@ def write_report(
 
     Args:
       path: where the file is written.
-      runs: from `results.read_run`.
-      reference: label of the system that the others are compared with; None: see `results.make_study`.
+      runs: from `run_files.read_run`.
+      reference: label of the system that the others are compared with; None: see `comparison.make_study`.
       dataset: the runs' data if they are in memory. None: they are read from the folder that the first run read; if
         that folder is gone, the page has no pictures, and says so.
 
     Raises:
-      InputError: as `results.make_study`; a prediction is missing or does not fit its case.
+      InputError: as `comparison.make_study`; a prediction is missing or does not fit its case.
     """
-    study = results.make_study(runs, reference)
+    study = comparison.make_study(runs, reference)
     chosen = _best_median_worst(study.runs.get(study.reference, runs[-1]))
     dataset = dataset or _read_data(runs[0])
     cases = pictures.make(dataset, study.runs, list(chosen.values())) if dataset else []
@@ -132,10 +134,10 @@ def _head(title: str, study: Study, damages: Sequence[str]) -> str:
     data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {run_sections.data_name(first)}"
     text = (
         f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
-        f'<p class="lead">{escape(results.design(first))} Every case is scored by networks that never saw it. '
+        f'<p class="lead">{escape(run_files.design(first))} Every case is scored by networks that never saw it. '
         f"Data: {escape(data)}.</p>"
     )
-    text += "".join(f"<p>{escape(sentence)}</p>" for run in study.runs.values() for sentence in results.origins(run))
+    text += "".join(f"<p>{escape(sentence)}</p>" for run in study.runs.values() for sentence in run_files.origins(run))
     if first.data["phantom"]:
         text += (
             '<p class="banner">These are results on a digital phantom, not on patients. They compare systems. They say '

@@ -16,9 +16,9 @@ import numpy as np
 
 from isles_jax.data.case import Case, Dataset, radiological
 from isles_jax.data.nifti import read_labels
-from isles_jax.reporting import tmax
-from isles_jax.reporting.results import Run
+from isles_jax.pages import tmax
 from isles_jax.runtime import files
+from isles_jax.scoring.run_files import Run
 
 # Gray levels in an image: more than an eye tells apart in a noisy scan, and a file a third smaller than with all 256.
 # Level 0 is outside the brain; level n is stored as the byte n * STEP.

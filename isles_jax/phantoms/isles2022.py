@@ -1,6 +1,6 @@
 """The phantom's patients as ISLES-2022 holds its own: DWI and ADC, the mask of what restricts diffusion, no perfusion.
 
-The same physics as in `patient.py`. As in the real set spacings and shapes are mixed, ADC comes in three units, some
+The same physics as in `scans.py`. As in the real set spacings and shapes are mixed, ADC comes in three units, some
 lesions are smaller than 1 ml, some patients have two scans, and two scans show no lesion.
 """
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from isles_jax.data import patient
 from isles_jax.data.adc import UNITS
+from isles_jax.phantoms import scans
+from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM, grid_mm, make_tissue
 
 # Voxels in the plane and slices, as multiples of the shape asked for; most scans have that shape.
 GRIDS = ((1.0, 1.0), (1.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.25, 0.75), (1.0, 1.0), (0.75, 1.25))
@@ -29,11 +30,11 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
     size = 0.0 if number in WITHOUT_LESION else drawn.uniform(0.27, 0.34) if number % 4 == 1 else drawn.uniform(0.3, 1)
     in_plane, through = GRIDS[index % len(GRIDS)]
     sides = [max(round(n * factor), 4) for n, factor in zip(shape, (in_plane, in_plane, through), strict=True)]
-    points = patient.grid_mm(tuple(sides))
-    tissue = patient.make_tissue(points, difficulty, np.random.default_rng([seed, number]), size)
+    points = grid_mm(tuple(sides))
+    tissue = make_tissue(points, difficulty, np.random.default_rng([seed, number]), size)
     scan = np.random.default_rng([seed, index, 2])
-    dwi, adc = patient.scan_adc(points, tissue, difficulty, scan)
-    mask = patient.read_labels(points, tissue, difficulty, scan) == 2
+    dwi, adc = scans.scan_adc(points, tissue, difficulty, scan)
+    mask = scans.read_labels(points, tissue, difficulty, scan) == 2
     unit = 1 / UNITS[number % len(UNITS)][1]
     subject, session = f"sub-phantom{number + 1:04d}", f"ses-{1 + again:04d}"
     affine, cut = _placed(tissue.brain, scan)
@@ -54,7 +55,7 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
 
 def _placed(brain: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[slice, ...]]:
     """An oblique affine for the volume stored from right to left, and how much of its empty margin is stored."""
-    spacing = np.array(patient.FIELD_OF_VIEW_MM) / brain.shape
+    spacing = np.array(FIELD_OF_VIEW_MM) / brain.shape
     cut = []
     for axis in range(2):
         inside = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))

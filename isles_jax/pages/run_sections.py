@@ -6,8 +6,10 @@ from typing import Any
 
 from isles_jax import __version__
 from isles_jax.config import flatten
-from isles_jax.reporting import charts, markup, results
-from isles_jax.reporting.results import Run, Study
+from isles_jax.pages import charts, markup
+from isles_jax.scoring import run_files
+from isles_jax.scoring.comparison import Study
+from isles_jax.scoring.run_files import Run
 
 
 def learning_curves(study: Study) -> str:
@@ -37,12 +39,12 @@ def _curves(run: Run) -> str:
 
 def data_name(run: Run) -> str:
     """The name of the data's folder."""
-    return results.name_of(run.config["data"]["root"])
+    return run_files.name_of(run.config["data"]["root"])
 
 
 def _without_folders(config: Mapping[str, Any]) -> dict[str, str]:
     """The keys that hold paths, with the last part of each path alone."""
-    return {key: results.name_of(config[key]) for key in ("data.root", "folds_by", "train.init") if key in config}
+    return {key: run_files.name_of(config[key]) for key in ("data.root", "folds_by", "train.init") if key in config}
 
 
 def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:

@@ -2,8 +2,9 @@
 
 from html import escape
 
-from isles_jax.reporting import charts, markup, notes, results, scores, statistics
-from isles_jax.reporting.results import Study
+from isles_jax.pages import charts, markup
+from isles_jax.scoring import comparison, notes, scores, statistics
+from isles_jax.scoring.comparison import Study
 
 # Of a curve of calibration.json.
 CURVE = ("probability", "frequency", "voxels")
@@ -20,8 +21,8 @@ def dice(study: Study) -> str:
     """The paper's Table 1 with intervals and the paper's numbers, charts with a dot for each case, and the notes."""
     columns, strips = [], []
     for name in study.classes:
-        means = results.dice_means(study.rows, name)
-        paper = {label: results.paper_dice(label, name) for label in study.rows}
+        means = comparison.dice_means(study.rows, name)
+        paper = {label: comparison.paper_dice(label, name) for label in study.rows}
         columns.append([_dice_cell(mean, paper[label]) for label, mean in means.items()])
         by_case = {
             label: [(row["case"], row["dice"]) for row in rows if row["class"] == name]
@@ -32,7 +33,7 @@ def dice(study: Study) -> str:
     head = ["system", *map(escape, study.classes)]
     body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
     caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
-    if any(run.name in results.PAPER for run in study.runs.values()):
+    if any(run.name in comparison.PAPER for run in study.runs.values()):
         caption += "; paper*: Table 1 of the paper" + ", on other data" * study.first.data["phantom"]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
     return (
@@ -42,7 +43,7 @@ def dice(study: Study) -> str:
     )
 
 
-def _dice_cell(dice: results.Mean, paper: float | None) -> str:
+def _dice_cell(dice: comparison.Mean, paper: float | None) -> str:
     text = f'{dice.mean:.3f} ± {dice.std:.3f} <span class="interval">[{dice.low:.3f}, {dice.high:.3f}]</span>'
     return text if paper is None else f'{text}<span class="paper">paper* {paper:.3f}</span>'
 
@@ -51,14 +52,14 @@ def differences(study: Study) -> str:
     """Each system minus the reference, and the main effects if the runs are the eight cells of the design."""
     if not study.comparisons:
         return ""
-    compared = {name: results.compare(study, name) for name in study.classes}
+    compared = {name: comparison.compare(study, name) for name in study.classes}
     body = [
         [
             markup.system_name(label),
             escape(name),
             markup.signed(one.difference, one.low, one.high),
-            results.format_p(one.wilcoxon),
-            results.format_p(one.bootstrap),
+            comparison.format_p(one.wilcoxon),
+            comparison.format_p(one.bootstrap),
         ]
         for label in compared[study.classes[0]]
         for name, one in ((name, compared[name][label]) for name in study.classes)
@@ -75,7 +76,7 @@ def differences(study: Study) -> str:
 
 
 def _main_effects(study: Study) -> str:
-    effects = results.design_effects(study)
+    effects = comparison.design_effects(study)
     if not effects:
         return ""
     body = [
@@ -96,9 +97,9 @@ def measures(study: Study) -> str:
     for label, rows in study.rows.items():
         summary = scores.summarise(rows)["classes"]
         for name in study.classes:
-            cells = [f"{summary[name][key]['mean']:.3f}" for key in results.MEASURES]
+            cells = [f"{summary[name][key]['mean']:.3f}" for key in comparison.MEASURES]
             body.append([markup.system_name(label), escape(name), *cells])
-    head = ["system", "class", *map(escape, results.MEASURES.values())]
+    head = ["system", "class", *map(escape, comparison.MEASURES.values())]
     caption = "Means over the cases of a fold, then over the folds"
     return f"<h2>Other measures</h2>{markup.table(caption, head, body, row_headers=2)}"
 

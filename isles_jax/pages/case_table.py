@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from isles_jax.reporting import markup
-from isles_jax.reporting.pictures import Picture
-from isles_jax.reporting.results import Study
+from isles_jax.pages import markup
+from isles_jax.pages.pictures import Picture
+from isles_jax.scoring.comparison import Study
 
 # The measures shown: title and decimals.
 MEASURES = {

@@ -1,12 +1,9 @@
-"""Checks that the labels agree with the images, and describes exactly what was read."""
-
-import hashlib
-from typing import Any
+"""Checks that the labels agree with the images."""
 
 import numpy as np
 
-from isles_jax.data import profile
 from isles_jax.data.case import Case, Dataset
+from isles_jax.data.profile import volume_ml
 from isles_jax.runtime.command import InputError
 
 
@@ -66,52 +63,3 @@ def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> di
                 elevations.append((channel[inside].mean() - np.median(healthy)) / (healthy.std() + 1e-12))
         facts[name] = float(np.mean(elevations)) if elevations else float("nan")
     return facts
-
-
-def volume_ml(case: Case, value: int) -> float:
-    """The volume of a class in ml."""
-    assert case.labels is not None
-    return float((case.labels == value).sum() * case.voxel_ml)
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Describes what was read, for data.json. Two descriptions are equal only if files and settings are equal.
-
-    Returns:
-      channels, classes and label values; for each case its shape, its spacing in mm, its class volumes in ml (None
-      without labels), the percentiles of each channel in the brain, and the SHA-256 of each file; profiles: for each
-      case the other facts of `profile.profile`, and `profile.across_ml` if it has labels.
-    """
-    profiles = {case.name: _profile(case, dataset) for case in dataset.cases}
-    return {
-        "channels": list(dataset.channels),
-        "classes": list(dataset.classes),
-        "label_values": list(dataset.label_values),
-        "phantom": dataset.phantom,
-        "layout": dataset.layout,
-        "cases": {case.name: _describe_case(case, dataset, profiles[case.name]) for case in dataset.cases},
-        # Apart from the cases, which are compared with those of runs of earlier versions.
-        "profiles": {
-            name: {key: facts[key] for key in facts if key not in ("shape", "spacing_mm", "percentiles")}
-            for name, facts in profiles.items()
-        },
-    }
-
-
-def _profile(case: Case, dataset: Dataset) -> dict[str, Any]:
-    facts = profile.profile(case, dataset.channels)
-    return facts if case.labels is None else facts | {"across_ml": profile.across_ml(case.labels, case)}
-
-
-def _describe_case(case: Case, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:
-    volumes = None
-    if case.labels is not None:
-        volumes = {name: round(volume_ml(case, value), 3) for value, name in enumerate(dataset.classes, 1)}
-    return {
-        "shape": facts["shape"],
-        "spacing_mm": facts["spacing_mm"],
-        "volume_ml": volumes,
-        "percentiles": facts["percentiles"],
-        **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
-        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in case.files},
-    }

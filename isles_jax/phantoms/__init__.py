@@ -1,0 +1,1 @@
+"""Digital phantoms of stroke patients, written as data sets."""

@@ -1,0 +1,1 @@
+"""From predictions to scores, statistics and the comparison of runs."""

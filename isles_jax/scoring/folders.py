@@ -1,0 +1,107 @@
+"""Scores of label volumes of any tool: a folder of predictions against a folder of references, or a data set."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from isles_jax.data import layouts
+from isles_jax.data.case import Case, check_names
+from isles_jax.data.nifti import is_nifti, list_folder, read_labels, read_volume, volumes_by_name
+from isles_jax.runtime import interrupt
+from isles_jax.runtime.command import InputError
+from isles_jax.scoring.scores import Row, score_case
+
+
+def score_folders(
+    predictions: Path,
+    labels: Path,
+    classes: Sequence[str] | None = None,
+    values: Sequence[int] | None = None,
+    *,
+    subset: bool = False,
+) -> list[Row]:
+    """Scores every labelled case of a folder against its prediction, CASE.nii or CASE.nii.gz.
+
+    Args:
+      predictions: a folder of label volumes.
+      labels: a folder of label volumes, or a data set in any layout that training reads.
+      classes: names of the classes in a folder of label volumes; None: penumbra, core. A data set names its own.
+      values: the integers that the files hold for the classes; None: 1, 2, ..., or those in nnU-Net's dataset.json.
+      subset: leave out the cases without a prediction, with a note; otherwise, such a case is an error.
+
+    Raises:
+      InputError: a prediction is missing, or with `subset` all are; one lies on another grid or holds an unknown
+        value; a folder holds no label volumes.
+    """
+    cases, classes, values = _labelled_cases(labels, classes, values)
+    paths = _volumes(predictions)
+    check_names(labels, list(cases), classes)
+    missing = [name for name in cases if name not in paths]
+    counts = f"{len(missing)} of {len(cases)} cases"
+    if missing and not (subset and len(missing) < len(cases)):
+        found = f"found no {missing[0]}.nii or .nii.gz, expected a prediction for every case; {counts} have none"
+        raise InputError(f"{predictions}: {found}" + ("" if subset else "; --subset leaves out the cases without one"))
+    if missing:
+        print(f"note: {counts} have no prediction and are not scored", file=sys.stderr)
+    extra = sorted(paths.keys() - cases.keys())
+    if extra:
+        print(f"note: these predictions have no label and are not scored: {', '.join(extra)}", file=sys.stderr)
+    rows = []
+    for name, case in cases.items():
+        if name in missing:
+            continue
+        interrupt.leave_if_requested()
+        case = _flat_case(case, values) if isinstance(case, Path) else case
+        assert case.labels is not None
+        predicted = read_labels(paths[name], case, values)
+        rows += score_case(name, 0, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
+    return rows
+
+
+def _labelled_cases(
+    labels: Path, classes: Sequence[str] | None, values: Sequence[int] | None
+) -> tuple[Mapping[str, Case | Path], Sequence[str], Sequence[int]]:
+    """The labelled cases by name, the names of the classes and their integers.
+
+    Of a folder of label volumes only the paths are returned, so that one volume is in memory at a time.
+    """
+    if any(is_nifti(path) for path in list_folder(labels)):
+        classes = classes or ("penumbra", "core")
+        check_names(f"--classes={','.join(classes)}", (), classes)
+        values = values or tuple(range(1, len(classes) + 1))
+        if len(set(values)) != len(classes) or not all(1 <= value <= 255 for value in values):
+            expected = f"{len(classes)} different integers from 1 to 255, for {', '.join(classes)}"
+            raise InputError(f"--values={','.join(map(str, values))}: expected {expected}")
+        return _volumes(labels), classes, values
+    if values and len(values) != 2:
+        raise InputError(f"--values={','.join(map(str, values))}: expected two integers, of penumbra and of core")
+    penumbra, core = values or (1, 2)
+    dataset = layouts.load(labels, penumbra=penumbra, core=core)
+    if classes and tuple(classes) != tuple(dataset.classes):
+        raise InputError(f"--classes={','.join(classes)}: {labels} has the classes {','.join(dataset.classes)}")
+    if values and tuple(values) != tuple(dataset.label_values):
+        raise InputError(f"--values={penumbra},{core}: {labels} has {','.join(map(str, dataset.label_values))}")
+    cases = {case.name: case for case in dataset.cases if case.labels is not None}
+    if not cases:
+        raise InputError(f"{labels}: found no case with labels, expected a reference")
+    return cases, dataset.classes, dataset.label_values
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by their names without suffix.
+
+    Raises:
+      InputError: there is none, or two have the same name.
+    """
+    paths = volumes_by_name(folder)
+    if not paths:
+        raise InputError(f"{folder}: found no .nii or .nii.gz file, expected label volumes")
+    return paths
+
+
+def _flat_case(path: Path, values: Sequence[int]) -> Case:
+    """A label volume as a case whose only image is that volume."""
+    volume, affine, header = read_volume(path)
+    case = Case(path.name, volume[..., None], None, affine, header, (path,))
+    return dataclasses.replace(case, labels=read_labels(path, case, values))
