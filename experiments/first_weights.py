@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     peers.require("torch")
     rows = read_seeds(options.workdir, ("bl1",), options.seeds)
-    config = ml_collections.ConfigDict(rows["bl1"][0].config)
+    config = rows["bl1"][0].config.copy_and_resolve_references()
     config.name = HIDDEN
     with mock.patch.object(models, "OFFSET", 0.0):
         hidden = run_rows({HIDDEN: config}, options.workdir, seeds=options.seeds)

@@ -83,8 +83,8 @@ def splits(folds: Sequence[Sequence[str]]) -> list[dict[str, list[str]]]:
 def prepare(run: Run, place: Workplace) -> None:
     """Writes the data of a run in nnU-Net's layout, and lets nnU-Net plan and preprocess them, once."""
     if not place.raw.exists():
-        root, labels = Path(run.config["data"]["root"]), run.config["data"]["labels"]
-        dataset = load(root, penumbra=labels["penumbra"], core=labels["core"])
+        data = run.config.data
+        dataset = load(Path(data.root), tuple(data.channels), **data.labels)
         labelled = tuple(case for case in dataset.cases if case.labels is not None)
         nnunet.write(dataclasses.replace(dataset, cases=labelled), place.raw)
     if not (place.preprocessed / f"{PLANS}.json").exists():

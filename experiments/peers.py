@@ -24,16 +24,19 @@ import numpy as np
 from experiments.rows import average, read_seeds, seconds_file
 from experiments.study import write_table
 from isles_jax.data.case import Case, Dataset
+from isles_jax.data.grid import Target
 from isles_jax.data.layouts import load
 from isles_jax.data.nifti import write_labels
-from isles_jax.data.slices import Slices, draw_batch, make_slices, network_input, padded_size, unpad
-from isles_jax.models import MULTIPLE
+from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices
+from isles_jax.prediction import inference
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.scoring import folders, scores, table
 from isles_jax.scoring.run_files import Run
 from isles_jax.training.augment import augment
-from isles_jax.training.state import learning_rate
+from isles_jax.training.optimizers import learning_rate
+from isles_jax.training.step import augment_options
+from isles_jax.training.task import Task
 
 
 def require(*libraries: str) -> dict[str, str]:
@@ -71,47 +74,55 @@ PEERS: dict[str, Maker] = {"PyTorch SUMNet, CE": torch_sumnet, "MONAI BasicUNet,
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """What the networks share: settings, folds, data and the steps of a fold.
+class Job:
+    """What the networks share: the task, the folds, the data and the steps of a fold.
 
     Attributes:
-      config: of our finished row.
+      task: of our finished row.
       folds: the names of the held-out cases of each fold.
       dataset: its labelled cases.
       slices: of these cases, for training.
       steps: of each fold.
     """
 
-    config: ml_collections.ConfigDict
+    task: Task
     folds: list[list[str]]
     dataset: Dataset
     slices: Slices
     steps: int
 
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The settings of our row."""
+        return self.task.config
 
-def read_task(run: Run) -> Task:
-    """The task that a finished run of ours had."""
-    config = ml_collections.ConfigDict(run.config)
-    dataset = load(Path(config.data.root), penumbra=config.data.labels.penumbra, core=config.data.labels.core)
+
+def read_job(run: Run) -> Job:
+    """The job that a finished run of ours had."""
+    config = run.config
+    dataset = load(Path(config.data.root), tuple(config.data.channels), **config.data.labels)
     dataset = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
-    return Task(config, run.folds, dataset, make_slices(dataset.cases, MULTIPLE), run.curves[0][-1]["step"])
+    target = Target(**run.data.get("grid", {}))
+    size = largest_sides(dataset.cases, target)
+    task = Task(config, dataset.channels, dataset.classes, dataset.label_values, target, size)
+    slices = make_slices(dataset.cases, task.padded(size), target)
+    return Job(task, run.folds, dataset, slices, run.curves[0][-1]["step"])
 
 
-def train(task: Task, fold: int, network: object, loss: Callable, device: str) -> None:
+def train(job: Job, fold: int, network: object, loss: Callable, device: str) -> None:
     """Trains a network in place on the batches that our own systems see in this fold."""
     import torch
 
-    config, slices = task.config, task.slices
-    training_cases = [i for i, case in enumerate(task.dataset.cases) if case.name not in task.folds[fold]]
+    config, slices = job.config, job.slices
+    training_cases = [i for i, case in enumerate(job.dataset.cases) if case.name not in job.folds[fold]]
     pool = np.flatnonzero(np.isin(slices.case, training_cases))
-    options, schedule = config.augment, learning_rate(config, task.steps)
-    degrees, scale, intensity = options.rotation_degrees, options.scale, options.intensity
-    augment_batch = jax.jit(partial(augment, rotation_degrees=degrees, scale=scale, intensity=intensity))
+    schedule = learning_rate(config, job.steps)
+    augment_batch = jax.jit(partial(augment, **augment_options(config)))
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=config.optimizer.weight_decay)
-    for step in range(task.steps):
+    for step in range(job.steps):
         rows = draw_batch(pool, slices.lesion, config.train.batch_size, (config.seed, fold, step))
         images, labels = slices.images[rows], slices.labels[rows].astype(np.int32)
-        if options.enabled:
+        if config.augment.enabled:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + fold), step), len(rows))
             images, labels = (np.array(array) for array in augment_batch(keys, images, labels))
         x = torch.from_numpy(images).movedim(-1, 1).to(device, memory_format=torch.channels_last)
@@ -123,26 +134,28 @@ def train(task: Task, fold: int, network: object, loss: Callable, device: str) -
         optimizer.step()
 
 
-def segment(network: object, case: Case, device: str) -> np.ndarray:
-    """The most probable class of each voxel, uint8 [X, Y, Z]; background where there is no brain."""
+def segment(network: object, case: Case, job: Job, device: str) -> np.ndarray:
+    """The labels of a case, uint8 [X, Y, Z]: on the grid, with the mirror images and the least lesion of our row."""
     import torch
 
-    shape = case.images.shape[:2]
-    stack, places = network_input(case, padded_size(shape, MULTIPLE))
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(stack.copy()).movedim(-1, 1).to(device, memory_format=torch.channels_last))
-    labels = np.zeros(case.brain.shape, np.uint8)
-    labels[:, :, places] = unpad(np.moveaxis(logits.argmax(1).cpu().numpy(), 0, 2), shape)
-    return np.where(case.brain, labels, 0).astype(np.uint8)
+    def forward(network: object, images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            x = torch.from_numpy(images.copy()).movedim(-1, 1).to(device, memory_format=torch.channels_last)
+            return network(x).softmax(1).movedim(1, -1).cpu().numpy()
+
+    settings = job.config.predict
+    mirror = job.task.mirror_axes(settings.flips)
+    probabilities = inference.predict_case(forward, [network], case, job.task, mirror=mirror)
+    return inference.predict_labels(probabilities, case, settings.min_volume_ml)
 
 
-def run_peer(name: str, make: Maker, task: Task, directory: Path) -> tuple[list[scores.Row], float]:
+def run_peer(name: str, make: Maker, job: Job, directory: Path) -> tuple[list[scores.Row], float]:
     """Trains, predicts and scores a network, fold by fold; finished folds are kept.
 
     Args:
       name: for what it prints.
       make: makes the network of a fold.
-      task: from `read_task`.
+      job: from `read_job`.
       directory: where its predictions go.
 
     Returns:
@@ -150,26 +163,27 @@ def run_peer(name: str, make: Maker, task: Task, directory: Path) -> tuple[list[
     """
     import torch
 
-    device, seconds = "cuda" if torch.cuda.is_available() else "cpu", 0.0
-    for fold, held_out in enumerate(task.folds):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    seconds = 0.0
+    for fold, held_out in enumerate(job.folds):
         finished = directory / f"fold_{fold}.json"
         if not finished.exists():
-            print(f"--- {name}, fold {fold}: {task.steps} steps on {device}; to {directory}", flush=True)
-            torch.manual_seed(task.config.seed + fold)
+            print(f"--- {name}, fold {fold}: {job.steps} steps on {device}; to {directory}", flush=True)
+            torch.manual_seed(job.config.seed + fold)
             start = time.monotonic()
-            network, loss = make(task.config, len(task.dataset.channels), len(task.dataset.classes) + 1)
+            network, loss = make(job.config, job.task.planes, job.task.outputs)
             network = network.to(device, memory_format=torch.channels_last)
-            train(task, fold, network, loss, device)
+            train(job, fold, network, loss, device)
             network.eval()
-            for case in task.dataset.cases:
+            for case in job.dataset.cases:
                 if case.name in held_out:
                     path = directory / "predictions" / f"{case.name}.nii.gz"
-                    write_labels(path, segment(network, case, device), case, task.dataset.label_values)
+                    write_labels(path, segment(network, case, job, device), case, job.dataset.label_values)
             files.write_json(finished, {"seconds": round(time.monotonic() - start, 1)})
         seconds += json.loads(finished.read_text())["seconds"]
-    values = {} if (task.dataset.root / "dataset.json").exists() else {"values": task.dataset.label_values}
-    rows = folders.score_folders(directory / "predictions", task.dataset.root, **values)
-    fold_of = {case: fold for fold, names in enumerate(task.folds) for case in names}
+    values = {} if (job.dataset.root / "dataset.json").exists() else {"values": job.dataset.label_values}
+    rows = folders.score_folders(directory / "predictions", job.dataset.root, **values)
+    fold_of = {case: fold for fold, names in enumerate(job.folds) for case in names}
     return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
 
 
@@ -178,7 +192,7 @@ def run_seeds(name: str, make: Maker, ours: Sequence[Run], workdir: Path) -> tup
     runs, times = [], []
     for seed, run in enumerate(ours):
         directory = workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
-        rows, seconds = run_peer(name, make, read_task(run), directory)
+        rows, seconds = run_peer(name, make, read_job(run), directory)
         runs.append(dataclasses.replace(run, name=name, workdir=directory, rows=rows, curves=[], calibration=None))
         times.append(seconds)
     return runs, times

@@ -4,7 +4,6 @@ python -m experiments.results_page
 """
 
 import csv
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,10 +48,9 @@ def effects_table(path: Path) -> str:
     """A CSV of `study.write_effects` in Markdown, beside the effects computed from the paper's own numbers."""
     lines = {(line["factor"], line["class"]): line for line in read(path)}
     classes = _classes(lines)
-    # The paper lists its systems in the order of the design's cells.
-    cells = dict(zip(comparison.PAPER, itertools.product((False, True), repeat=3), strict=True))
+    cells = comparison.CELLS.items()
     paper = {
-        name: statistics.main_effects({cells[system]: [dice[name]] * 2 for system, dice in comparison.PAPER.items()})
+        name: statistics.main_effects({cell: [comparison.PAPER[system][name]] * 2 for system, cell in cells})
         for name in classes
     }
     rows = [["", *classes, *(f"paper: {name}" for name in classes)]]

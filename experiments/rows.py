@@ -10,37 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 import numpy as np
-from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from isles_jax.config import resolve
 from isles_jax.cross_validation import FREE, cross_validate, refuse_other
 from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.runtime import files
-from isles_jax.runtime.command import InputError, one_line
+from isles_jax.runtime.command import InputError
+from isles_jax.runtime.overrides import override
 from isles_jax.scoring import run_files, scores
 from isles_jax.scoring.run_files import Run
 
 # Configurations by the name of their row.
 Rows = dict[str, ml_collections.ConfigDict]
-
-
-def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """The configuration with each --config.KEY=VALUE applied to it, as the main command does it.
-
-    Raises:
-      InputError: an unknown key or a value of another type.
-    """
-    values, arguments = flags.FlagValues(), ["program", *overrides]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-        rest = values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--config: {one_line(error)}") from error
-    if len(rest) > 1:
-        raise InputError(f"found {rest[1]!r}, expected --config.KEY=VALUE")
-    return values.config
 
 
 def changed_rows(
@@ -54,7 +36,7 @@ def changed_rows(
       overrides: --config.KEY=VALUE for all rows.
 
     Raises:
-      InputError: see `override`.
+      InputError: see `overrides.read`.
     """
     rows = {}
     for name, changes in choices.items():
@@ -163,9 +145,7 @@ def _share_data(rows: Rows, workdir: epath.Path) -> Rows:
         workdir.mkdir(parents=True, exist_ok=True)
         # Several machines may start at once, so each writes to a folder of its own; the first to rename it wins.
         temporary = epath.Path(tempfile.mkdtemp(prefix=".phantom_", dir=workdir))
-        phantom = first.data.phantom
-        write_phantom(temporary / "phantom", cases=phantom.cases, shape=tuple(phantom.shape),
-                      difficulty=phantom.difficulty, seed=first.seed)  # fmt: skip
+        write_phantom(temporary / "phantom", seed=first.seed, **first.data.phantom)
         try:
             os.rename(temporary / "phantom", root)
         except OSError:
@@ -190,7 +170,7 @@ def _run_row(config: ml_collections.ConfigDict, folds: Sequence[int] | None, run
         config.fold = fold
         cross_validate(config, run)
     if (run / "DONE").exists():
-        classes = scores.summarise(run_files.read_run(run).rows)["classes"]
+        classes = scores.means(run_files.read_run(run).rows)["classes"]
         dice = ", ".join(f"{class_name} {summary['dice']['mean']:.3f}" for class_name, summary in classes.items())
         print(f"{config.name}, seed {config.seed}: Dice {dice}", flush=True)
     if in_one_call:
@@ -207,7 +187,10 @@ def _is_finished(workdir: epath.Path, seed: int, name: str) -> bool:
 
 def _average(seeds: Sequence[Sequence[scores.Row]]) -> list[scores.Row]:
     def mean(rows: Sequence[scores.Row]) -> scores.Row:
-        return rows[0] | {name: float(np.mean([row[name] for row in rows])) for name in scores.METRICS}
+        names = [measure.name for measure in scores.measures_of(rows)]
+        return {key: value for key, value in rows[0].items() if key not in scores.NAMES} | {
+            name: float(np.mean([row[name] for row in rows])) for name in names
+        }
 
     by_case = [sorted(rows, key=lambda row: row["case"]) for rows in seeds]
     return [mean(rows) for rows in zip(*by_case, strict=True)]

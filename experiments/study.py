@@ -93,7 +93,7 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
                 numbers += [other.difference, other.low, other.high, other.wilcoxon, other.bootstrap]
             cells = [f"{number:.6f}" for number in numbers] + [""] * (9 - len(numbers))
             cases = len(comparison.dice_of(study.rows[name], class_name))
-            paper = comparison.paper_dice(name, class_name) or ""
+            paper = study.paper(name, class_name) or ""
             writer.writerow([name, class_name, cases, *cells, paper, *over_seeds.get(name, [""] * 5)])
     files.write_atomic(path, text.getvalue())
 

@@ -7,10 +7,11 @@ import itertools
 import sys
 from collections.abc import Sequence
 
-from experiments.rows import Rows, override
+from experiments.rows import Rows
 from experiments.study import command
 from isles_jax.config import baseline
 from isles_jax.runtime.command import run_command
+from isles_jax.runtime.overrides import override
 
 
 def table_rows(overrides: Sequence[str]) -> Rows:

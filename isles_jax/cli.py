@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from isles_jax.runtime.command import InputError, run_command
+from isles_jax.runtime import interrupt
 
 # Each subcommand: the module whose `main` it calls, and what it does.
 COMMANDS = {
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage())
         return
     if name not in COMMANDS:
+        from isles_jax.runtime.command import InputError
+
         raise InputError(f"isles-jax {name}: found no such command, expected one of {', '.join(COMMANDS)}")
     # Only the module of this subcommand is imported, so that --help is quick.
     importlib.import_module(f"isles_jax.{COMMANDS[name][0]}").main(flags)
@@ -46,4 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run() -> None:
     """The entry point that the installed script `isles-jax` calls."""
+    interrupt.listen()  # the other imports take a while
+    from isles_jax.runtime.command import run_command
+
     run_command(main)

@@ -46,6 +46,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.data = data_section()
 
     config.model = model = ml_collections.ConfigDict()
+    # The segmentation network: "sumnet" (the paper's), or "unet", a plain U-Net whose poolings suit the slices' size.
+    model.network = "sumnet"
     # Whether residual connections bypass the convolutions of each encoder stage.
     model.residual = residual
     # Channels of the first stage; all other layers scale with it. None: 64 (the paper's network) on your own data, 32
@@ -91,10 +93,15 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     loss.lovasz_per_image = False
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    # Adam's peak learning rate. It rises during a short warm-up and then falls to 0 along a cosine.
+    # The segmenter's optimiser: "adam", "adamw", or "sgd" (with Nesterov's momentum).
+    optimizer.name = "adam"
+    # Peak learning rate. The rate rises during a short warm-up and then falls to 0 along a cosine.
     optimizer.learning_rate = 1e-3
-    # L2 weight decay: this times the weights is added to the gradient before Adam.
+    # Weight decay. "adam" and "sgd" add this times the weights to the gradient. "adamw" takes it times the rate from
+    # the weights.
     optimizer.weight_decay = 1e-5
+    # Share of the last update that "sgd" keeps.
+    optimizer.momentum = 0.9
     # Fraction of the steps that are warm-up.
     optimizer.warmup = 0.05
 
@@ -172,6 +179,14 @@ def data_section() -> ml_collections.ConfigDict:
     return data
 
 
+# What a run without a key did, where today's default does something else. The other keys that old runs lack change
+# nothing at their defaults.
+IMPLIED: dict[str, Any] = {
+    # Version 0.1 took every case as stored, and its critics saw probabilities.
+    "data.spacing_mm": "0",
+    "discriminator.hard": False,
+}
+
 # The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
 BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 10)}
 
@@ -190,8 +205,10 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.dtype": ("float32", "float16"),
     "data.phantom.layout": ("spes", "isles2022"),
+    "model.network": ("sumnet",),
     "model.batch_norm": ("encoder", "all", "none"),
     "model.conv": ("auto", "lax", "winograd"),
+    "optimizer.name": ("adam", "adamw", "sgd"),
     "augment.flips": ("left-right", "both"),
     "train.parallel": ("pmap", "shard_map"),
 }
@@ -230,6 +247,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _require(size % 2 == 1 and size > 0, "loss.boundary_size", size, "an odd number")
     _require(batch >= 2, "train.batch_size", batch, "at least 2")
     _require(warmup < 1, "optimizer.warmup", warmup, "a fraction of the steps, below 1")
+    momentum = config.optimizer.momentum
+    _require(0 <= momentum < 1, "optimizer.momentum", momentum, "0 or more, below 1")
     weights = tuple(config.loss[name] for name in _SUPERVISED)
     _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(_SUPERVISED)}")
     shape = config.data.phantom.shape
@@ -261,6 +280,29 @@ def _sides(text: str) -> int:
 def _require(valid: bool, key: str, value: Any, expected: str) -> None:
     if not valid:
         raise InputError(f"--config.{key}: found {value!r}, expected {expected}")
+
+
+def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration of a run on disk, with a value for each key that its version did not have.
+
+    Every reader of config.json, of a checkpoint or of a .safetensors file takes the configuration from here.
+
+    Args:
+      stored: what `to_dict` gave when the run began, in this version or an earlier one.
+
+    Returns:
+      An unlocked configuration with lists in place of tuples, as JSON holds them. A key that this version does not
+      know is kept.
+    """
+    defaults = to_dict(baseline(residual=False, adversarial=False, overlap=False))
+    nested: dict[str, Any] = {}
+    for key, value in (flatten(defaults) | IMPLIED | flatten(stored)).items():
+        *sections, name = key.split(".")
+        section = nested
+        for inner in sections:
+            section = section.setdefault(inner, {})
+        section[name] = value
+    return ml_collections.ConfigDict(nested)
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

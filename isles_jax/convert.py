@@ -3,6 +3,11 @@
 python -m isles_jax.convert --input=SPES_FOLDER --output=DIR
 """
 
+from isles_jax.runtime import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # the other imports take a while
+
 from collections.abc import Sequence
 
 from isles_jax.runtime.command import Parser, local_path, run_command
@@ -25,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     channels = tuple(options.channels.split(",")) if options.channels else ()
     dataset = layouts.load(options.input, channels, penumbra=options.penumbra, core=options.core)
-    print(dataset.summary)
+    print(dataset.headline)
     for note in dataset.notes:
         print(f"note: {note}")
     nnunet.write(dataset, options.output)

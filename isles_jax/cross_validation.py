@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ml_collections
 from etils import epath
 
-from isles_jax.config import flatten, resolve, to_dict
+from isles_jax.config import complete, flatten, resolve, to_dict
 from isles_jax.data import folds as splits
 from isles_jax.data import layouts, profile
 from isles_jax.data.case import Dataset
@@ -62,7 +62,7 @@ def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
             )
         return found
     # The weights may be gone once they are not needed; `refuse_other` compares the path.
-    return files.read_json(path)["train"].get("init_sha256", "")
+    return complete(files.read_json(path)).train.init_sha256
 
 
 def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
@@ -95,7 +95,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Pl
     processes.on_first(lambda: _prepare_workdir(config, workdir))
     dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
     plan = processes.on_all(lambda: prepare(config, dataset))
-    description["grid"] = plan.target._asdict()
+    description["grid"] = plan.task.target._asdict()
     return plan, processes.on_first(lambda: _record_run(config, workdir, plan, description))
 
 
@@ -121,10 +121,10 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     Raises:
       InputError: the data changed since the run began; there are fewer labelled cases than folds.
     """
-    labels, root = config.data.labels, config.data.root or workdir / "phantom"
-    channels = tuple(config.data.channels)
-    dataset = layouts.load(files.fetch(root), channels, penumbra=labels.penumbra, core=labels.core)
-    print(dataset.summary, flush=True)
+    data = config.data
+    root = files.fetch(data.root or workdir / "phantom")
+    dataset = layouts.load(root, tuple(data.channels), **data.labels)
+    print(dataset.headline, flush=True)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
     description = profile.describe(dataset)
@@ -169,7 +169,8 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path, free: S
     path = workdir / "config.json"
     if not path.exists():
         return
-    there, here = flatten(files.read_json_like(path, {})), flatten(to_dict(config))
+    there = flatten(complete(files.read_json_like(path, {})))
+    here = flatten(to_dict(config))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
@@ -202,7 +203,7 @@ def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path)
     if processes.on_first(lambda: _is_fold_done(directory)):
         return
     train_fold(plan, fold, held_out, directory)
-    inference.predict_fold(plan.config, plan.dataset, held_out, directory)
+    inference.predict_fold(plan.dataset, held_out, directory)
     processes.on_first(lambda: files.write_atomic(directory / "DONE", ""))
 
 
@@ -246,7 +247,7 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
                     name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml
                 )
     scores.write_cases_csv(workdir / "cases.csv", rows)
-    scores.write_summary(workdir / "summary.json", scores.summarise(rows))
+    files.write_json(workdir / "summary.json", scores.means(rows))
     if rule_rows:
         scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)
     _write_calibration(held_out, workdir)
@@ -260,4 +261,4 @@ def _write_calibration(held_out: list[list[str]], workdir: epath.Path) -> None:
     ]
     if all(path.exists() for path in paths):
         counts = [files.read_json_like(path, {"confidence": {}, "classes": {}}) for path in paths]
-        files.write_json(workdir / "calibration.json", calibration.summarise(counts))
+        files.write_json(workdir / "calibration.json", calibration.curves(counts))

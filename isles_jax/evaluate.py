@@ -3,6 +3,11 @@
 python -m isles_jax.evaluate --predictions=DIR --labels=DIR
 """
 
+from isles_jax.runtime import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # the other imports take a while
+
 import argparse
 from collections.abc import Sequence
 
@@ -42,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = folders.score_folders(
         options.predictions, options.labels, options.classes, options.values, subset=options.subset
     )
-    summary = scores.summarise(rows)
+    means = scores.means(rows)
     if options.output is not None:
         scores.write_cases_csv(options.output / "cases.csv", rows)
-        scores.write_summary(options.output / "summary.json", summary)
-    print(scores.text_summary(summary))
+        files.write_json(options.output / "summary.json", means)
+    print(scores.means_text(means))
 
 
 if __name__ == "__main__":

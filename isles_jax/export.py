@@ -11,6 +11,11 @@ which guarantees compatibility for months only. It runs without this package:
     probabilities = inference.call(safetensors.numpy.load_file("proposed.safetensors"), images)
 """
 
+from isles_jax.runtime import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # the other imports take a while
+
 import dataclasses
 from collections.abc import Sequence
 

@@ -10,13 +10,26 @@ recall, surface Dice and lesion F1 are 1, and distances are 0 mm. If one is empt
 the image's diagonal, measured from outer voxel edge to outer voxel edge.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-__all__ = ["lesion_f1_any", "lesion_f1_iou", "overlap", "score", "surface_distances"]
+__all__ = [
+    "MEASURES",
+    "Masks",
+    "Measure",
+    "lesion_f1_any",
+    "lesion_f1_iou",
+    "lesions",
+    "overlap",
+    "score",
+    "surface_distances",
+]
 
 # The normalised surface Dice counts distances up to this as agreement. It is the side of a voxel in SPES.
 TOLERANCE_MM = 2.0
@@ -24,6 +37,100 @@ TOLERANCE_MM = 2.0
 LESION_IOU = 0.2
 # Headers store the spacing in float32, whose rounding must not push a distance of one voxel above the tolerance.
 _ROUNDING_MM = 1e-4
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A predicted mask beside its reference.
+
+    Attributes:
+      prediction: bool [X, Y, Z]; its outermost layer is False.
+      truth: the same of the reference.
+      spacing_mm: the voxel's sides, float64 [3].
+      voxel_ml: the volume of a voxel.
+      tolerance_mm: distances up to this agree.
+      diagonal_mm: of the image, what distances are if one of the masks is empty.
+    """
+
+    prediction: np.ndarray
+    truth: np.ndarray
+    spacing_mm: np.ndarray
+    voxel_ml: float
+    tolerance_mm: float
+    diagonal_mm: float
+
+    @functools.cached_property
+    def shares(self) -> dict[str, float]:
+        """See `overlap`."""
+        return overlap(self.prediction, self.truth)
+
+    @functools.cached_property
+    def distances(self) -> np.ndarray:
+        """See `surface_distances`."""
+        return surface_distances(self.prediction, self.truth, self.spacing_mm, empty=self.diagonal_mm)
+
+    @functools.cached_property
+    def lesions(self) -> np.ndarray:
+        """See `_lesion_overlaps`."""
+        return _lesion_overlaps(self.prediction, self.truth)
+
+    @functools.cached_property
+    def volumes_ml(self) -> tuple[float, float]:
+        """The volumes of the prediction and of the reference."""
+        return int(self.prediction.sum()) * self.voxel_ml, int(self.truth.sum()) * self.voxel_ml
+
+
+class Measure(NamedTuple):
+    """One score of a mask.
+
+    Attributes:
+      name: its key in `score`, and its column in tables of scores.
+      title: what people call it.
+      value: computes it.
+      unit: of the value; "" for a share.
+      better: "larger" or "smaller"; "" if neither is.
+      in_means: whether the tables of means show it.
+      in_cases: whether the tables of single cases show it.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Masks], float]
+    unit: str = ""
+    better: str = "larger"
+    in_means: bool = True
+    in_cases: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The title with the unit."""
+        return f"{self.title} {self.unit}".strip()
+
+
+def _within(masks: Masks) -> float:
+    return float((masks.distances <= masks.tolerance_mm + _ROUNDING_MM).mean())
+
+
+# The measures, in the order of their columns. P is the number of predicted voxels, T of true voxels, B of both.
+MEASURES = (
+    # 2 B / (P + T); B / P; B / T.
+    Measure("dice", "Dice", lambda masks: masks.shares["dice"], in_cases=True),
+    Measure("precision", "precision", lambda masks: masks.shares["precision"]),
+    Measure("recall", "recall", lambda masks: masks.shares["recall"]),
+    # Mean, maximum and 95th percentile of the pooled surface distances.
+    Measure("assd_mm", "ASSD", lambda masks: float(masks.distances.mean()), "mm", "smaller"),
+    Measure("hd_mm", "HD", lambda masks: float(masks.distances.max()), "mm", "smaller", in_means=False),
+    Measure("hd95_mm", "HD95", lambda masks: float(np.percentile(masks.distances, 95)), "mm", "smaller", in_cases=True),
+    Measure("volume_true_ml", "reference", lambda masks: masks.volumes_ml[1], "ml", "", in_means=False, in_cases=True),
+    Measure("volume_pred_ml", "predicted", lambda masks: masks.volumes_ml[0], "ml", "", in_means=False, in_cases=True),
+    # F1 over lesions: any common voxel is a hit, or an intersection over union of at least 0.2 is.
+    Measure("lesion_f1", "lesion F1", lambda masks: lesion_f1_any(masks.lesions), in_cases=True),
+    Measure("lesion_f1_iou", "lesion F1, IoU", lambda masks: lesion_f1_iou(masks.lesions), in_means=False),
+    # The share of both surfaces' voxels whose distance is at most the tolerance.
+    Measure("surface_dice", "surface Dice", _within),
+    # Predicted minus true.
+    Measure("volume_difference_ml", "volume diff.", lambda masks: masks.volumes_ml[0] - masks.volumes_ml[1], "ml", ""),
+)
 
 
 def score(
@@ -34,7 +141,7 @@ def score(
     tolerance_mm: float = TOLERANCE_MM,
     voxel_ml: float | None = None,
 ) -> dict[str, float]:
-    """All scores of one mask.
+    """All scores of one mask: those of `MEASURES`, by name.
 
     Args:
       prediction: bool [X, Y, Z].
@@ -42,18 +149,6 @@ def score(
       spacing_mm: the voxel's sides.
       tolerance_mm: for the normalised surface Dice.
       voxel_ml: the volume of a voxel in ml; None: the product of its sides. Those differ if the axes are sheared.
-
-    Returns:
-      The scores by name. P is the number of predicted voxels, T of true voxels, and B of voxels that are both:
-
-      - dice: 2 B / (P + T)
-      - precision, recall: B / P and B / T
-      - assd_mm, hd_mm, hd95_mm: mean, maximum and 95th percentile of the pooled surface distances
-      - volume_true_ml, volume_pred_ml
-      - lesion_f1: F1 over 26-connected lesions, where any common voxel is a hit
-      - lesion_f1_iou: the same, where a hit is a pair with an intersection over union of at least 0.2
-      - surface_dice: share of both surfaces' voxels whose distance is at most `tolerance_mm`
-      - volume_difference_ml: predicted minus true
 
     Raises:
       ValueError: shapes differ or are not three-dimensional, a type is not bool, a side is not positive.
@@ -66,24 +161,15 @@ def score(
     if spacing.shape != (3,) or not (spacing > 0).all():
         raise ValueError(f"spacing {spacing_mm}, expected three positive numbers")
     box = _union_box(prediction, truth)
-    diagonal = float(np.linalg.norm(spacing * prediction.shape))
-    prediction, truth = (np.pad(mask[box], 1) for mask in (prediction, truth))
-    to_ml = float(spacing.prod()) / 1000.0 if voxel_ml is None else voxel_ml
-    distances = surface_distances(prediction, truth, spacing, empty=diagonal)
-    lesions = _lesion_overlaps(prediction, truth)
-    true_ml, predicted_ml = int(truth.sum()) * to_ml, int(prediction.sum()) * to_ml
-    return {
-        **overlap(prediction, truth),
-        "assd_mm": float(distances.mean()),
-        "hd_mm": float(distances.max()),
-        "hd95_mm": float(np.percentile(distances, 95)),
-        "volume_true_ml": true_ml,
-        "volume_pred_ml": predicted_ml,
-        "lesion_f1": lesion_f1_any(lesions),
-        "lesion_f1_iou": lesion_f1_iou(lesions),
-        "surface_dice": float((distances <= tolerance_mm + _ROUNDING_MM).mean()),
-        "volume_difference_ml": predicted_ml - true_ml,
-    }
+    masks = Masks(
+        np.pad(prediction[box], 1),
+        np.pad(truth[box], 1),
+        spacing,
+        float(spacing.prod()) / 1000.0 if voxel_ml is None else voxel_ml,
+        tolerance_mm,
+        float(np.linalg.norm(spacing * prediction.shape)),
+    )
+    return {measure.name: measure.value(masks) for measure in MEASURES}
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -133,14 +219,22 @@ def _union_box(prediction: np.ndarray, truth: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The lesions of a bool [X, Y, Z] mask, which are its 26-connected components.
+
+    Returns:
+      The number of each voxel's lesion, int [X, Y, Z], 0 outside the mask; and how many lesions there are.
+    """
+    return ndimage.label(mask, np.ones((3, 3, 3), bool))
+
+
 def _lesion_overlaps(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Voxels that each predicted lesion (row) shares with each true lesion (column): int [1 + predicted, 1 + true].
 
     Row 0 and column 0 count the voxels outside the predicted and the true lesions.
     """
-    neighbours = np.ones((3, 3, 3), bool)
-    predicted, predicted_count = ndimage.label(prediction, neighbours)
-    true, true_count = ndimage.label(truth, neighbours)
+    predicted, predicted_count = lesions(prediction)
+    true, true_count = lesions(truth)
     union = prediction | truth
     shape = predicted_count + 1, true_count + 1
     pairs = predicted[union] * shape[1] + true[union]

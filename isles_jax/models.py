@@ -228,6 +228,11 @@ class SUMNet(nn.Module):
     axis_name: str | None = None
     conv: Callable[..., Array] | None = None
 
+    @property
+    def divisor(self) -> int:
+        """What divides the sides of a slice."""
+        return MULTIPLE
+
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Images [B, H, W, M] (H and W divisible by 32) to float32 logits [B, H, W, num_classes]."""

@@ -18,13 +18,13 @@ from isles_jax.data.nifti import write_labels, write_volume
 from isles_jax.pages import patient_page
 from isles_jax.prediction import expected as expectations
 from isles_jax.prediction import numbers, warning
-from isles_jax.prediction.inference import mirror_axes, predict_folds, predict_labels
-from isles_jax.prediction.prediction import Prediction
+from isles_jax.prediction.inference import predict_folds, predict_labels
+from isles_jax.prediction.numbers import Prediction
 from isles_jax.runtime import files, interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, parallel, weights
-from isles_jax.training.networks import make_forward, make_segmenter
+from isles_jax.training.networks import make_forward
 
 # The folders of maps that a command can write beside the label volumes.
 MAPS = ("probabilities", "spread")
@@ -32,31 +32,13 @@ MAPS = ("probabilities", "spread")
 Finished = tuple[Mapping[str, numbers.Value], tuple[str, ...]]
 
 
-def predict_folder(
-    run: epath.PathLike,
-    images: Path,
-    output: epath.Path,
-    *,
-    folds: Sequence[int] | None = None,
-    flips: bool | None = None,
-    min_volume_ml: float | None = None,
-    probabilities: bool = False,
-    spread: bool = False,
-    defuse3: bool = False,
-    strict: bool = False,
-    page: bool = True,
-    overwrite: bool = False,
-) -> None:
-    """Segments the cases of a folder with the average of a run's folds.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How new cases are predicted; each option is a flag of `isles_jax.predict`.
 
-    For each case it writes `output`/CASE.nii.gz, CASE.json and CASE.html, and in the end summary.csv.
-
-    Args:
-      run: the workdir of a run, or a .safetensors file.
-      images: a case folder, a folder of cases, or an nnU-Net imagesTs folder.
-      output: folder or bucket.
+    Attributes:
       folds: numbers of the folds, finished or not; None: all finished ones.
-      flips: average also over mirror images (`inference.mirror_axes`); None: as in the run's config.predict.
+      flips: average also over mirror images (`Task.mirror_axes`); None: as in the run's config.predict.
       min_volume_ml: remove smaller lesions; None: as in the run's config.predict.
       probabilities: also write `output`/probabilities/CASE.nii.gz.
       spread: also write `output`/spread/CASE.nii.gz, see `_spread`.
@@ -65,6 +47,34 @@ def predict_folder(
       page: write CASE.html, see `patient_page.page`.
       overwrite: replace existing files. None of an earlier prediction of these cases stays, so that all files of a case
         belong together; summary.csv goes first.
+    """
+
+    folds: Sequence[int] | None = None
+    flips: bool | None = None
+    min_volume_ml: float | None = None
+    probabilities: bool = False
+    spread: bool = False
+    defuse3: bool = False
+    strict: bool = False
+    page: bool = True
+    overwrite: bool = False
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The maps to write, of `MAPS`."""
+        return tuple(name for name in MAPS if getattr(self, name))
+
+
+def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, options: Options) -> None:
+    """Segments the cases of a folder with the average of a run's folds.
+
+    For each case it writes `output`/CASE.nii.gz, CASE.json and CASE.html, and in the end summary.csv.
+
+    Args:
+      run: the workdir of a run, or a .safetensors file.
+      images: a case folder, a folder of cases, or an nnU-Net imagesTs folder.
+      output: folder or bucket.
+      options: see `Options`.
 
     Raises:
       InputError: see `parallel.keep_compiled` and `weights.load`; bad cases (one line each); a file exists and
@@ -72,32 +82,39 @@ def predict_folder(
         core and penumbra; `strict` and a case has a warning (one line for each).
     """
     parallel.keep_compiled()
-    trained = weights.load(run, folds)
-    settings = trained.config.predict.copy_and_resolve_references()
-    given = {"flips": flips, "min_volume_ml": min_volume_ml}
-    settings.update({key: value for key, value in given.items() if value is not None})
-    if spread and len(trained.folds) < 2:
+    trained = weights.load(run, options.folds)
+    task = trained.task
+    if options.spread and len(trained.folds) < 2:
         raise InputError(f"--spread: found one fold in {run}, expected two or more, whose networks can differ")
-    if defuse3 and not {"core", "penumbra"} <= set(trained.classes):
-        found = ", ".join(trained.classes)
+    if options.defuse3 and not {"core", "penumbra"} <= set(task.classes):
+        found = ", ".join(task.classes)
         raise InputError(f"--defuse3: found the classes {found} in {run}, expected core and penumbra")
-    dataset, expected = load_images(images, trained.channels), expectations.known(run, trained)
-    maps = [name for name, wanted in zip(MAPS, (probabilities, spread), strict=True) if wanted]
-    new = _NewCases(trained, settings, expected, output, tuple(maps), _origin(run, trained), defuse3, strict, page)
-    _make_room([path for case in dataset.cases for path in new.every_path(case)], output, new.maps, overwrite)
+    dataset = load_images(images, task.channels)
+    expected = expectations.known(run, trained)
+    settings = _settings(task.config, options)
+    new = _NewCases(trained, options, settings, expected, output, _origin(trained))
+    _make_room([path for case in dataset.cases for path in new.every_path(case)], output, options)
     _announce(run, trained, settings, dataset, output)
     for note in (*dataset.notes, *warning.notes(expected)):
         print(f"note: {note}")
     interrupt.advise("add --overwrite, or choose another --output")
     finished = new.predict(dataset.cases)
     warned = [f"{row['case']}: {text}" for row, warnings in finished for text in warnings]
-    kept = [row for row, warnings in finished if not (strict and warnings)]
+    kept = [row for row, warnings in finished if not (options.strict and warnings)]
     if kept:
         numbers.write_csv(output / "summary.csv", kept)
-    if strict and warned:
+    if options.strict and warned:
         raise InputError("\n".join(warned))
     for line in warned:
         print(f"warning: {line}")
+
+
+def _settings(config: ml_collections.ConfigDict, options: Options) -> ml_collections.ConfigDict:
+    """The run's config.predict with the flags of the command."""
+    settings = config.predict.copy_and_resolve_references()
+    given = {"flips": options.flips, "min_volume_ml": options.min_volume_ml}
+    settings.update({key: value for key, value in given.items() if value is not None})
+    return settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +122,11 @@ class _NewCases:
     """What all cases of one command share."""
 
     trained: weights.Trained
+    options: Options
     settings: ml_collections.ConfigDict
     expected: Mapping[str, Any]
     output: epath.Path
-    maps: tuple[str, ...]
     origin: Mapping[str, str]
-    defuse3: bool
-    strict: bool
-    page: bool
 
     def every_path(self, case: Case) -> list[epath.Path]:
         """The files that a case has with all flags; the label volume is the first."""
@@ -121,15 +135,16 @@ class _NewCases:
 
     def predict(self, cases: Sequence[Case]) -> list[Finished]:
         """Predicts and writes the cases. While the network works on a case, a thread finishes the one before."""
-        forward = make_forward(make_segmenter(self.trained.config, len(self.trained.classes) + 1))
-        folds, target = list(self.trained.folds.values()), self.trained.target
-        mirror = mirror_axes(self.trained.config, self.settings.flips)
+        task = self.trained.task
+        forward = make_forward(task.segmenter())
+        folds = list(self.trained.folds.values())
+        mirror = task.mirror_axes(self.settings.flips)
         finished: list[Finished] = []
         with Bar("predict", len(cases), "case") as bar, ThreadPoolExecutor(1) as pool:
             pending: Future[Finished] | None = None
             for case in cases:
                 interrupt.leave_if_requested()
-                each = predict_folds(forward, folds, case, mirror=mirror, target=target)
+                each = predict_folds(forward, folds, case, task, mirror=mirror)
                 if pending:
                     finished.append(pending.result())
                     bar.advance()
@@ -142,38 +157,37 @@ class _NewCases:
     def _finish(self, case: Case, each: np.ndarray) -> Finished:
         """Makes and writes the prediction of a case from each fold's probabilities [folds, X, Y, Z, C]."""
         mean = each.mean(axis=0)
-        labels = predict_labels(mean, case, self.settings.min_volume_ml)
-        of_folds = tuple(predict_labels(alone, case, self.settings.min_volume_ml) for alone in each)
-        prediction = self._judge(case, labels, of_folds)
-        refused = self.strict and bool(prediction.warnings)
+        smallest = self.settings.min_volume_ml
+        labels = predict_labels(mean, case, smallest)
+        prediction = self._judge(case, labels, tuple(predict_labels(alone, case, smallest) for alone in each))
+        refused = self.options.strict and bool(prediction.warnings)
         image_path, json_path, page_path, *_ = every = self.every_path(case)
         # The image is replaced in one go, so that a full disk does not take it away.
         for path in every[not refused :]:
             with files.writing(path):
                 path.unlink(missing_ok=True)
         if not refused:
-            write_labels(image_path, labels, case, self.trained.label_values)
-            for name in self.maps:
+            write_labels(image_path, labels, case, self.trained.task.label_values)
+            for name in self.options.maps:
                 volume = mean if name == "probabilities" else _spread(each)
                 write_volume(self.output / name / image_path.name, volume, case)
             numbers.write_json(json_path, prediction)
-            if self.page:
+            if self.options.page:
                 files.write_atomic(page_path, patient_page.page(prediction))
         # Only what the table needs stays in memory.
-        return prediction.summary, prediction.warnings
+        return numbers.row_of(prediction.numbers), prediction.warnings
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
-        channels, classes, expected = self.trained.channels, self.trained.classes, self.expected
-        row = numbers.measure(case, channels, classes, labels, of_folds)
-        volumes = numbers.volumes_ml(labels, case, classes)
+        task, expected = self.trained.task, self.expected
+        classes = numbers.of_classes(case, task.classes, labels, of_folds, expected)
         agree = numbers.agreement([alone > 0 for alone in of_folds])
-        warnings = warning.of_images(profile.profile(case, channels), channels, expected)
+        warnings = warning.of_images(profile.profile(case, task.channels), task.channels, expected)
         warnings += warning.of_prediction(labels, case, agree, expected)
-        row = numbers.complete(row, volumes, expected, self.settings, warnings, defuse3=self.defuse3)
-        limits = expectations.intervals(volumes, expected)
-        warned, left_out = tuple(warnings), tuple(warning.notes(expected))
-        return Prediction(case, channels, classes, labels, of_folds, row, limits, warned, left_out, self.origin)
+        found = numbers.of_case(case, task.channels, labels, classes, agree, defuse3=self.options.defuse3)
+        found += numbers.of_command(self.settings, warnings)
+        left_out = tuple(warning.notes(expected))
+        return Prediction(case, task, labels, of_folds, classes, tuple(found), tuple(warnings), left_out, self.origin)
 
 
 def _spread(each: np.ndarray) -> np.ndarray:
@@ -185,10 +199,10 @@ def _spread(each: np.ndarray) -> np.ndarray:
     return each.std(axis=0).max(axis=-1)
 
 
-def _origin(run: epath.PathLike, trained: weights.Trained) -> dict[str, str]:
+def _origin(trained: weights.Trained) -> dict[str, str]:
     """What made the predictions; no path, which would reveal how the machine is organised."""
     steps = ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
-    origin = {"run": str(trained.config.name), "folds": steps, "weights_sha256": weights.fingerprint(trained)}
+    origin = {"run": str(trained.task.config.name), "folds": steps, "weights_sha256": weights.fingerprint(trained)}
     origin |= {f"trained with {name}": version for name, version in trained.versions.items()}
     return origin | {"isles_jax": __version__} | checkpoint.versions()
 
@@ -204,14 +218,14 @@ def _announce(
     cases = len(dataset.cases)
     notes = [
         f"{cases} case{'s' * (cases != 1)}",
-        f"{len(trained.folds)} of {trained.config.folds} folds of {run}: {folds}",
+        f"{len(trained.folds)} of {trained.task.config.folds} folds of {run}: {folds}",
     ]
     notes += ["with flips"] * settings.flips
     notes += [f"no lesion below {settings.min_volume_ml:g} ml"] * (settings.min_volume_ml > 0)
     print("; ".join([*notes, f"to {output}"]))
 
 
-def _make_room(paths: Sequence[epath.Path], output: epath.Path, maps: Sequence[str], overwrite: bool) -> None:
+def _make_room(paths: Sequence[epath.Path], output: epath.Path, options: Options) -> None:
     """Makes the folders to write to, and takes away an earlier summary.csv.
 
     Raises:
@@ -219,10 +233,10 @@ def _make_room(paths: Sequence[epath.Path], output: epath.Path, maps: Sequence[s
     """
     table = output / "summary.csv"
     existing = [path for path in (*paths, table) if path.exists()]
-    if existing and not overwrite:
+    if existing and not options.overwrite:
         more = f" and {len(existing) - 1} more of these cases' files" if existing[1:] else ""
         raise InputError(f"{existing[0]} exists{more}; choose another --output, or replace them with --overwrite")
-    for folder in (output, *(output / name for name in maps)):
+    for folder in (output, *(output / name for name in options.maps)):
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
     # It is written last, so that a folder with it is complete.

@@ -3,7 +3,13 @@
 python -m isles_jax.predict --workdir=RUN --input=CASE_OR_FOLDER --output=DIR
 """
 
+from isles_jax.runtime import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # the other imports take a while
+
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 from isles_jax.runtime import files
@@ -55,11 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax import new_cases
 
-    new_cases.predict_folder(
-        options.workdir, images, output, folds=options.folds, flips=options.flips, min_volume_ml=options.min_volume_ml,
-        probabilities=options.probabilities, spread=options.spread, defuse3=options.defuse3, strict=options.strict,
-        page=options.page, overwrite=options.overwrite,
-    )  # fmt: skip
+    flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(new_cases.Options)}
+    new_cases.predict_folder(options.workdir, images, output, new_cases.Options(**flags))
 
 
 if __name__ == "__main__":

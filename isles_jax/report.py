@@ -3,6 +3,11 @@
 python -m isles_jax.report RUN [RUN ...] --output=report.html
 """
 
+from isles_jax.runtime import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # the other imports take a while
+
 from collections.abc import Sequence
 
 from isles_jax.runtime import files

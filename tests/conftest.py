@@ -55,27 +55,25 @@ def small_config():
 
 @pytest.fixture(scope="session")
 def untrained_run(tmp_path_factory, small_config):
-    """(workdir, config, variables of each fold): three folds of untrained networks, saved as a run saves them.
+    """(workdir, task, variables of each fold): three folds of untrained networks, saved as a run saves them.
 
     Folds 0 and 1 are marked as finished, fold 2 is not.
     """
-    from isles_jax import config
+    from helpers import task_of
+
     from isles_jax.training import checkpoint, parallel
     from isles_jax.training.state import init_state
 
-    classes, variables = ("penumbra", "core"), []
-    made, workdir = small_config(adversarial=False), tmp_path_factory.mktemp("untrained") / "run"
+    task = task_of(small_config(adversarial=False), label_values=(5, 9))
+    workdir = tmp_path_factory.mktemp("untrained") / "run"
+    variables = []
     for fold in (0, 1, 2):
-        state = parallel.replicate(init_state(made, classes, 3, 10, fold))
+        state = parallel.replicate(init_state(task, 10, fold))
         variables.append(state.segmenter.variables)
-        meta = {
-            "config": config.to_dict(made), "fold": fold, "classes": list(classes), "label_values": [5, 9],
-            "channels": ["Tmax", "TTP", "DWI"],
-        }  # fmt: skip
-        checkpoint.save(workdir / f"fold_{fold}" / "checkpoints", state, meta)
+        checkpoint.save(workdir / f"fold_{fold}" / "checkpoints", state, task.record() | {"fold": fold})
     for fold in (0, 1):
         (workdir / f"fold_{fold}" / "DONE").touch()
-    return workdir, made, variables
+    return workdir, task, variables
 
 
 @pytest.fixture
@@ -98,9 +96,9 @@ def take_form(monkeypatch):
 @pytest.fixture(scope="session")
 def forward(untrained_run):
     """The compiled forward pass of `untrained_run`'s networks."""
-    from isles_jax.training import networks
+    from isles_jax.training.networks import make_forward
 
-    return networks.make_forward(networks.make_segmenter(untrained_run[1], 3))
+    return make_forward(untrained_run[1].segmenter())
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import numpy as np
 
 from isles_jax import config
 from isles_jax.data.case import Case
+from isles_jax.training.task import Task
 
 ROOT = Path(__file__).parents[1]
 
@@ -143,6 +144,12 @@ def tiny_config(name, **keys):
     made = config.baseline(residual=residual, adversarial=adversarial, overlap=overlap)
     made.update_from_flattened_dict(TINY | keys)
     return made
+
+
+def task_of(made, classes=("penumbra", "core"), channels=CHANNELS, **more):
+    """The task of a resolved configuration; `channels` are names, or their number."""
+    names = channels if isinstance(channels, tuple) else tuple(f"channel {number}" for number in range(channels))
+    return Task(made, names, tuple(classes), **more)
 
 
 def leaves(tree):

@@ -44,7 +44,7 @@ def test_the_error_of_a_constant_probability_is_its_distance_from_the_frequency(
     case.images[:] = 1
     maps = np.broadcast_to(np.array([0.25, 0.75], np.float32), (10, 10, 1, 2))
     histograms = calibration.histograms(maps, case, ("lesion",))
-    summary = calibration.summarise([histograms, histograms])
+    summary = calibration.curves([histograms, histograms])
     curve = summary["classes"]["lesion"]
     assert (summary["cases"], curve["voxels"][7], sum(curve["voxels"])) == (2, 200, 200)
     assert (curve["probability"][7], curve["frequency"][7]) == (0.75, 0.3)
@@ -58,10 +58,10 @@ def test_probabilities_that_are_drawn_are_calibrated():
     rng = np.random.default_rng(3)
     maps = rng.dirichlet(np.ones(3), (60, 60, 20))
     labels = (rng.random((60, 60, 20, 1)) > maps.cumsum(-1)).sum(-1).astype(np.uint8)
-    summary = calibration.summarise([calibration.histograms(maps, make_case(labels), ("a", "b"))])
+    summary = calibration.curves([calibration.histograms(maps, make_case(labels), ("a", "b"))])
     # 50 400 voxels in ten bins: a share has a standard deviation of at most 0.5 / sqrt(5000), 0.007.
     assert max(curve["error"] for curve in (summary["confidence"], *summary["classes"].values())) < 0.02
-    wrong = calibration.summarise([calibration.histograms(maps[..., [0, 2, 1]], make_case(labels), ("a", "b"))])
+    wrong = calibration.curves([calibration.histograms(maps[..., [0, 2, 1]], make_case(labels), ("a", "b"))])
     assert wrong["classes"]["a"]["error"] > 0.1
 
 
@@ -75,4 +75,4 @@ def test_a_run_is_calibrated_only_if_every_case_was_counted(tmp_path):
     assert not (workdir / "calibration.json").exists()
     files.write_json(workdir / "fold_1" / "calibration" / "b.json", counts)
     cross_validation._write_calibration([["a"], ["b"]], workdir)
-    assert json.loads((workdir / "calibration.json").read_text()) == calibration.summarise([counts, counts])
+    assert json.loads((workdir / "calibration.json").read_text()) == calibration.curves([counts, counts])

@@ -16,12 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from helpers import leaves
+from helpers import leaves, task_of
 
-from isles_jax.config import to_dict
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, failed_save, parallel
-from isles_jax.training.networks import make_segmenter
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
@@ -44,7 +42,7 @@ def equal(a, b):
 @pytest.fixture(scope="module")
 def made(small_config):
     config = small_config()
-    return config, parallel.replicate(init_state(config, CLASSES, 3, 10, 0))
+    return config, parallel.replicate(init_state(task_of(config, CLASSES), 10, 0))
 
 
 def at(state, step):
@@ -56,7 +54,7 @@ def at(state, step):
 def original(made, tmp_path_factory):
     config, state = made
     directory = tmp_path_factory.mktemp("original") / "checkpoints"
-    meta = {"config": to_dict(config), "classes": list(CLASSES), "channels": ["Tmax", "TTP", "DWI"], "fold": 0}
+    meta = task_of(config, CLASSES).record() | {"fold": 0}
     for step in (2, 4, 6):
         checkpoint.save(directory, at(state, step), meta)
     return directory, state
@@ -78,11 +76,11 @@ def test_the_newest_two_are_kept_and_the_newest_is_restored(saved):
 
 def test_a_checkpoint_alone_rebuilds_its_network(saved):
     directory, state = saved
-    variables, config, meta = checkpoint.load_variables(directory)
+    variables, task, meta = checkpoint.load_variables(directory)
     assert equal(variables, at(state, 6).segmenter.variables)
     assert meta["classes"] == list(CLASSES)
-    assert isinstance(config, ml_collections.ConfigDict)
-    segmenter = make_segmenter(config, 3)
+    assert isinstance(task.config, ml_collections.ConfigDict)
+    segmenter = task.segmenter()
     assert (segmenter.width, segmenter.residual) == (4, True)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     assert jax.eval_shape(segmenter.apply, variables, images).shape == (1, 32, 32, 3)
@@ -201,7 +199,7 @@ from isles_jax.training.state import init_state
 def main():
     settings = config.baseline(residual=True, adversarial=True, overlap=True)
     settings.update_from_flattened_dict({"model.width": 4, "discriminator.width": 4, "train.epochs": 1})
-    state = parallel.replicate(init_state(config.resolve(settings), ("penumbra", "core"), 3, 10, 0))
+    state = parallel.replicate(init_state(task_of(config.resolve(settings), ("penumbra", "core")), 10, 0))
     checkpoint._reserve = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
     checkpoint.save(sys.argv[1], state.replace(step=jnp.int32(8)), {"config": {}})
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import SYSTEMS, files_in, leaves, tiny_config
 
-from isles_jax import config, predict
+from isles_jax import predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data.layouts import load
 from isles_jax.runtime.command import InputError
@@ -25,9 +25,10 @@ from isles_jax.training import checkpoint
 def state_of(directory):
     """Every number of a fold's newest checkpoint, by name."""
     from isles_jax.training.state import init_state
+    from isles_jax.training.task import Task
 
     meta = checkpoint.read_meta(directory)
-    like = init_state(config.resolve(tiny_config(meta["config"]["name"])), tuple(meta["classes"]), 3, 1, 0)
+    like = init_state(Task.read(meta), 1, 0)
     return leaves(checkpoint.restore(directory, like))
 
 

@@ -44,7 +44,7 @@ def test_command_scores_flat_folders(folders, capsys):
     assert [row["case"] for row in rows] == ["case0"] * 3 + ["case1"] * 3
     spacing = np.linalg.norm(AFFINE[:3, :3], axis=0)
     expected = metrics.score(random_labels(11) == 2, random_labels(1) == 2, spacing, voxel_ml=VOXEL_ML)
-    for name in scores.METRICS:
+    for name in scores.NAMES:
         assert rows[4][name] == pytest.approx(expected[name], abs=1e-5)
     summary = json.loads((folders / "out" / "deep" / "summary.json").read_text())
     assert summary["cases"] == 2

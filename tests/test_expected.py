@@ -27,8 +27,7 @@ def test_an_interval_holds_the_volumes_of_errors_up_to_the_quantile():
         assert expected._error(20.0, true) == pytest.approx(0.8)
     assert expected.interval(0.0, errors) == (0.0, pytest.approx(math.exp(0.8) - 1))
     assert expected.interval(20.0, errors[:8]) is None
-    assert expected.intervals({"core": 20.0, "other": 1.0}, {"errors": {"core": errors}}) == {"core": (low, high)}
-    assert expected.intervals({"core": 20.0}, {}) == {}
+    assert expected.interval(20.0, ()) is None
 
 
 def test_coverage_leaves_each_case_out():

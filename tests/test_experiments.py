@@ -178,10 +178,10 @@ def test_a_table_with_seeds_shows_their_spread(tmp_path):
 
 def a_run(name, seed, dice):
     """A finished run of a system, with a Dice for each case."""
-    rows = [{"case": f"p{i:02}", "fold": 0, "class": "core", **dict.fromkeys(scores.METRICS, 0.5), "dice": float(value)}
+    rows = [{"case": f"p{i:02}", "fold": 0, "class": "core", **dict.fromkeys(scores.NAMES, 0.5), "dice": float(value)}
             for i, value in enumerate(dice)]  # fmt: skip
     data = {"phantom": True, "classes": ["core"], "channels": ["DWI"], "cases": {row["case"]: {} for row in rows}}
-    config = to_dict(table1.table_rows([])[name])
+    config = table1.table_rows([])[name]
     return run_files.Run(Path(f"seed_{seed}") / name, name, config, data, [list(data["cases"])], rows, [], [])
 
 

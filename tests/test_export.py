@@ -8,8 +8,8 @@ from helpers import random_case, save_case
 from isles_jax import export, predict
 from isles_jax.config import to_dict
 from isles_jax.runtime.command import InputError
-from isles_jax.training import networks, weights
-from isles_jax.training.networks import make_segmenter
+from isles_jax.training import weights
+from isles_jax.training.networks import make_forward
 
 
 def test_predictions_from_the_file_are_those_of_the_run(untrained_run, weights_file, tmp_path):
@@ -39,7 +39,7 @@ def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, wei
     read = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())
     assert read.platforms == ("cpu", "cuda", "tpu")
     tensors = safetensors.numpy.load_file(weights_file)
-    forward = networks.make_forward(make_segmenter(untrained_run[1], 3))
+    forward = make_forward(untrained_run[1].segmenter())
     for shape in ((8, 32, 64, 3), (3, 64, 32, 3))[: 1 if flips else 2]:
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         found = [forward(variables, images) for variables in untrained_run[2][:2]]

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import task_of
 from jax import lax
 
 from isles_jax.models import DECODER, ENCODER
 from isles_jax.training import parallel
-from isles_jax.training.networks import critic_channels, make_critic, make_segmenter
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 
@@ -164,8 +164,8 @@ def plain(small_config):
     made = {}
     for residual in (False, True):
         config = small_config(residual=residual)
-        state = jax.tree.map(lambda x: np.asarray(x, np.float64), init_state(config, CLASSES, 3, 10, 0))
-        views = critic_channels(config, CLASSES)
+        state = jax.tree.map(lambda x: np.asarray(x, np.float64), init_state(task_of(config, CLASSES), 10, 0))
+        views = task_of(config, CLASSES).views
         plain_step = plain_gradients(state, views, images.astype(np.float64), labels, residual)
         made[residual] = jax.jit(plain_step, static_argnums=1)
     return made
@@ -173,7 +173,10 @@ def plain(small_config):
 
 def running_statistics(config, state, images, labels):
     """The segmenter's after its one pass; a critic's after the real maps and then the prediction's."""
-    segmenter, critic, inside = make_segmenter(config, len(CLASSES) + 1), make_critic(config), (labels >= 0)[..., None]
+    task = task_of(config, CLASSES)
+    segmenter = task.segmenter()
+    critic = task.critic()
+    inside = (labels >= 0)[..., None]
 
     def passed(network, variables, x):
         found, updates = network.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -181,7 +184,7 @@ def running_statistics(config, state, images, labels):
 
     logits, stats = passed(segmenter, state.segmenter.variables, images)
     maps, found = [jax.nn.one_hot(x, len(CLASSES) + 1) * inside for x in (labels, logits.argmax(-1))], [stats]
-    for name, view in critic_channels(config, CLASSES).items():
+    for name, view in task_of(config, CLASSES).views.items():
         stats = state.critics[name].batch_stats
         for x in maps:
             _, stats = passed(critic, {"params": state.critics[name].params, "batch_stats": stats}, x[..., view])
@@ -213,8 +216,8 @@ def test_gradients_are_those_of_the_plain_step(
     conv = "lax" if adversarial else "winograd"
     fixed = {"augment.enabled": False, "optimizer.weight_decay": 0.0, "model.conv": conv}
     config = small_config(residual, adversarial, overlap, **keys, **fixed)
-    step = parallel.parallelize(make_step(config, CLASSES, 10, parallel.AXIS, platform))
-    state = parallel.replicate(init_state(config, CLASSES, 3, 10, 0))
+    step = parallel.parallelize(make_step(task_of(config, CLASSES), 10, parallel.AXIS, platform))
+    state = parallel.replicate(init_state(task_of(config, CLASSES), 10, 0))
     state, _ = step(state, parallel.replicate(batch()), np.array([[[0, 1]]], np.int32))
     # Adam's first moments are the gradient times 1 - beta.
     got = {"segmenter": flat(state.segmenter.opt_state[1][0].mu) / 0.1}
@@ -227,7 +230,7 @@ def test_gradients_are_those_of_the_plain_step(
         error = np.linalg.norm(gradient - expected[name]) / np.linalg.norm(expected[name])
         assert error < 1e-3, (name, error)
     statistics = jax.jit(lambda before: running_statistics(config, before, *batch()))
-    expected = flat(statistics(init_state(config, CLASSES, 3, 10, 0)))
+    expected = flat(statistics(init_state(task_of(config, CLASSES), 10, 0)))
     got = flat([state.segmenter.batch_stats, *(network.batch_stats for network in state.critics.values())])
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     assert int(state.step) == 1

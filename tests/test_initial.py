@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import leaves, spes_folder, tiny_config
+from helpers import leaves, spes_folder, task_of, tiny_config
 
 from isles_jax import config
 from isles_jax.cross_validation import cross_validate
@@ -19,9 +19,9 @@ CLASSES = ("penumbra", "core")
 @pytest.fixture
 def network(untrained_run):
     """The segmenter of a new run with the settings of `untrained_run`, and other random numbers."""
-    made = untrained_run[1].copy_and_resolve_references()
+    made = untrained_run[1].config.copy_and_resolve_references()
     made.seed = 99
-    return init_state(made, CLASSES, 3, 10, 0).segmenter
+    return init_state(task_of(made, CLASSES), 10, 0).segmenter
 
 
 def start(network, path, fold=0, classes=CLASSES):
@@ -64,8 +64,8 @@ def test_a_file_gives_what_its_run_gives(untrained_run, network, tmp_path):
 
 
 def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
-    run, made, variables = untrained_run
-    network = init_state(made, ("lesion",), 3, 10, 0).segmenter
+    run, task, variables = untrained_run
+    network = init_state(task_of(task.config, ("lesion",)), 10, 0).segmenter
     started = leaves(start(network, run, 0, ("lesion",)).variables)
     source, new = leaves(variables[0]), leaves(network.variables)
     outputs = [name for name in new if "output" in name]
@@ -82,9 +82,9 @@ def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
     (3, {"model.batch_norm": "all"}, r"None there and|there and None"),
 ])  # fmt: skip
 def test_layers_that_do_not_fit_are_refused_in_one_line(channels, keys, words, untrained_run):
-    made = untrained_run[1].copy_and_resolve_references()
+    made = untrained_run[1].config.copy_and_resolve_references()
     made.update_from_flattened_dict(keys)
-    network = init_state(made, CLASSES, channels, 10, 0).segmenter
+    network = init_state(task_of(made, CLASSES, channels), 10, 0).segmenter
     with pytest.raises(InputError, match=words) as caught:
         start(network, untrained_run[0])
     assert "\n" not in str(caught.value)

@@ -7,18 +7,18 @@ ROOT = Path(__file__).parents[1] / "isles_jax"
 # What a module may import stands to its left. A command comes last, and only the command line of all commands knows it.
 ORDER = (
     "losses", "metrics", "conv", "models",
-    "runtime.interrupt", "runtime.command", "runtime.progress", "runtime.files", "runtime.lock", "runtime.processes",
-    "config",
+    "runtime.interrupt", "runtime.command", "runtime.overrides", "runtime.progress", "runtime.files", "runtime.lock",
+    "runtime.processes", "config",
     "data.case", "data.profile", "data.nifti", "data.checks", "data.folds", "data.grid", "data.slices",
     "data.adc", "data.patients", "data.isles", "data.isles2022", "data.nnunet", "data.layouts",
     "phantoms.perfusion", "phantoms.tissue", "phantoms.scans", "phantoms.isles2022", "phantoms.phantom",
-    "training.networks", "training.augment", "training.state", "training.step", "training.parallel",
-    "training.failed_save", "training.checkpoint", "training.weights", "training.initial",
-    "training.metric_writer", "training.event_images", "training.plan", "training.fold",
+    "training.networks", "training.task", "training.optimizers", "training.augment", "training.state",
+    "training.critics", "training.step", "training.parallel", "training.failed_save", "training.checkpoint",
+    "training.weights", "training.initial", "training.metric_writer", "training.event_images", "training.plan",
+    "training.fold",
     "scoring.scores", "scoring.folders", "scoring.statistics", "scoring.calibration", "scoring.clinical",
     "scoring.run_files", "scoring.comparison", "scoring.notes", "scoring.table",
-    "prediction.prediction", "prediction.inference", "prediction.expected", "prediction.warning", "prediction.numbers",
-    "prediction.stablehlo",
+    "prediction.inference", "prediction.expected", "prediction.warning", "prediction.numbers", "prediction.stablehlo",
     "pages.charts", "pages.tmax", "pages.pictures", "pages.markup", "pages.stills", "pages.viewer",
     "pages.score_sections", "pages.case_sections", "pages.case_table", "pages.run_sections", "pages.page",
     "pages.patient_page",
@@ -74,7 +74,7 @@ def test_rooms_import_only_from_rooms_before_them():
             assert all(ROOMS.index(other) <= ROOMS.index(room) for other in others), module
 
 
-def test_only_commands_import_inside_a_function_and_only_in_main():
+def test_only_commands_import_inside_a_function():
     hidden = {}
     for module, path in MODULES.items():
         tree = ast.parse(path.read_text())
@@ -82,7 +82,7 @@ def test_only_commands_import_inside_a_function_and_only_in_main():
         inside = [function.name for function in functions if any(True for _ in imports(function))]
         if inside:
             hidden[module] = inside
-    assert hidden == dict.fromkeys(HIDDEN, ["main"])
+    assert hidden == {**{name: ["main"] for name in HIDDEN}, "cli": ["main", "run"]}
 
 
 # Longer, because one file can be copied into another project.

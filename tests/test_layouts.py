@@ -31,7 +31,7 @@ def test_a_folder_is_recognised_and_read(kind, tmp_path):
         ("lesion",),
         (1,),
     )
-    assert dataset.summary == (
+    assert dataset.headline == (
         f"{tmp_path}: {name}, 3 cases, 3 with labels; channels {', '.join(channels)}; classes lesion"
     )
     seeds = (1, 11, 21) if name == "ISLES-2022" else (1, 2, 3)
@@ -105,7 +105,7 @@ def test_scans_of_a_patient_are_known_and_flair_is_left_out(tmp_path):
         ("sub-strokecase0001_ses-0002", "sub-strokecase0001"),
         ("sub-strokecase0002_ses-0001", "sub-strokecase0002"),
     ]
-    assert "3 cases of 2 patients" in dataset.summary
+    assert "3 cases of 2 patients" in dataset.headline
     [note] = dataset.notes
     assert note.startswith("3 cases: FLAIR is left out")
     convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])

@@ -56,7 +56,9 @@ def test_the_files_of_a_case(scored_run, untrained_run, forward, phantom_root, t
         labels = np.asarray(nib.load(out / f"{case.name}.nii.gz").dataobj)
         for name, value in (("penumbra", 5), ("core", 9)):
             assert float(row[f"{name}_ml"]) == pytest.approx((labels == value).sum() * case.voxel_ml, abs=1e-6)
-            alone = [inference.predict_case(forward, [v], case).argmax(-1) for v in untrained_run[2][:2]]
+            alone = [
+                inference.predict_case(forward, [v], case, untrained_run[1]).argmax(-1) for v in untrained_run[2][:2]
+            ]
             volumes = [float((mask == {"penumbra": 1, "core": 2}[name]).sum() * case.voxel_ml) for mask in alone]
             found = [float(row[f"{name}_{which}_ml"]) for which in ("least", "most")]
             np.testing.assert_allclose(found, sorted(volumes), atol=1e-5)
@@ -73,7 +75,7 @@ def test_the_files_of_a_case(scored_run, untrained_run, forward, phantom_root, t
             file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in case.files if "OT" not in file.name
         }
         assert (content["origin"]["folds"], content["origin"]["isles_jax"]) == ("0 (0 steps), 1 (0 steps)", __version__)
-        maps = np.stack([inference.predict_case(forward, [v], case) for v in untrained_run[2][:2]])
+        maps = np.stack([inference.predict_case(forward, [v], case, untrained_run[1]) for v in untrained_run[2][:2]])
         spread = nib.load(out / "spread" / f"{case.name}.nii.gz")
         np.testing.assert_allclose(spread.get_fdata(), (np.abs(maps[0] - maps[1]) / 2).max(-1), atol=1e-5)
         np.testing.assert_array_equal(spread.affine, case.affine)
@@ -149,7 +151,7 @@ def test_flags_that_a_run_cannot_fulfil(untrained_run, phantom_root, tmp_path):
         predict.main([*base, "--folds=0", "--spread"])
     trained = weights.load(untrained_run[0])
     file = files.location(tmp_path / "lesion.safetensors")
-    weights.save(file, dataclasses.replace(trained, classes=("stroke", "core")))
+    weights.save(file, dataclasses.replace(trained, task=dataclasses.replace(trained.task, classes=("stroke", "core"))))
     with pytest.raises(
         InputError, match=r"--defuse3: found the classes stroke, core in .*, expected core and penumbra"
     ):
@@ -172,7 +174,7 @@ def test_names_of_any_kind(scored_run, tmp_path):
 def test_several_cases_share_one_compilation(scored_run, untrained_run, forward, phantom_root, tmp_path):
     make_forward.cache_clear()
     predict.main([f"--workdir={scored_run}", f"--input={phantom_root}", f"--output={tmp_path / 'out'}"])
-    fresh = make_forward(new_cases.make_segmenter(untrained_run[1], 3))
+    fresh = make_forward(untrained_run[1].segmenter())
     assert fresh._cache_size() == 1
 
 

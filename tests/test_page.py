@@ -55,8 +55,11 @@ def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset,
         return [{**row, "case": evil if row["case"] == old else row["case"]} for row in rows]
 
     run = finished_runs[0]
-    changed = run_files.Run(run.workdir, evil, {**run.config, "note": evil}, run.data, run.folds, renamed(run.rows),
-                          renamed(run.rule), run.curves)  # fmt: skip
+    config = run.config.copy_and_resolve_references()
+    config.note = evil
+    changed = dataclasses.replace(
+        run, name=evil, config=config, rows=renamed(run.rows), rule=renamed(run.rule), calibration=None
+    )
     picture = pictures.make(report_dataset, {evil: run}, [])[0]
     shown = pictures.Picture(evil, *[getattr(picture, field.name) for field in dataclasses.fields(picture)[1:]])
     text = page.page(comparison.make_study([changed]), [shown], {"best": evil}, {evil: {evil: evil}}, [evil])
@@ -68,15 +71,9 @@ def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset,
 
 
 def test_page_without_the_images_says_so(finished_runs, tmp_path):
-    moved = json.loads(json.dumps(finished_runs[0].config))
-    moved["data"]["root"] = str(tmp_path / "gone")
-    run = run_files.Run(
-        finished_runs[0].workdir,
-        "bl1",
-        moved,
-        *[getattr(finished_runs[0], n) for n in ("data", "folds", "rows", "rule", "curves")],
-    )
-    page.write_report(tmp_path / "page.html", [run])
+    moved = finished_runs[0].config.copy_and_resolve_references()
+    moved.data.root = str(tmp_path / "gone")
+    page.write_report(tmp_path / "page.html", [dataclasses.replace(finished_runs[0], config=moved)])
     assert "no pictures of cases" in (tmp_path / "page.html").read_text()
 
 
@@ -92,7 +89,7 @@ def test_a_missing_prediction_is_an_input_error(report_dataset, report_folds, ph
 
 def test_page_names_the_folder_of_the_data_and_not_its_path(report_file, finished_runs):
     text = report_file.read_text()
-    root = finished_runs[0].config["data"]["root"]
+    root = finished_runs[0].config.data.root
     assert root.startswith("/")
     assert root not in text
     assert str(finished_runs[0].workdir.parent) not in text

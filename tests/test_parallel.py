@@ -33,8 +33,8 @@ rng = np.random.default_rng(0)
 labels = np.zeros((16, 32, 32), np.int8)
 labels[:, 8:20, 6:20], labels[:, 12:16, 10:15], labels[::2, :3] = 1, 2, -1
 images = rng.normal(size=(16, 32, 32, 3)).astype(np.float32) + (labels > 0)[..., None]
-step = parallel.parallelize(make_step(made, ("penumbra", "core"), steps, parallel.AXIS), kind)
-state = parallel.replicate(init_state(made, ("penumbra", "core"), 3, steps, 0))
+step = parallel.parallelize(make_step(task_of(made, ("penumbra", "core")), steps, parallel.AXIS), kind)
+state = parallel.replicate(init_state(task_of(made, ("penumbra", "core")), steps, 0))
 data = parallel.replicate((images, labels))
 for number in range(steps):
     batch = np.random.default_rng(number).permutation(16)[:8].astype(np.int32)

@@ -6,11 +6,12 @@ import re
 import browser
 import numpy as np
 import pytest
-from helpers import ParsedPage
+from helpers import ParsedPage, task_of
 
 from isles_jax.data.case import Case
 from isles_jax.pages import patient_page, pictures
-from isles_jax.prediction.prediction import Prediction
+from isles_jax.prediction import numbers
+from isles_jax.prediction.numbers import ClassNumbers, Number, Prediction
 
 WARNINGS = (
     "Found a spacing of 1 x 1 x 9 mm, expected 2 x 2 x 2 mm.",
@@ -23,16 +24,29 @@ def prediction(report_dataset):
     """The truth of a phantom patient as the prediction, and moved by a voxel as that of two networks."""
     case = report_dataset.cases[0]
     moved = tuple(np.where(case.brain, np.roll(case.labels, step, 1), 0).astype(np.uint8) for step in (0, 1))
-    summary = {
-        "case": case.name, "brain_ml": 1234.56, "penumbra_ml": 1.0, "core_ml": 2.0, "mismatch_ml": 0.056789,
-        "mismatch_ratio": None, "lesions": 3, "side": "left", "tmax_above_6_s_ml": 7.0, "penumbra_coverage": 11 / 12,
-        "core_coverage": None, "core_low_ml": 3.25, "defuse3_core_below_70_ml": "yes", "warnings": "; ".join(WARNINGS),
-    }  # fmt: skip
-    return Prediction(
-        case, report_dataset.channels, report_dataset.classes, case.labels, moved, summary,
-        {"penumbra": (10.0, 20.0), "core": (3.25, 4.5)}, WARNINGS, (),
-        {"run": "proposed", "weights": "0123abcd"},
-    )  # fmt: skip
+    penumbra, core = (
+        dataclasses.replace(one, agreement=None)
+        for one in numbers.of_classes(case, report_dataset.classes, case.labels, moved, {})
+    )
+    of_classes = (
+        dataclasses.replace(penumbra, interval=(10.0, 20.0), coverage=11 / 12),
+        dataclasses.replace(core, interval=(3.25, 4.5)),
+    )
+    row = (
+        Number("case", "case", case.name),
+        Number("brain_ml", "brain", 1234.56, "ml"),
+        Number("penumbra_ml", "volume", 1.0, "ml", "penumbra"),
+        Number("mismatch_ml", "mismatch", 0.056789, "ml"),
+        Number("mismatch_ratio", "mismatch ratio", None),
+        Number("lesions", "lesions", 3),
+        Number("side", "side", "left"),
+        Number("tmax_above_6_s_ml", "Tmax above 6 s", 7.0, "ml"),
+        Number("defuse3_core_below_70_ml", "DEFUSE 3: core below 70 ml", "yes"),
+        Number("warnings", "warnings", "; ".join(WARNINGS)),
+    )
+    task = task_of(None, report_dataset.classes, report_dataset.channels)
+    origin = {"run": "proposed", "weights": "0123abcd"}
+    return Prediction(case, task, case.labels, moved, of_classes, row, WARNINGS, (), origin)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +55,9 @@ def without_tmax(prediction):
     case = prediction.case
     case = Case("b", case.images[..., [2, 1]], None, case.affine, case.header)
     empty = np.zeros_like(prediction.labels)
-    return Prediction(
-        case, ("DWI", "ADC"), ("lesion",), empty, (empty,), {"lesion_ml": 0.0}, {}, (), ("the run is not scored",),
-        {"run": "x"},
-    )  # fmt: skip
+    of_classes = (ClassNumbers("lesion", 0.0, 0.0, 0.0, None, None, None, None),)
+    task = task_of(None, ("lesion",), ("DWI", "ADC"))
+    return Prediction(case, task, empty, (empty,), of_classes, (), (), ("the run is not scored",), {"run": "x"})
 
 
 def cells(text):
@@ -72,7 +85,7 @@ def test_warnings_stand_before_every_number_and_research_before_them(prediction,
 
 def test_volumes_are_those_of_the_labels(prediction):
     rows = cells(patient_page.page(prediction))
-    assert rows[0] == ["class", *prediction.classes]
+    assert rows[0] == ["class", *prediction.task.classes]
     assert rows[2] == ["90% interval, ml", "10.0 to 20.0", "3.25 to 4.50"]
     assert rows[4] == ["coverage of such intervals", "0.917", "–"]
     assert [row[0] for row in rows] == ["class", "volume, ml", rows[2][0], "networks alone, ml", rows[4][0]]
@@ -131,9 +144,13 @@ def test_one_network_without_tmax_has_no_thin_lines_and_no_colours(without_tmax)
 def test_a_name_from_outside_cannot_become_markup(prediction, evil):
     changed = dataclasses.replace(
         prediction,
-        case=dataclasses.replace(prediction.case, name=evil), classes=(evil, "core"), warnings=(evil,),
-        summary={evil: evil}, origin={evil: evil}, channels=(evil, evil + "2", "DWI"),
-    )  # fmt: skip
+        case=dataclasses.replace(prediction.case, name=evil),
+        task=task_of(None, (evil, "core"), (evil, evil + "2", "DWI")),
+        classes=(dataclasses.replace(prediction.classes[0], name=evil), prediction.classes[1]),
+        warnings=(evil,),
+        numbers=(Number(evil, evil, evil, evil),),
+        origin={evil: evil},
+    )
     parsed = ParsedPage(patient_page.page(changed))
     parsed.assert_names_no_address()
     assert parsed.tags.count("script") == 2
@@ -233,10 +250,10 @@ def test_it_prints_on_one_a4_page(view, prediction, tmp_path, warnings):
     sentences = tuple(
         f"Found {number} of something, expected something else in this image. " * 2 for number in range(warnings)
     )
-    summary = {f"measure_{number}_ml": number / 7 for number in range(30)}
+    many = tuple(Number(f"measure_{number}_ml", f"measure {number}", number / 7, "ml") for number in range(30))
     name = "a long name " * 8
     changed = dataclasses.replace(
-        prediction, warnings=sentences, summary=summary, case=dataclasses.replace(prediction.case, name=name)
+        prediction, warnings=sentences, numbers=many, case=dataclasses.replace(prediction.case, name=name)
     )
     open_page(view, changed, tmp_path)
     pdf = view.print()

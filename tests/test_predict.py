@@ -41,7 +41,7 @@ def test_a_new_case_of_another_shape_and_affine(untrained_run, forward, tmp_path
         ]  # fmt: skip
         labels, maps = nib.load(out / f"{name}.nii.gz"), nib.load(out / "probabilities" / f"{name}.nii.gz")
         source = nib.load(tmp_path / "in" / name / "Tmax.nii.gz")
-        expected = inference.predict_case(forward, [untrained_run[2][fold] for fold in folds], case)
+        expected = inference.predict_case(forward, [untrained_run[2][fold] for fold in folds], case, untrained_run[1])
         np.testing.assert_allclose(maps.get_fdata(), expected, atol=1e-5)
         assert (maps.get_data_dtype(), labels.get_data_dtype()) == (np.float32, np.uint8)
         np.testing.assert_array_equal(
@@ -66,7 +66,7 @@ def test_the_command_takes_the_finished_folds_and_every_case(untrained_run, forw
         image = nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
         assert image.shape == case.labels.shape
         np.testing.assert_array_equal(image.affine, case.affine)
-        expected = inference.predict_case(forward, untrained_run[2][:2], case).argmax(axis=-1)
+        expected = inference.predict_case(forward, untrained_run[2][:2], case, untrained_run[1]).argmax(axis=-1)
         np.testing.assert_array_equal(np.asarray(image.dataobj), np.array([0, 5, 9])[expected])
 
 
@@ -78,7 +78,7 @@ def test_flags_override_the_settings_of_the_run(untrained_run, forward, tmp_path
     assert "; with flips; to" in capsys.readouterr().out
     found = nib.load(tmp_path / "out" / "probabilities" / "x.nii.gz").get_fdata()
     np.testing.assert_allclose(
-        found, inference.predict_case(forward, untrained_run[2][:1], case, mirror=(1,)), atol=1e-5
+        found, inference.predict_case(forward, untrained_run[2][:1], case, untrained_run[1], mirror=(1,)), atol=1e-5
     )
     # What is there may have been corrected by hand.
     before = (tmp_path / "out" / "x.nii.gz").read_bytes()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, leaves, tiny_config
+from helpers import ROOT, leaves, task_of, tiny_config
 
 from isles_jax import config
 from isles_jax.training import checkpoint
@@ -84,7 +84,7 @@ def result(workdir):
         files[path.name] = gzip.decompress(path.read_bytes())
     settings = config.resolve(tiny_config("bl1", **{"model.width": 4}))
     for fold in (0, 1):
-        like = init_state(settings, ("penumbra", "core"), 3, 8, fold)
+        like = init_state(task_of(settings, ("penumbra", "core")), 8, fold)
         state = leaves(checkpoint.restore(workdir / f"fold_{fold}" / "checkpoints", like))
         files |= {f"fold {fold} {key}": value.tobytes() for key, value in state.items()}
     return files

@@ -37,7 +37,7 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
     for row, again in zip(rows, back, strict=True):
         assert list(row) == list(again)
         assert {k: again[k] for k in ("case", "fold", "class")} == {k: row[k] for k in ("case", "fold", "class")}
-        for name in scores.METRICS:
+        for name in scores.NAMES:
             assert again[name] == pytest.approx(row[name], abs=5.1e-7)
     first = path.read_bytes()
     scores.write_cases_csv(path, back)
@@ -51,8 +51,8 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
         (None, "no readable file"),
         ("case,fold\n", "found the columns case,fold"),
         (",".join(scores.COLUMNS) + "\na,0,core,0.5\n", "no row of scores"),
-        (",".join(scores.COLUMNS) + "\na,x,core" + ",1" * len(scores.METRICS) + "\n", "no row of scores"),
-        (",".join(scores.COLUMNS) + "\na,0,core" + ",0.5" * len(scores.METRICS) + "\n", "six decimals"),
+        (",".join(scores.COLUMNS) + "\na,x,core" + ",1" * len(scores.NAMES) + "\n", "no row of scores"),
+        (",".join(scores.COLUMNS) + "\na,0,core" + ",0.5" * len(scores.NAMES) + "\n", "six decimals"),
     ],
 )
 def test_damaged_cases_csv(tmp_path, text, message):
@@ -65,7 +65,7 @@ def test_damaged_cases_csv(tmp_path, text, message):
 
 
 def row_of(case, fold, dice, true=1.0, predicted=1.0):
-    values = dict.fromkeys(scores.METRICS, 0.0)
+    values = dict.fromkeys(scores.NAMES, 0.0)
     return {"case": case, "fold": fold, "class": "core"} | values | {
         "dice": dice, "volume_true_ml": true, "volume_pred_ml": predicted,
     }  # fmt: skip
@@ -73,14 +73,14 @@ def row_of(case, fold, dice, true=1.0, predicted=1.0):
 
 def test_summary_is_the_mean_of_folds_and_counts_empty_masks():
     rows = [row_of("a", 0, 0.2), row_of("b", 0, 0.4, true=0), row_of("c", 0, 0.6), row_of("d", 1, 1.0, predicted=0)]
-    found = scores.summarise(rows)
+    found = scores.means(rows)
     assert (found["cases"], found["folds"]) == (4, 2)
     core = found["classes"]["core"]
     assert core["dice"]["folds"] == pytest.approx([0.4, 1.0])
     assert core["dice"]["mean"] == pytest.approx(0.7)
     assert core["dice"]["std"] == pytest.approx(np.std([0.2, 0.4, 0.6, 1.0], ddof=1))
     assert (core["cases"], core["empty_truths"], core["empty_predictions"]) == (4, 1, 1)
-    assert scores.summarise(rows[:1])["classes"]["core"]["dice"]["std"] is None
+    assert scores.means(rows[:1])["classes"]["core"]["dice"]["std"] is None
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "'a", "a=1", "'"])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from isles_jax.data.case import Case
-from isles_jax.data.grid import Target
-from isles_jax.data.slices import draw_batch, make_slices, normalise, pad, padded_size, unpad
+from isles_jax.data.grid import AS_STORED, Target
+from isles_jax.data.slices import draw_batch, largest_sides, make_slices, normalise, pad, padded_size, unpad
 
 
 def make_case(name, shape, seed=0, lesion=True):
@@ -60,13 +60,17 @@ def test_unpad_undoes_pad(shape):
     assert (padded == -1).sum() == padded.size - array.size
 
 
+def stacked(cases, target=AS_STORED, dtype="float32"):
+    return make_slices(cases, padded_size(largest_sides(cases, target), 32), target, dtype)
+
+
 def test_slices_of_cases_of_different_shapes():
     cases = (
         make_case("a", (20, 40, 6)),
         make_case("b", (33, 18, 5), seed=1),
         make_case("c", (20, 20, 4), lesion=False),
     )
-    slices = make_slices(cases, 32)
+    slices = stacked(cases)
     # The first and last slice of each case hold no brain.
     assert slices.images.shape == (4 + 3 + 2, 64, 64, 3)
     assert slices.labels.dtype == np.int8
@@ -83,7 +87,7 @@ def test_slices_of_cases_of_different_shapes():
 def test_a_case_without_labels_is_refused():
     case = make_case("a", (20, 20, 4))
     with pytest.raises(ValueError, match="a has no labels"):
-        make_slices((Case("a", case.images, None, case.affine, case.header),), 32)
+        stacked((Case("a", case.images, None, case.affine, case.header),))
 
 
 def test_half_of_a_batch_holds_lesion():
@@ -117,20 +121,20 @@ def test_slices_on_a_grid_of_another_spacing():
     cases = (make_case("a", (40, 36, 6)), make_case("b", (20, 18, 6), seed=1))
     fine = replace(cases[0], affine=np.diag([0.5, 0.5, 1, 1]))
     target = Target((1.0, 1.0, 1.0), True)
-    slices = make_slices((fine, cases[1]), 32, target)
+    slices = stacked((fine, cases[1]), target)
     assert slices.images.shape == (8, 32, 32, 3)
     # The case that has the spacing already is cut to its brain and changed in nothing else.
     box = normalise(cases[1].images, cases[1].brain)[2:-2, 3:-1, 1:-1]
     np.testing.assert_array_equal(slices.images[4:, 8:24, 9:23], np.moveaxis(box, 2, 0))
     half = [(slices.labels[:4] == value).sum() for value in (1, 2)]
     assert sum(half) == pytest.approx((fine.labels > 0).sum() / 4, abs=4)
-    whole = make_slices(cases, 32)
-    np.testing.assert_array_equal(make_slices(cases, 32, Target((1.0, 1.0, 1.0))).images, whole.images)
+    whole = stacked(cases)
+    np.testing.assert_array_equal(stacked(cases, Target((1.0, 1.0, 1.0))).images, whole.images)
 
 
 def test_slices_in_half_of_the_memory():
     cases = (make_case("a", (20, 40, 6)),)
-    whole, half = make_slices(cases, 32), make_slices(cases, 32, dtype="float16")
+    whole, half = stacked(cases), stacked(cases, dtype="float16")
     assert half.images.dtype == np.float16
     np.testing.assert_allclose(half.images, whole.images, atol=2e-3)
     assert np.array_equal(half.images == 0, whole.images == 0)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import task_of
 
-from isles_jax.training.networks import make_segmenter
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
@@ -14,12 +14,12 @@ STEPS = 10
 
 def test_initial_state_is_a_function_of_seed_and_fold(small_config):
     def kernel(seed, fold):
-        return init_state(small_config(seed=seed), CLASSES, 3, STEPS, fold).segmenter.params["conv3a"]["kernel"]
+        return init_state(task_of(small_config(seed=seed), CLASSES), STEPS, fold).segmenter.params["conv3a"]["kernel"]
 
     np.testing.assert_array_equal(kernel(0, 0), kernel(0, 0))
     assert not np.array_equal(kernel(0, 0), kernel(0, 1))
     assert not np.array_equal(kernel(0, 0), kernel(1, 0))
-    params = init_state(small_config(), CLASSES, 3, STEPS, 0).segmenter.params
+    params = init_state(task_of(small_config(), CLASSES), STEPS, 0).segmenter.params
     biases = [layer["bias"] for name, layer in params.items() if "bias" in layer and name != "preconv"]
     assert len(biases) > 5
     assert not any(bias.any() for bias in biases)
@@ -30,8 +30,8 @@ def test_initial_state_is_a_function_of_seed_and_fold(small_config):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 def test_the_preconvolution_starts_by_passing_every_channel_on(small_config, channels):
     config = small_config(adversarial=False)
-    ours = init_state(config, CLASSES, channels, STEPS, 0).segmenter.params["preconv"]
-    network, images = make_segmenter(config, 3), jnp.zeros((1, 32, 32, channels))
+    ours = init_state(task_of(config, CLASSES, channels), STEPS, 0).segmenter.params["preconv"]
+    network, images = task_of(config, CLASSES).segmenter(), jnp.zeros((1, 32, 32, channels))
     # Compiled, so that the other layers are left out.
     flax = jax.jit(lambda: network.init(jax.random.key(0), images)["params"]["preconv"])()
     for leaves in (ours, flax):
@@ -46,9 +46,9 @@ def test_the_preconvolution_starts_by_passing_every_channel_on(small_config, cha
 
 @pytest.mark.parametrize(("classes", "names"), [(("core",), ["core"]), (CLASSES, ["penumbra", "core", "all classes"])])
 def test_one_critic_a_class_and_one_for_all(small_config, classes, names):
-    state = init_state(small_config(), classes, 2, STEPS, 0)
+    state = init_state(task_of(small_config(), classes, 2), STEPS, 0)
     assert list(state.critics) == names
     widths = [network.params["conv1"]["kernel"].shape[2] for network in state.critics.values()]
     assert widths == [1] * len(classes) + [2] * (len(classes) > 1)
     assert state.segmenter.params["output"]["kernel"].shape[-1] == len(classes) + 1
-    assert init_state(small_config(adversarial=False), classes, 2, STEPS, 0).critics == {}
+    assert init_state(task_of(small_config(adversarial=False), classes, 2), STEPS, 0).critics == {}

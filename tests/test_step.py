@@ -3,13 +3,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import segmentation_case
+from helpers import segmentation_case, task_of
 
 from isles_jax import losses
 from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
+from isles_jax.training.critics import _accuracy, _maps
 from isles_jax.training.state import init_state
-from isles_jax.training.step import _accuracy, _maps, _supervised, make_step
+from isles_jax.training.step import _supervised, make_step
 
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.
@@ -27,8 +28,9 @@ def data(classes=CLASSES):
 
 def run(config, indices, classes=CLASSES, platform=None):
     """The compiled step on a fresh state; indices [K, B]."""
-    step = parallel.parallelize(make_step(config, classes, STEPS, parallel.AXIS, platform), config.train.parallel)
-    state = parallel.replicate(init_state(config, classes, 3, STEPS, 0))
+    task = task_of(config, classes)
+    step = parallel.parallelize(make_step(task, STEPS, parallel.AXIS, platform), config.train.parallel)
+    state = parallel.replicate(init_state(task, STEPS, 0))
     return step(state, parallel.replicate(data(classes)), np.asarray(indices, np.int32)[None])
 
 
@@ -40,9 +42,9 @@ def trace(config, platform=None):
         calls[type(context.module)] = calls.get(type(context.module), 0) + (context.method_name == "__call__")
         return next_call(*args, **kwargs)
 
-    state = init_state(config, CLASSES, 3, STEPS, 0)
+    state = init_state(task_of(config, CLASSES), STEPS, 0)
     with nn.intercept_methods(count):
-        step = make_step(config, CLASSES, STEPS, "data", platform)
+        step = make_step(task_of(config, CLASSES), STEPS, "data", platform)
         jaxpr = jax.make_jaxpr(step, axis_env=[("data", 1)])(state, data(), jnp.zeros((1, 4), jnp.int32))
     return str(jaxpr), calls[SUMNet], calls[Discriminator]
 
@@ -107,8 +109,8 @@ def close(got, expected, tolerance):
 def test_scanned_steps_are_the_same_steps(small_config):
     config = small_config(residual=False, adversarial=False, overlap=False)
     rows = np.arange(12).reshape(3, 4) % 6
-    step = parallel.parallelize(make_step(config, CLASSES, STEPS, parallel.AXIS))
-    state, values = parallel.replicate(init_state(config, CLASSES, 3, STEPS, 0)), []
+    step = parallel.parallelize(make_step(task_of(config, CLASSES), STEPS, parallel.AXIS))
+    state, values = parallel.replicate(init_state(task_of(config, CLASSES), STEPS, 0)), []
     for row in rows:
         state, metrics = step(state, parallel.replicate(data()), row[None, None].astype(np.int32))
         values.append(metrics["loss"][0])
@@ -140,8 +142,8 @@ def test_the_forms_for_accelerators_are_the_same_step(small_config, take_form, p
 @pytest.mark.slow
 def test_training_fits_one_batch(small_config):
     config = small_config(adversarial=False, **{"augment.enabled": False, "optimizer.learning_rate": 1e-2})
-    step = parallel.parallelize(make_step(config, CLASSES, 100, parallel.AXIS))
-    state, placed = parallel.replicate(init_state(config, CLASSES, 3, 100, 0)), parallel.replicate(data())
+    step = parallel.parallelize(make_step(task_of(config, CLASSES), 100, parallel.AXIS))
+    state, placed = parallel.replicate(init_state(task_of(config, CLASSES), 100, 0)), parallel.replicate(data())
     values = []
     for _ in range(60):
         state, metrics = step(state, placed, np.arange(4, dtype=np.int32)[None, None])
@@ -184,8 +186,10 @@ def test_the_critics_share_of_the_gradient_grows_with_their_weight(small_config)
 def test_where_no_loss_has_a_gradient_all_metrics_are_finite(small_config):
     """The critics' share of the gradient then divides 0 by 0."""
     images, labels = data(ONE)
-    step = parallel.parallelize(make_step(config := small_config(), ONE, STEPS, parallel.AXIS), config.train.parallel)
-    state = parallel.replicate(init_state(config, ONE, 3, STEPS, 0))
+    step = parallel.parallelize(
+        make_step(task_of(config := small_config(), ONE), STEPS, parallel.AXIS), config.train.parallel
+    )
+    state = parallel.replicate(init_state(task_of(config, ONE), STEPS, 0))
     nothing = parallel.replicate((images, jnp.full_like(labels, -1)))
     _, metrics = step(state, nothing, np.arange(4, dtype=np.int32)[None, None])
     assert {name: value for name, value in metrics.items() if not np.isfinite(value).all()} == {}

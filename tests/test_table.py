@@ -20,7 +20,7 @@ def test_table_of_one_run(finished_runs):
     text = table.table(finished_runs[1:])
     assert "6 cases, 3 folds; data: the built-in phantom" in text
     row = lines_of(text, "proposed")[0]
-    summary = scores.summarise(finished_runs[1].rows)["classes"]
+    summary = scores.means(finished_runs[1].rows)["classes"]
     for name in ("penumbra", "core", "whole lesion"):
         dice = summary[name]["dice"]
         assert f"{dice['mean']:.3f} ± {dice['std']:.3f} [" in row

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import task_of
 
 from isles_jax import export
 from isles_jax.config import to_dict
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
-from isles_jax.training.networks import make_segmenter
 from isles_jax.training.state import init_state
 
 
@@ -22,12 +22,12 @@ def header_of(path):
 
 
 def test_the_file_holds_every_number_and_what_it_takes_to_use_it(untrained_run, weights_file, tmp_path):
-    workdir, config, variables = untrained_run
+    workdir, task, variables = untrained_run
     tensors, header = safetensors.numpy.load_file(weights_file), header_of(weights_file)
     assert (header["classes"], header["channels"], header["label_values"]) == (
         ["penumbra", "core"], ["Tmax", "TTP", "DWI"], [5, 9],
     )  # fmt: skip
-    assert header["config"] == to_dict(config)
+    assert header["config"] == to_dict(task.config)
     assert header["steps"] == {"0": 0, "1": 0}, "the finished folds"
     assert header["versions"]["jax"] == jax.__version__
     expected = {
@@ -76,8 +76,9 @@ def test_unusable_files_are_refused_by_name(weights_file, tmp_path, monkeypatch)
 
 def test_networks_without_batch_norm_come_back(small_config, tmp_path):
     config = small_config(adversarial=False, **{"model.batch_norm": "none"})
-    network, variables = make_segmenter(config, 3), init_state(config, ("a", "b"), 3, 1, 0).segmenter.variables
-    trained = weights.Trained(config, ("a", "b"), ("x", "y", "z"), (1, 2), {}, {4: 7}, {4: variables})
+    task = task_of(config, ("a", "b"), ("x", "y", "z"), label_values=(1, 2))
+    network, variables = task.segmenter(), init_state(task, 1, 0).segmenter.variables
+    trained = weights.Trained(task, {}, {4: 7}, {4: variables})
     weights.save(tmp_path / "x.safetensors", trained)
     found = weights.load(tmp_path / "x.safetensors")
     assert found.steps == {4: 7}

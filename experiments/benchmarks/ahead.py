@@ -22,23 +22,24 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import config_flags
 
 from experiments.benchmarks.chips import CHIPS, Chip, find_devices
 from experiments.benchmarks.compiled_text import Operation, operations
 from isles_jax import config as configs
 from isles_jax import main as training_command
-from isles_jax.models import MULTIPLE
-from isles_jax.runtime.command import InputError, Parser, one_line, run_command
-from isles_jax.training.networks import BATCH, make_forward, make_segmenter
+from isles_jax.runtime import overrides
+from isles_jax.runtime.command import InputError, Parser, run_command
+from isles_jax.training.networks import BATCH, make_forward
 from isles_jax.training.parallel import AXIS
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
+from isles_jax.training.task import Task
 
+CHANNELS = ("Tmax", "TTP", "DWI")
 CLASSES = ("penumbra", "core")
-CHANNELS = 3
+# Every network takes slices whose sides are multiples of this.
+SIDES = 32
 # A step's parts, by the first of these that stands in the path of JAX's scopes.
 PARTS = ("optimiser", "augmentation", "losses", "critics", "SUMNet")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -68,7 +69,8 @@ def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {count} devices")
     platform = {"cuda": "gpu"}.get(devices[0].platform, devices[0].platform)
     steps = fold_steps(config, slices)
-    step = make_step(config, CLASSES, steps, AXIS, platform)
+    task = Task(config, CHANNELS, CLASSES, size=size)
+    step = make_step(task, steps, AXIS, platform)
     mesh = Mesh(np.array(devices), (AXIS,))
 
     def shaped(tree: Any, spec: PartitionSpec) -> Any:
@@ -76,8 +78,8 @@ def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
-    state = shaped(init_state(config, CLASSES, CHANNELS, steps, 0), whole)
-    images = jax.ShapeDtypeStruct((slices, *size, CHANNELS), jnp.float32)
+    state = shaped(init_state(task, steps, 0), whole)
+    images = jax.ShapeDtypeStruct((slices, *size, task.planes), jnp.float32)
     labels = jax.ShapeDtypeStruct((slices, *size), jnp.int8)
     indices = jax.ShapeDtypeStruct((count, per_call, batch // count), jnp.int32)
     if config.train.parallel == "pmap":
@@ -95,8 +97,9 @@ def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices
 
 def lower_inference(config: ml_collections.ConfigDict, devices: Sequence[Any], size: tuple[int, int]) -> Any:
     """The segmenter's probabilities for a batch of slices, lowered for the first of the devices."""
-    segmenter = make_segmenter(config, len(CLASSES) + 1)
-    images = jnp.zeros((BATCH, *size, CHANNELS))
+    task = Task(config, CHANNELS, CLASSES, size=size)
+    segmenter = task.segmenter()
+    images = jnp.zeros((BATCH, *size, task.planes))
     variables = jax.eval_shape(lambda: segmenter.init(jax.random.key(0), images))
     sharding = NamedSharding(Mesh(np.array(devices[:1]), (AXIS,)), PartitionSpec())
     arguments = jax.tree.map(
@@ -293,37 +296,15 @@ def _time(seconds: float) -> str:
 
 def _size(text: str) -> tuple[int, int]:
     height, width = (int(side) for side in text.split("x"))
-    if height % MULTIPLE or width % MULTIPLE:
+    if height % SIDES or width % SIDES:
         raise ValueError
     return height, width
 
 
-def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
-    """The configuration of --config=FILE, by default the main command's, with each --config.KEY=VALUE applied.
-
-    Raises:
-      InputError: no such file, an unknown key, a value of another type, or another flag.
-    """
-    given = [word for word in arguments if word.startswith("--config=")]
-    path = given[-1].removeprefix("--config=") if given else training_command.DEFAULT
-    if not Path(path).is_file():
-        raise InputError(f"--config={path}: found no such file, expected one like {training_command.DEFAULT}")
-    values, words = flags.FlagValues(), ["ahead", f"--config={path}", *(w for w in arguments if w not in given)]
-    try:
-        config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=words)
-        rest = values(words)
-        values.config.to_dict()  # loads the file now, so that its errors are reported here
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--config: {one_line(error)}") from error
-    if len(rest) > 1:
-        raise InputError(f"found {rest[1]!r}, expected flags only; --help lists them")
-    return values.config.copy_and_resolve_references()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__)
+    parser.add_argument("--config", default=training_command.DEFAULT, help="as of the main command")
     parser.add_argument("--target", required=True, help=f"{', '.join(CHIPS)}; a TPU with its topology, as in v5e:2x4")
     parser.add_argument("--slices", type=int, default=2130, help="slices of the data set; SPES's 30 cases have 2130")
     parser.add_argument("--size", type=_size, default=(96, 128), help="of a slice, multiples of 32, as in 96x128")
@@ -331,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also append the report to this JSON file, a list of reports")
     parser.epilog = "--config=FILE and --config.KEY=VALUE as for python -m isles_jax.main"
     options, rest = parser.parse_known_args(arguments)
-    chosen = read_config(rest)
+    chosen = overrides.read(options.config, rest)
     for key, values in configs.BY_DATA.items():  # the sizes for patients' data, not those for the phantom
         if configs.flatten(chosen)[key] is None:
             chosen.update_from_flattened_dict({key: values[0]})

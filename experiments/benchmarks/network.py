@@ -12,16 +12,15 @@ from jax.sharding import PartitionSpec
 
 from experiments.benchmarks.timing import ACCELERATOR, Functions, measure
 from experiments.benchmarks.workload import (
-    CHANNELS,
-    CLASSES,
     DTYPES,
     STEPS,
     initial_state,
     make_batch,
     make_config,
+    make_task,
 )
 from isles_jax.training import parallel
-from isles_jax.training.networks import make_forward, make_segmenter
+from isles_jax.training.networks import make_forward
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 
@@ -32,8 +31,9 @@ def our_step(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -
     One call is `train.steps_per_call` steps.
     """
     per_call = config.train.steps_per_call
-    step = parallel.parallelize(make_step(config, CLASSES, STEPS, parallel.AXIS), config.train.parallel)
-    state = parallel.replicate(init_state(config, CLASSES, CHANNELS, STEPS, 0))
+    task = make_task(config)
+    step = parallel.parallelize(make_step(task, STEPS, parallel.AXIS), config.train.parallel)
+    state = parallel.replicate(init_state(task, STEPS, 0))
     on_devices = parallel.replicate(batch)
     indices = np.tile(np.arange(len(batch[0]), dtype=np.int32), (per_call, 1))
     indices = np.moveaxis(indices.reshape(per_call, jax.device_count(), -1), 1, 0)
@@ -49,11 +49,13 @@ def our_step(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -
 def step_flops(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...]) -> float:
     """Arithmetic of one step with direct convolutions, as XLA counts it before it optimises anything."""
     config = config.copy_and_resolve_references()
-    config.train.steps_per_call, config.model.conv = 1, "lax"
-    step = make_step(config, CLASSES, STEPS, parallel.AXIS)
+    config.train.steps_per_call = 1
+    config.model.conv = "lax"
+    task = make_task(config)
+    step = make_step(task, STEPS, parallel.AXIS)
     whole = PartitionSpec()
     mapped = jax.shard_map(step, mesh=parallel.mesh(), in_specs=whole, out_specs=whole, check_vma=False)
-    state = init_state(config, CLASSES, CHANNELS, STEPS, 0)
+    state = init_state(task, STEPS, 0)
     indices = np.arange(len(batch[0]), dtype=np.int32)[None]
     return jax.jit(mapped).lower(state, batch, indices).cost_analysis()["flops"]
 
@@ -67,7 +69,7 @@ def check_agreement(options: argparse.Namespace) -> dict:
     batch, results = make_batch(options), {}
     for system in ("bl5", "proposed"):
         config, setup = make_config(options, system), initial_state(options, system)
-        forward = jax.jit(make_segmenter(config, len(CLASSES) + 1).apply)
+        forward = jax.jit(make_task(config).segmenter().apply)
         ours = np.asarray(forward(setup[0].segmenter.variables, batch[0]))
         pytorch = torch_functions.logits(setup[0], batch)
         results[f"{system}, logits"] = float(np.linalg.norm(ours - pytorch) / np.linalg.norm(ours))
@@ -83,8 +85,9 @@ def benchmark_forward(options: argparse.Namespace) -> dict:
     functions: Functions = {}
     for dtype in DTYPES:
         config = make_config(options, "bl5", dtype=dtype)
-        variables = init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables
-        forward = make_forward(make_segmenter(config, len(CLASSES) + 1))
+        task = make_task(config)
+        variables = init_state(task, 1, 0).segmenter.variables
+        forward = make_forward(task.segmenter())
         variables, x = jax.device_put(variables), jnp.asarray(images)
         functions[f"ours, {dtype}"] = lambda f=forward, v=variables, x=x: f(v, x).block_until_ready()
     if options.pytorch:

@@ -12,19 +12,19 @@ from etils import epath
 from experiments.benchmarks.timing import Functions, interleave, measure
 from experiments.benchmarks.workload import (
     CHANNELS,
-    CLASSES,
     DTYPES,
     fold_keys,
     initial_state,
     make_config,
     make_dataset,
+    make_task,
 )
 from isles_jax.data.case import Case
 from isles_jax.data.slices import draw_batch
 from isles_jax.prediction import inference
 from isles_jax.training import parallel
 from isles_jax.training.fold import train_fold
-from isles_jax.training.networks import make_forward, make_segmenter
+from isles_jax.training.networks import make_forward
 from isles_jax.training.plan import prepare
 from isles_jax.training.state import init_state
 
@@ -35,7 +35,7 @@ def benchmark_epoch(options: argparse.Namespace) -> dict:
         dataset = make_dataset(options, folder)
     config = make_config(options, "proposed", **fold_keys(1))
     plan = prepare(config, dataset)
-    state = parallel.replicate(init_state(config, CLASSES, CHANNELS, plan.steps, 0))
+    state = parallel.replicate(init_state(plan.task, plan.steps, 0))
     pool, per_call = np.arange(len(plan.slices.labels)), config.train.steps_per_call
 
     def run() -> None:
@@ -68,7 +68,7 @@ def benchmark_fold(options: argparse.Namespace) -> dict:
         plan = prepare(config, dataset)
         train_fold(plan, 0, held_out, directory)
         trained = time.perf_counter() - start
-        inference.predict_fold(config, dataset, held_out, directory)
+        inference.predict_fold(dataset, held_out, directory)
         total = time.perf_counter() - start
     entry = {"training_s": round(trained, 2), "total_s": round(total, 2), "steps": plan.steps}
     # The proposed system is the slowest of the eight, so this is more than Table 1 takes.
@@ -84,14 +84,16 @@ def benchmark_fold(options: argparse.Namespace) -> dict:
 def benchmark_inference(options: argparse.Namespace) -> dict:
     """Times of a case from its images to its labels."""
     rng = np.random.default_rng(options.seed)
-    images = rng.gamma(2.0, 3.0, (*options.shape, CHANNELS)).astype(np.float32)
+    images = rng.gamma(2.0, 3.0, (*options.shape, len(CHANNELS))).astype(np.float32)
     case = Case("case", images, None, np.eye(4), None)
     functions: Functions = {}
     for dtype in DTYPES:
-        config = make_config(options, "bl5", dtype=dtype)
-        folds = [jax.device_put(init_state(config, CLASSES, CHANNELS, 1, 0).segmenter.variables)]
-        forward = make_forward(make_segmenter(config, len(CLASSES) + 1))
-        functions[f"ours, {dtype}"] = lambda f=forward, v=folds: inference.predict_case(f, v, case).argmax(-1)
+        task = make_task(make_config(options, "bl5", dtype=dtype))
+        folds = [jax.device_put(init_state(task, 1, 0).segmenter.variables)]
+        forward = make_forward(task.segmenter())
+        functions[f"ours, {dtype}"] = lambda f=forward, v=folds, t=task: inference.predict_case(f, v, case, t).argmax(
+            -1
+        )
     if options.pytorch:
         from experiments.benchmarks import torch_functions
 

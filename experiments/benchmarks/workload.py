@@ -11,11 +11,11 @@ from isles_jax import config as configs
 from isles_jax.data import layouts
 from isles_jax.data.case import Dataset
 from isles_jax.phantoms.phantom import write_phantom
-from isles_jax.training.networks import critic_channels
 from isles_jax.training.state import State, init_state
+from isles_jax.training.task import Task
 
 CLASSES = ("penumbra", "core")
-CHANNELS = 3
+CHANNELS = ("Tmax", "TTP", "DWI")
 DTYPES = ("float32", "bfloat16") if ACCELERATOR else ("float32",)
 # The length of the learning rate's schedule, for steps that are timed alone.
 STEPS = 1000
@@ -31,6 +31,11 @@ def make_config(options: argparse.Namespace, system: str, **keys: object) -> ml_
     return configs.resolve(config)
 
 
+def make_task(config: ml_collections.ConfigDict, size: tuple[int, int] | None = None) -> Task:
+    """What the networks of a configuration are for: SPES, in slices of a size."""
+    return Task(config, CHANNELS, CLASSES, size=size)
+
+
 def fold_keys(epochs: int) -> dict[str, object]:
     """The keys of a whole training, with the settings that suit this device."""
     fast = {"dtype": "bfloat16", "train.steps_per_call": 10} if ACCELERATOR else {}
@@ -39,8 +44,8 @@ def fold_keys(epochs: int) -> dict[str, object]:
 
 def initial_state(options: argparse.Namespace, system: str) -> tuple[State, list[slice]]:
     """The initial state of a system, and the class channels that each of its critics sees."""
-    config = make_config(options, system)
-    return init_state(config, CLASSES, CHANNELS, STEPS, 0), list(critic_channels(config, CLASSES).values())
+    task = make_task(make_config(options, system))
+    return init_state(task, STEPS, 0), list(task.views.values())
 
 
 def make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +56,7 @@ def make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     labels[:, height // 4 : height // 2, width // 4 : width // 2] = 1
     labels[:, height // 3 : height // 2, width // 3 : width // 2] = 2
     labels[:, :, : width // 16] = -1
-    return rng.standard_normal((*labels.shape, CHANNELS), np.float32) + (labels > 0)[..., None], labels
+    return rng.standard_normal((*labels.shape, len(CHANNELS)), np.float32) + (labels > 0)[..., None], labels
 
 
 def make_dataset(options: argparse.Namespace, folder: str) -> Dataset:

@@ -92,7 +92,7 @@ class Dataset:
     layout: str = ""
 
     @property
-    def summary(self) -> str:
+    def headline(self) -> str:
         """The data set in one line."""
         labelled = sum(case.labels is not None for case in self.cases)
         patients = len({case.patient or case.name for case in self.cases})

@@ -1,6 +1,5 @@
 """What was read, for data.json: the facts of each case, and the ranges of these facts over the training cases."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from isles_jax import metrics
 from isles_jax.data.case import Case, Dataset
+from isles_jax.runtime import files
 
 PERCENTILES = (0.5, 50.0, 99.5)
 
@@ -53,17 +54,9 @@ def right_side(case: Case) -> np.ndarray:
     return position > np.median(np.broadcast_to(position, case.brain.shape)[case.brain])
 
 
-def lesions(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """The number of each lesion, [X, Y, Z], and how many there are.
-
-    A lesion is a 26-connected component of all foreground classes together, as in the lesion F1.
-    """
-    return ndimage.label(labels > 0, np.ones((3, 3, 3)))
-
-
 def across_ml(labels: np.ndarray, case: Case) -> float:
     """How far a lesion crosses the midline: the volume on its smaller side, the largest over lesions, in ml."""
-    numbered, count = lesions(labels)
+    numbered, count = metrics.lesions(labels > 0)
     right = np.bincount(numbered[right_side(case)], minlength=count + 1)[1:]
     left = np.bincount(numbered.ravel(), minlength=count + 1)[1:] - right
     return round(float(np.minimum(left, right).max(initial=0) * case.voxel_ml), 3)
@@ -148,5 +141,5 @@ def _describe_case(case: Case, dataset: Dataset, facts: dict[str, Any]) -> dict[
         "volume_ml": volumes,
         "percentiles": facts["percentiles"],
         **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
-        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in case.files},
+        "sha256": {path.name: files.sha256(path) for path in case.files},
     }

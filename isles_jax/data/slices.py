@@ -1,6 +1,7 @@
 """Turns cases into arrays of normalised slices of one size, and draws batches of them."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +81,25 @@ def network_input(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.nda
     return np.moveaxis(pad(normalise(case.images, case.brain)[:, :, indices], size), 2, 0), indices
 
 
-def make_slices(cases: tuple[Case, ...], multiple: int, target: Target = AS_STORED, dtype: str = "float32") -> Slices:
+def _shape(case: Case, made: grid.Grid | None) -> tuple[int, ...]:
+    return made.shape if made else case.images.shape[:3]
+
+
+def largest_sides(cases: Sequence[Case], target: Target = AS_STORED) -> tuple[int, int]:
+    """The largest height and the largest width of a slice on the network's grid."""
+    shapes = [_shape(case, grid.make_grid(case, target)) for case in cases]
+    height, width, _ = np.max(shapes, axis=0).tolist()
+    return height, width
+
+
+def make_slices(
+    cases: tuple[Case, ...], size: tuple[int, int], target: Target = AS_STORED, dtype: str = "float32"
+) -> Slices:
     """Normalises, pads and stacks the slices of all cases that show brain, in the order of the cases.
 
     Args:
       cases: all have labels; their shapes may differ.
-      multiple: all slices are padded to one size, whose sides are multiples of this.
+      size: H and W, to which all slices are padded; at least `largest_sides`.
       target: what the network works on.
       dtype: of the images.
 
@@ -93,9 +107,7 @@ def make_slices(cases: tuple[Case, ...], multiple: int, target: Target = AS_STOR
       ValueError: a case has no labels.
     """
     grids = [grid.make_grid(case, target) for case in cases]
-    shapes = [made.shape if made else case.images.shape[:3] for case, made in zip(cases, grids, strict=True)]
-    height, width, _ = np.max(shapes, axis=0)
-    size = padded_size((height, width), multiple)
+    shapes = [_shape(case, made) for case, made in zip(cases, grids, strict=True)]
     # Filling an array case by case keeps one copy of the images in memory; stacking a list would need two. The array is
     # as long as if every slice showed brain; the system gives no memory to the end that stays untouched.
     most = sum(shape[2] for shape in shapes)

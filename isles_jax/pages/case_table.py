@@ -7,15 +7,6 @@ from isles_jax.pages import markup
 from isles_jax.pages.pictures import Picture
 from isles_jax.scoring.comparison import Study
 
-# The measures shown: title and decimals.
-MEASURES = {
-    "dice": ("Dice", 3),
-    "hd95_mm": ("HD95 mm", 1),
-    "lesion_f1": ("lesion F1", 3),
-    "volume_true_ml": ("reference ml", 1),
-    "volume_pred_ml": ("predicted ml", 1),
-}
-
 
 def section(study: Study, cases: Sequence[Picture]) -> str:
     """A row for every case, system and class.
@@ -25,17 +16,18 @@ def section(study: Study, cases: Sequence[Picture]) -> str:
       cases: those in the viewer; the name of such a case is a button that opens it there.
     """
     shown = {picture.name for picture in cases}
+    measures = [measure for measure in study.measures if measure.in_cases]
     body = []
     for case in study.case_names:
         name = f'<button type="button" class="show">{escape(case)}</button>' if case in shown else escape(case)
         for label, rows in study.rows.items():
             body += [
                 [name, markup.system_name(label), escape(row["class"]), str(row["fold"])]
-                + [f"{row[key]:.{digits}f}" for key, (_, digits) in MEASURES.items()]
+                + [f"{row[measure.name]:.{1 if measure.unit else 3}f}" for measure in measures]
                 for row in rows
                 if row["case"] == case
             ]
-    head = ["case", "system", "class", "fold", *(title for title, _ in MEASURES.values())]
+    head = ["case", "system", "class", "fold", *(measure.heading for measure in measures)]
     buttons = [f'<button type="button" class="sort">{title}</button>' for title in head]
     filters = "".join(
         f'<label>{title} <select data-column="{column}"><option value="">all</option>'

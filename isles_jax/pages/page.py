@@ -46,12 +46,11 @@ def write_report(
 
 
 def _read_data(run: Run) -> Dataset | None:
-    root = epath.Path(run.config["data"]["root"] or run.workdir / "phantom")
+    data = run.config.data
+    root = epath.Path(data.root or run.workdir / "phantom")
     if not root.is_dir():
         return None
-    data = run.config["data"]
-    labels, channels = data["labels"], tuple(data.get("channels", ()))
-    return layouts.load(files.fetch(root), channels, penumbra=labels["penumbra"], core=labels["core"])
+    return layouts.load(files.fetch(root), tuple(data.channels), **data.labels)
 
 
 def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from isles_jax.pages import markup, pictures, stills, tmax, viewer
 from isles_jax.pages.pictures import Picture
 from isles_jax.prediction import expected, numbers
-from isles_jax.prediction.prediction import Prediction
+from isles_jax.prediction.numbers import Prediction
 
 RESEARCH = "Research software, not for clinical use"
 # At most so many slices fit on a sheet of paper; fewer lesion slices are joined by their neighbours up to the least.
@@ -17,21 +17,8 @@ MOST_SLICES, LEAST_SLICES = 12, 8
 # The channels on which a reader checks an infarct and the tissue at risk, if the case has them.
 CHECKED = ("DWI", tmax.CHANNEL)
 AVERAGE = "average of the networks"
-# Columns of the summary that stand elsewhere on the page.
-ELSEWHERE = {"case", "warnings"}
-# Columns that each class has, CLASS_coverage and so on, and what they are called.
-OF_CLASSES = {
-    "coverage": "coverage of such intervals",
-    "folds_dice": "Dice between networks",
-    "cross_validation_dice": "Dice in cross-validation",
-}
-DEFUSE3 = set(numbers.DEFUSE3)
-# Columns whose names alone do not say what they are.
-TITLES = {
-    "folds_dice": "Dice between networks, all classes",
-    "flips": "averaged with mirror images",
-    "min_volume_ml": "smallest lesion kept, ml",
-}
+# Numbers that stand elsewhere on the page.
+ELSEWHERE = ("case", "warnings")
 
 
 def page(prediction: Prediction) -> str:
@@ -40,7 +27,7 @@ def page(prediction: Prediction) -> str:
     results = {AVERAGE: prediction.labels} | (folds if len(folds) > 1 else {})
     picture = pictures.picture(dataclasses.replace(prediction.case, labels=None), results)
     styles = {"solid": "prediction"} | ({"thin": "each network alone"} if len(folds) > 1 else {})
-    legend = markup.contour_legend(prediction.channels, prediction.classes, styles)
+    legend = markup.contour_legend(prediction.task.channels, prediction.task.classes, styles)
     title = f"Case {prediction.case.name}"
     sections = [
         f'<p class="research" role="note">{RESEARCH}</p>',
@@ -52,7 +39,7 @@ def page(prediction: Prediction) -> str:
         "</div>",
         _slices(prediction, picture, legend),
         '<h2 class="screen">Every slice</h2>',
-        viewer.viewer(prediction.channels, prediction.classes, [picture], AVERAGE, legend),
+        viewer.viewer(prediction.task.channels, prediction.task.classes, [picture], AVERAGE, legend),
         _origin(prediction),
     ]
     scripts = ("outline.js", "viewer.js")
@@ -73,24 +60,24 @@ def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
 
 def _volumes(prediction: Prediction) -> str:
     """The volume of each class, and how sure it is: its interval, and what the single networks say."""
-    case, several = prediction.case, len(prediction.fold_labels) > 1
-    volumes = numbers.volumes_ml(prediction.labels, case, prediction.classes)
-    alone = [numbers.volumes_ml(labels, case, prediction.classes) for labels in prediction.fold_labels]
-    level = f"{expected.LEVEL:.0%} interval, ml"
-    rows: dict[str, list[str]] = {"volume, ml": [_text(volumes[name]) for name in prediction.classes]}
-    if prediction.intervals:
-        limits = [prediction.intervals.get(name) for name in prediction.classes]
-        rows[level] = [f"{_text(ends[0])} to {_text(ends[1])}" if ends else "unknown" for ends in limits]
-    if several:
-        each = [[volumes[name] for volumes in alone] for name in prediction.classes]
-        rows["networks alone, ml"] = [f"{_text(min(sizes))} to {_text(max(sizes))}" for sizes in each]
-    for ending, title in OF_CLASSES.items():
-        cells = [prediction.summary.get(f"{name}_{ending}") for name in prediction.classes]
-        if any(cell is not None for cell in cells):
-            rows[title] = [_text(cell) for cell in cells]
+    classes = prediction.classes
+    rows = {"volume, ml": [_text(one.ml) for one in classes]}
+    if any(one.interval for one in classes):
+        rows[f"{expected.LEVEL:.0%} interval, ml"] = [
+            _span(*one.interval) if one.interval else "unknown" for one in classes
+        ]
+    if len(prediction.fold_labels) > 1:
+        rows["networks alone, ml"] = [_span(one.least_ml, one.most_ml) for one in classes]
+    for title, values in (
+        ("coverage of such intervals", [one.coverage for one in classes]),
+        ("Dice between networks", [one.agreement for one in classes]),
+        ("Dice in cross-validation", [one.dice for one in classes]),
+    ):
+        if any(value is not None for value in values):
+            rows[title] = [_text(value) for value in values]
     head = [
-        f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>{escape(name)}'
-        for value, name in enumerate(prediction.classes, 1)
+        f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>{escape(one.name)}'
+        for value, one in enumerate(classes, 1)
     ]
     return markup.table(
         "Volume of each class, and how sure it is", ["class", *head], [[title, *cells] for title, cells in rows.items()]
@@ -98,27 +85,20 @@ def _volumes(prediction: Prediction) -> str:
 
 
 def _summary(prediction: Prediction) -> str:
-    """Every other number of the case's row in summary.csv."""
-    endings = ("ml", "least_ml", "most_ml", "low_ml", "high_ml", *OF_CLASSES)
-    shown = ELSEWHERE | {f"{name}_{ending}" for name in prediction.classes for ending in endings}
+    """The numbers of the whole case."""
+    shown = [number for number in prediction.numbers if not number.of and number.column not in ELSEWHERE]
     items = "".join(
-        f"<div><dt>{escape(_words(name))}</dt><dd>{escape(_text(value))}</dd></div>"
-        for name, value in prediction.summary.items()
-        if name not in shown
+        f"<div><dt>{escape(', '.join(filter(None, (number.title, number.unit))))}</dt>"
+        f"<dd>{escape(_text(number.value))}</dd></div>"
+        for number in shown
     )
     source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
-    return f'<div><dl class="facts">{items}</dl>{source * (prediction.summary.keys() >= DEFUSE3)}</div>'
+    has_source = any(number.title.startswith(numbers.DEFUSE3) for number in shown)
+    return f'<div><dl class="facts">{items}</dl>{source * has_source}</div>'
 
 
-def _words(column: str) -> str:
-    """A column's name as text: hypoperfused_ml is "hypoperfused, ml"."""
-    if column in TITLES:
-        return TITLES[column]
-    if column in DEFUSE3:
-        return "DEFUSE 3: " + column.removeprefix("defuse3_").replace("_", " ")
-    name, _, unit = column.rpartition("_")
-    text = f"{name}, {unit}" if name and unit == "ml" else column
-    return text.replace("tmax", tmax.CHANNEL).replace("_", " ").strip()
+def _span(low: float, high: float) -> str:
+    return f"{_text(low)} to {_text(high)}"
 
 
 def _text(value: float | int | str | None) -> str:
@@ -132,7 +112,7 @@ def _text(value: float | int | str | None) -> str:
 
 def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     """Eight to twelve slices, each on the channels by which it is checked."""
-    names = list(prediction.channels)
+    names = list(prediction.task.channels)
     channels = [name for name in CHECKED if name in names]
     channels = [*channels, *(name for name in names if name not in channels)][: len(CHECKED)]
     lesion = _lesion_slices(picture.results[AVERAGE])

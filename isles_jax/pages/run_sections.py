@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+
+import ml_collections
 
 from isles_jax import __version__
 from isles_jax.config import flatten
@@ -39,12 +40,13 @@ def _curves(run: Run) -> str:
 
 def data_name(run: Run) -> str:
     """The name of the data's folder."""
-    return run_files.name_of(run.config["data"]["root"])
+    return run_files.name_of(run.config.data.root)
 
 
-def _without_folders(config: Mapping[str, Any]) -> dict[str, str]:
+def _without_folders(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The keys that hold paths, with the last part of each path alone."""
-    return {key: run_files.name_of(config[key]) for key in ("data.root", "folds_by", "train.init") if key in config}
+    paths = {"data.root": config.data.root, "folds_by": config.folds_by, "train.init": config.train.init}
+    return {key: run_files.name_of(path) for key, path in paths.items()}
 
 
 def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:
@@ -56,7 +58,7 @@ def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> st
     """
     columns = [
         flatten(run.config)
-        | _without_folders(flatten(run.config))
+        | _without_folders(run.config)
         | {f"version of {package}": version for package, version in versions[label].items()}
         for label, run in study.runs.items()
     ]

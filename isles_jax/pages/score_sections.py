@@ -2,6 +2,7 @@
 
 from html import escape
 
+from isles_jax.metrics import Measure
 from isles_jax.pages import charts, markup
 from isles_jax.scoring import comparison, notes, scores, statistics
 from isles_jax.scoring.comparison import Study
@@ -22,7 +23,7 @@ def dice(study: Study) -> str:
     columns, strips = [], []
     for name in study.classes:
         means = comparison.dice_means(study.rows, name)
-        paper = {label: comparison.paper_dice(label, name) for label in study.rows}
+        paper = {label: study.paper(label, name) for label in study.rows}
         columns.append([_dice_cell(mean, paper[label]) for label, mean in means.items()])
         by_case = {
             label: [(row["case"], row["dice"]) for row in rows if row["class"] == name]
@@ -33,7 +34,7 @@ def dice(study: Study) -> str:
     head = ["system", *map(escape, study.classes)]
     body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
     caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
-    if any(run.name in comparison.PAPER for run in study.runs.values()):
+    if any(study.paper(label, name) for label in study.runs for name in study.classes):
         caption += "; paper*: Table 1 of the paper" + ", on other data" * study.first.data["phantom"]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
     return (
@@ -93,15 +94,23 @@ def _main_effects(study: Study) -> str:
 
 def measures(study: Study) -> str:
     """The means of the other measures."""
+    # Dice has a section of its own.
+    shown = [measure for measure in study.measures if measure.in_means and measure.name != "dice"]
     body = []
     for label, rows in study.rows.items():
-        summary = scores.summarise(rows)["classes"]
+        means = scores.means(rows)["classes"]
         for name in study.classes:
-            cells = [f"{summary[name][key]['mean']:.3f}" for key in comparison.MEASURES]
+            cells = [f"{means[name][measure.name]['mean']:.3f}" for measure in shown]
             body.append([markup.system_name(label), escape(name), *cells])
-    head = ["system", "class", *map(escape, comparison.MEASURES.values())]
+    head = ["system", "class", *(_heading(measure) for measure in shown)]
     caption = "Means over the cases of a fold, then over the folds"
     return f"<h2>Other measures</h2>{markup.table(caption, head, body, row_headers=2)}"
+
+
+def _heading(measure: Measure) -> str:
+    """A measure's title with its unit, and an explanation on pointing of which values are better."""
+    text = escape(measure.heading)
+    return f'<abbr title="{measure.better} is better">{text}</abbr>' if measure.better else text
 
 
 def volumes(study: Study) -> str:

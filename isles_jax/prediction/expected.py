@@ -58,7 +58,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
 
 def of_scores(rows: Sequence[Row]) -> dict[str, Any]:
     """The part of `read` that follows from the scores of the held-out cases."""
-    classes = scores.summarise(rows)["classes"]
+    classes = scores.means(rows)["classes"]
     whole = WHOLE_LESION if WHOLE_LESION in classes else next(iter(classes))
     errors = {
         name: sorted(_error(row["volume_pred_ml"], row["volume_true_ml"]) for row in rows if row["class"] == name)
@@ -102,10 +102,3 @@ def interval(volume_ml: float, errors: Sequence[float]) -> tuple[float, float] |
         return None
     low, high = ((volume_ml + _OFFSET_ML) * math.exp(sign * span) - _OFFSET_ML for sign in (-1, 1))
     return round(max(low, 0.0), 6), round(high, 6)
-
-
-def intervals(volumes_ml: Mapping[str, float], expected: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The interval of each class's volume, by name; empty if the run has too few scored cases."""
-    errors = expected.get("errors", {})
-    found = {name: interval(volume, errors[name]) for name, volume in volumes_ml.items() if name in errors}
-    return {name: limits for name, limits in found.items() if limits is not None}

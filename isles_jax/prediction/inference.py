@@ -4,24 +4,22 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import ml_collections
 import numpy as np
 from etils import epath
 from jax import Array
-from scipy import ndimage
 
+from isles_jax import metrics
 from isles_jax.data import grid
 from isles_jax.data.case import Case, Dataset
-from isles_jax.data.grid import AS_STORED, Target
 from isles_jax.data.nifti import write_labels
-from isles_jax.data.slices import network_input, padded_size, unpad
-from isles_jax.models import MULTIPLE
+from isles_jax.data.slices import network_input, unpad
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.scoring import calibration
 from isles_jax.training import checkpoint
-from isles_jax.training.networks import BATCH, make_forward, make_segmenter
+from isles_jax.training.networks import BATCH, make_forward
+from isles_jax.training.task import Task
 
 # In a fold's folder: what the reader of the report must know about its predictions, one line each.
 NOTES = "notes.txt"
@@ -30,12 +28,7 @@ Images = TypeVar("Images", np.ndarray, Array)
 
 
 def predict_case(
-    forward: Callable[..., Array],
-    folds: Sequence[Any],
-    case: Case,
-    *,
-    mirror: Sequence[int] = (),
-    target: Target = AS_STORED,
+    forward: Callable[..., Array], folds: Sequence[Any], case: Case, task: Task, *, mirror: Sequence[int] = ()
 ) -> np.ndarray:
     """Class probabilities of a case on its own grid, averaged over the networks of several folds.
 
@@ -44,16 +37,11 @@ def predict_case(
     Returns:
       float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
     """
-    return predict_folds(forward, folds, case, mirror=mirror, target=target).mean(axis=0)
+    return predict_folds(forward, folds, case, task, mirror=mirror).mean(axis=0)
 
 
 def predict_folds(
-    forward: Callable[..., Array],
-    folds: Sequence[Any],
-    case: Case,
-    *,
-    mirror: Sequence[int] = (),
-    target: Target = AS_STORED,
+    forward: Callable[..., Array], folds: Sequence[Any], case: Case, task: Task, *, mirror: Sequence[int] = ()
 ) -> np.ndarray:
     """Class probabilities of a case on its own grid, of each fold's network alone.
 
@@ -61,8 +49,8 @@ def predict_folds(
       forward: from `make_forward`.
       folds: variables of one network or more.
       case: its labels are ignored.
+      task: what the networks are for.
       mirror: see `average`.
-      target: the grid that the networks work on.
 
     Returns:
       float32 [folds, X, Y, Z, C]. Outside the brain, background has probability 1.
@@ -74,10 +62,10 @@ def predict_folds(
     def on_host(variables: Any, images: np.ndarray) -> np.ndarray:
         return np.asarray(forward(variables, images))
 
-    made = grid.make_grid(case, target)
+    made = grid.make_grid(case, task.target)
     network_case = grid.to_network(case, made)
     shape = network_case.images.shape[:2]
-    stack, places = network_input(network_case, padded_size(shape, MULTIPLE))
+    stack, places = network_input(network_case, task.padded(shape))
     parts = []
     for start in range(0, len(stack), BATCH):
         part = stack[start : start + BATCH]
@@ -96,12 +84,6 @@ def predict_folds(
         result[~case.brain] = np.eye(inside.shape[-1], dtype=np.float32)[0]
         results.append(result)
     return np.stack(results)
-
-
-def mirror_axes(config: ml_collections.ConfigDict, flips: bool) -> tuple[int, ...]:
-    """The axes of a batch of slices along which predictions are mirrored: with `flips`, those that training flips."""
-    both = config.augment.get("flips") == "both"
-    return ((1, 2) if both else (1,)) if flips else ()
 
 
 def average(
@@ -126,7 +108,7 @@ def average(
 def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> np.ndarray:
     """Sets lesions smaller than `min_volume_ml` to background.
 
-    A lesion is a 26-connected component of all foreground classes together, as in the lesion F1. A small core inside a
+    A lesion is one of all foreground classes together (`metrics.lesions`). A small core inside a
     large penumbra therefore stays, and no lesion gets a hole.
 
     Args:
@@ -136,10 +118,10 @@ def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> n
     """
     if min_volume_ml == 0:
         return labels
-    lesions, _ = ndimage.label(labels > 0, np.ones((3, 3, 3)))
-    volume_ml = np.bincount(lesions.ravel()) * voxel_ml
+    numbered, _ = metrics.lesions(labels > 0)
+    volume_ml = np.bincount(numbered.ravel()) * voxel_ml
     # Rounding must not push a lesion of exactly the minimum volume below it.
-    return np.where(volume_ml[lesions] < min_volume_ml * (1 - 1e-6), 0, labels).astype(labels.dtype)
+    return np.where(volume_ml[numbered] < min_volume_ml * (1 - 1e-6), 0, labels).astype(labels.dtype)
 
 
 def predict_labels(probabilities: np.ndarray, case: Case, min_volume_ml: float) -> np.ndarray:
@@ -148,19 +130,17 @@ def predict_labels(probabilities: np.ndarray, case: Case, min_volume_ml: float) 
     return remove_small(labels, min_volume_ml, case.voxel_ml)
 
 
-def predict_fold(
-    config: ml_collections.ConfigDict, dataset: Dataset, held_out: Sequence[str], directory: epath.Path
-) -> None:
+def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Path) -> None:
     """Segments the held-out cases of a trained fold into `directory`/predictions/CASE.nii.gz; existing files are kept.
 
     Before each of them, `directory`/calibration/CASE.json gets the histograms of `calibration.histograms`.
     Several processes divide the cases among them. All files are written when the function returns.
     """
-    variables, _, meta = checkpoint.load_variables(directory / "checkpoints")
-    target = Target(**meta.get("grid", {}))
+    variables, task, meta = checkpoint.load_variables(directory / "checkpoints")
+    settings = task.config.predict
     slices = sum(case.images.shape[2] for case in dataset.cases)
-    forward = make_forward(make_segmenter(config, len(dataset.classes) + 1, calls=slices // BATCH))
-    mirror = mirror_axes(config, config.predict.flips)
+    forward = make_forward(task.segmenter(calls=slices // BATCH))
+    mirror = task.mirror_axes(settings.flips)
     folder = directory / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     if meta["skipped"]:
@@ -178,12 +158,11 @@ def predict_fold(
                 for case in processes.share(cases[start : start + processes.count()]):
                     path = folder / f"{case.name}.nii.gz"
                     if not path.exists():
-                        maps = predict_case(forward, [variables], case, mirror=mirror, target=target)
+                        maps = predict_case(forward, [variables], case, task, mirror=mirror)
                         counts = calibration.histograms(maps, case, dataset.classes)
                         files.write_json(directory / "calibration" / f"{case.name}.json", counts)
-                        write_labels(
-                            path, predict_labels(maps, case, config.predict.min_volume_ml), case, dataset.label_values
-                        )
+                        labels = predict_labels(maps, case, settings.min_volume_ml)
+                        write_labels(path, labels, case, task.label_values)
                 bar.advance(min(processes.count(), len(cases) - start))
 
     processes.on_all(write)

@@ -1,29 +1,99 @@
 """The numbers of a new case, and the files that hold them: summary.csv and CASE.json. docs/patient.md defines them."""
 
 import csv
-import hashlib
+import dataclasses
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from isles_jax import metrics
 from isles_jax.data.case import Case
-from isles_jax.data.profile import lesions, right_side
+from isles_jax.data.profile import right_side
 from isles_jax.prediction import expected as expectations
-from isles_jax.prediction.prediction import Prediction
 from isles_jax.runtime import files
 from isles_jax.scoring.scores import quoted
+from isles_jax.training.task import Task
 
 Value = float | int | str | None
 # Tmax in seconds.
 TMAX_SECONDS = (4, 6, 8, 10)
 # A case is "both" sides if the smaller side holds at least this share of its lesions.
 BOTH = 0.1
-# DEFUSE 3 (Albers et al., N Engl J Med 2018): core below 70 ml, ratio of at least 1.8, mismatch of at least 15 ml.
-DEFUSE3 = ("defuse3_core_below_70_ml", "defuse3_ratio_at_least_1.8", "defuse3_mismatch_at_least_15_ml")
+DEFUSE3 = "DEFUSE 3"
+
+
+class Number(NamedTuple):
+    """One number of a case, or one word.
+
+    Attributes:
+      column: its column in summary.csv.
+      title: what the page calls it.
+      value: None where it is not known.
+      unit: of the value.
+      of: the class that it is about; "" for a number of the whole case.
+    """
+
+    column: str
+    title: str
+    value: Value
+    unit: str = ""
+    of: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassNumbers:
+    """What is known of one class of a case.
+
+    Attributes:
+      name: of the class.
+      ml: the predicted volume.
+      least_ml: the smallest volume that a fold's network alone predicts.
+      most_ml: the largest one.
+      agreement: mean Dice between the folds' networks; None for a single fold.
+      interval: of the volume in ml; None where the run has too few scored cases.
+      coverage: the share of held-out cases whose interval holds the true volume; None without an interval.
+      dice: the mean over the held-out cases of the run; None where the run is not scored.
+    """
+
+    name: str
+    ml: float
+    least_ml: float
+    most_ml: float
+    agreement: float | None
+    interval: tuple[float, float] | None
+    coverage: float | None
+    dice: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The prediction for one new case, and what its reader needs to judge it.
+
+    Attributes:
+      case: its images and affine; its labels are not used.
+      task: of the networks; names the channels and the classes.
+      labels: uint8 [X, Y, Z], 0 background and 1.. the classes.
+      fold_labels: for each fold, what its network predicts alone, uint8 [X, Y, Z].
+      classes: the numbers of each class.
+      numbers: the case's row of summary.csv.
+      warnings: one sentence each: what was seen, and what was expected.
+      not_checked: the checks that were left out because the run lacks what they need, one sentence each.
+      origin: the run's name, the folds and their steps, the hash of the weights, and versions.
+    """
+
+    case: Case
+    task: Task
+    labels: np.ndarray
+    fold_labels: tuple[np.ndarray, ...]
+    classes: tuple[ClassNumbers, ...]
+    numbers: tuple[Number, ...]
+    warnings: tuple[str, ...]
+    not_checked: tuple[str, ...]
+    origin: Mapping[str, str]
 
 
 def volumes_ml(labels: np.ndarray, case: Case, classes: Sequence[str]) -> dict[str, float]:
@@ -51,83 +121,145 @@ def side(labels: np.ndarray, case: Case) -> str:
     return "right" if right > total - right else "left"
 
 
-def measure(
-    case: Case, channels: Sequence[str], classes: Sequence[str], labels: np.ndarray, fold_labels: Sequence[np.ndarray]
-) -> dict[str, Value]:
-    """What the images and the prediction alone give, by column, beginning with the case's name.
+def of_classes(
+    case: Case,
+    classes: Sequence[str],
+    labels: np.ndarray,
+    fold_labels: Sequence[np.ndarray],
+    expected: Mapping[str, Any],
+) -> tuple[ClassNumbers, ...]:
+    """The numbers of each class.
+
+    Args:
+      case: that was predicted.
+      classes: names of the labels 1..
+      labels: uint8 [X, Y, Z].
+      fold_labels: of each fold's network alone.
+      expected: from `expected.read`.
+    """
+    volumes = volumes_ml(labels, case, classes)
+    alone = [volumes_ml(one, case, classes) for one in fold_labels]
+    found = []
+    for value, name in enumerate(classes, 1):
+        of_folds = [volume[name] for volume in alone]
+        interval = expectations.interval(volumes[name], expected.get("errors", {}).get(name, ()))
+        found.append(
+            ClassNumbers(
+                name,
+                volumes[name],
+                min(of_folds),
+                max(of_folds),
+                agreement([one == value for one in fold_labels]),
+                interval,
+                expected.get("coverage", {}).get(name) if interval else None,
+                expected.get("dice", {}).get(name),
+            )
+        )
+    return tuple(found)
+
+
+def of_case(
+    case: Case,
+    channels: Sequence[str],
+    labels: np.ndarray,
+    classes: Sequence[ClassNumbers],
+    folds_dice: float | None,
+    *,
+    defuse3: bool,
+) -> list[Number]:
+    """The numbers of a case in the order of summary.csv, beginning with the case's name.
 
     Args:
       case: that was predicted.
       channels: of its images.
-      classes: names of the labels 1..
       labels: uint8 [X, Y, Z].
-      fold_labels: of each fold's network alone.
+      classes: from `of_classes`.
+      folds_dice: how far the folds' networks agree on the whole lesion; None for a single fold.
+      defuse3: add the thresholds of DEFUSE 3; core and penumbra must be among the classes.
     """
-    volumes = volumes_ml(labels, case, classes)
-    row: dict[str, Value] = {"case": case.name, "voxel_ml": case.voxel_ml}
-    row["brain_ml"] = float(case.brain.sum() * case.voxel_ml)
-    _add(row, {f"{name}_ml": volume for name, volume in volumes.items()})
+    volumes = {one.name: one.ml for one in classes}
+    found = [
+        Number("case", "case", case.name),
+        Number("voxel_ml", "voxel", case.voxel_ml, "ml"),
+        Number("brain_ml", "brain", float(case.brain.sum() * case.voxel_ml), "ml"),
+        *(Number(f"{one.name}_ml", "volume", one.ml, "ml", one.name) for one in classes),
+    ]
     if {"core", "penumbra"} <= volumes.keys():
-        core, hypoperfused = volumes["core"], volumes["core"] + volumes["penumbra"]
-        ratio = hypoperfused / core if core else None
-        _add(row, {"hypoperfused_ml": hypoperfused, "mismatch_ml": hypoperfused - core, "mismatch_ratio": ratio})
-    numbered, count = lesions(labels)
+        found += _mismatch(volumes["core"], volumes["penumbra"])
+    numbered, count = metrics.lesions(labels > 0)
     largest = float(np.bincount(numbered.ravel())[1:].max(initial=0) * case.voxel_ml)
-    _add(row, {"lesions": count, "largest_lesion_ml": largest, "side": side(labels, case)})
+    found += [
+        Number("lesions", "lesions", count),
+        Number("largest_lesion_ml", "largest lesion", largest, "ml"),
+        Number("side", "side", side(labels, case)),
+    ]
     if "Tmax" in channels:
-        tmax = case.images[..., list(channels).index("Tmax")][case.brain]
-        above = {seconds: float((tmax > seconds).sum() * case.voxel_ml) for seconds in TMAX_SECONDS}
-        _add(row, {f"tmax_above_{seconds}_s_ml": volume for seconds, volume in above.items()})
-        _add(row, {"hypoperfusion_intensity_ratio": above[10] / above[6] if above[6] else None})
-    for value, name in enumerate(classes, 1):
-        of_folds = [volumes_ml(alone, case, classes)[name] for alone in fold_labels]
-        _add(row, {f"{name}_least_ml": min(of_folds), f"{name}_most_ml": max(of_folds)})
-        _add(row, {f"{name}_folds_dice": agreement([alone == value for alone in fold_labels])})
-    _add(row, {"folds_dice": agreement([alone > 0 for alone in fold_labels])})
+        found += _hypoperfusion(case, list(channels).index("Tmax"))
+    for one in classes:
+        found += [
+            Number(f"{one.name}_least_ml", "least of the networks alone", one.least_ml, "ml", one.name),
+            Number(f"{one.name}_most_ml", "most of the networks alone", one.most_ml, "ml", one.name),
+            Number(f"{one.name}_folds_dice", "Dice between networks", one.agreement, "", one.name),
+        ]
+    found.append(Number("folds_dice", "Dice between networks, all classes", folds_dice))
+    for one in classes:
+        low, high = one.interval or (None, None)
+        found += [
+            Number(f"{one.name}_low_ml", "lower end of the interval", low, "ml", one.name),
+            Number(f"{one.name}_high_ml", "upper end of the interval", high, "ml", one.name),
+            Number(f"{one.name}_coverage", "coverage of such intervals", one.coverage, "", one.name),
+            Number(f"{one.name}_cross_validation_dice", "Dice in cross-validation", one.dice, "", one.name),
+        ]
+    return found + (_defuse3(volumes["core"], volumes["penumbra"]) if defuse3 else [])
+
+
+def _mismatch(core: float, penumbra: float) -> list[Number]:
+    hypoperfused = core + penumbra
+    return [
+        Number("hypoperfused_ml", "hypoperfused", hypoperfused, "ml"),
+        Number("mismatch_ml", "mismatch", hypoperfused - core, "ml"),
+        Number("mismatch_ratio", "mismatch ratio", hypoperfused / core if core else None),
+    ]
+
+
+def _hypoperfusion(case: Case, channel: int) -> list[Number]:
+    tmax = case.images[..., channel][case.brain]
+    above = {seconds: float((tmax > seconds).sum() * case.voxel_ml) for seconds in TMAX_SECONDS}
+    found = [Number(f"tmax_above_{s}_s_ml", f"Tmax above {s} s", volume, "ml") for s, volume in above.items()]
+    ratio = above[10] / above[6] if above[6] else None
+    return [*found, Number("hypoperfusion_intensity_ratio", "hypoperfusion intensity ratio", ratio)]
+
+
+def _defuse3(core: float, mismatch: float) -> list[Number]:
+    """Whether a case meets the thresholds of DEFUSE 3 (Albers et al., N Engl J Med 2018)."""
+    # Without core the ratio has no bound.
+    ratio = core + mismatch >= 1.8 * core and mismatch > 0
+    thresholds = (
+        ("defuse3_core_below_70_ml", "core below 70 ml", core < 70),
+        ("defuse3_ratio_at_least_1.8", "ratio at least 1.8", ratio),
+        ("defuse3_mismatch_at_least_15_ml", "mismatch at least 15 ml", mismatch >= 15),
+    )
+    return [Number(column, f"{DEFUSE3}: {text}", "yes" if met else "no") for column, text, met in thresholds]
+
+
+def of_command(settings: Mapping[str, Any], warnings: Sequence[str]) -> list[Number]:
+    """What summary.csv ends with: the settings of the prediction (config.predict and flags), and the warnings."""
+    return [
+        Number("flips", "averaged with mirror images", "yes" if settings["flips"] else "no"),
+        Number("min_volume_ml", "smallest lesion kept", float(settings["min_volume_ml"]), "ml"),
+        Number("warnings", "warnings", "; ".join(warnings)),
+    ]
+
+
+def row_of(numbers: Sequence[Number]) -> dict[str, Value]:
+    """A row of summary.csv. A column that is taken, as by a class called "brain", gets underscores at its end."""
+    row: dict[str, Value] = {}
+    for number in numbers:
+        column = number.column
+        while column in row:
+            column += "_"
+        row[column] = round(number.value, 6) if isinstance(number.value, float) else number.value
     return row
-
-
-def complete(
-    row: dict[str, Value],
-    volumes: Mapping[str, float],
-    expected: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    warnings: Sequence[str],
-    *,
-    defuse3: bool,
-) -> dict[str, Value]:
-    """The whole row of summary.csv.
-
-    Args:
-      row: from `measure`.
-      volumes: of each class in ml.
-      expected: from `expected.read`.
-      settings: config.predict with the flags of the command.
-      warnings: about the case.
-      defuse3: whether the thresholds of DEFUSE 3 are added; core and penumbra must be among the classes.
-    """
-    row, limits = dict(row), expectations.intervals(volumes, expected)
-    for name in volumes:
-        low, high = limits.get(name, (None, None))
-        _add(row, {f"{name}_low_ml": low, f"{name}_high_ml": high})
-        _add(row, {f"{name}_coverage": expected.get("coverage", {}).get(name) if name in limits else None})
-        _add(row, {f"{name}_cross_validation_dice": expected.get("dice", {}).get(name)})
-    if defuse3:
-        core, mismatch = volumes["core"], volumes["penumbra"]
-        # Without core the ratio has no bound.
-        meets = (core < 70, core + mismatch >= 1.8 * core and mismatch > 0, mismatch >= 15)
-        _add(row, {name: "yes" if met else "no" for name, met in zip(DEFUSE3, meets, strict=True)})
-    _add(row, {"flips": "yes" if settings["flips"] else "no", "min_volume_ml": float(settings["min_volume_ml"])})
-    _add(row, {"warnings": "; ".join(warnings)})
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
-
-
-def _add(row: dict[str, Value], values: Mapping[str, Value]) -> None:
-    """Adds columns; a name that is taken, as by a class called "brain", gets underscores at its end."""
-    for name, value in values.items():
-        while name in row:
-            name += "_"
-        row[name] = value
 
 
 def write_csv(path: epath.PathLike, rows: Sequence[Mapping[str, Value]]) -> None:
@@ -147,11 +279,11 @@ def _cell(value: Value) -> str:
 
 def write_json(path: epath.PathLike, prediction: Prediction) -> None:
     """Writes CASE.json, atomically: the row, the intervals, the warnings, the origin and the inputs' checksums."""
-    inputs = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in prediction.case.files}
+    inputs = {file.name: files.sha256(file) for file in prediction.case.files}
     content = {
         "use": "research software, not for clinical use",
-        "summary": dict(prediction.summary),
-        "intervals": {name: list(limits) for name, limits in prediction.intervals.items()},
+        "summary": row_of(prediction.numbers),
+        "intervals": {one.name: list(one.interval) for one in prediction.classes if one.interval},
         "interval_level": expectations.LEVEL,
         "warnings": list(prediction.warnings),
         "not_checked": list(prediction.not_checked),

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from isles_jax.models import MULTIPLE
-from isles_jax.prediction.inference import average, mirror_axes
+from isles_jax.prediction.inference import average
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
-from isles_jax.training.networks import make_forward, make_segmenter
+from isles_jax.training.networks import make_forward
 from isles_jax.training.weights import Trained
 
 # The platforms on which an exported inference function runs.
@@ -19,20 +18,22 @@ def serialise(trained: Trained) -> bytes:
 
     Its first argument is a dict with the tensors of the .safetensors file of the same folds, by their names. Its second
     argument is a batch of slices, float32 [B, H, W, M], normalised as by `data.slices.normalise` and 0 outside the
-    brain. B is any number; H and W are any multiples of 32. It returns class probabilities, float32 [B, H, W, C],
-    averaged over the folds and, if the run's predict.flips is set, over the mirror images.
+    brain. B is any number; H and W are any multiples of the network's divisor, 32 for SUMNet. It returns class
+    probabilities, float32 [B, H, W, C], averaged over the folds and, if the run's predict.flips is set, over the mirror
+    images.
 
     Raises:
       InputError: flatbuffers is not installed.
     """
-    forward = make_forward(make_segmenter(trained.config, len(trained.classes) + 1))
-    mirror = mirror_axes(trained.config, trained.config.predict.flips)
+    task = trained.task
+    forward = make_forward(task.segmenter())
+    mirror = task.mirror_axes(task.config.predict.flips)
 
     def inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         return average(forward, list(weights.nested(tensors).values()), images, mirror)
 
     like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.flat(trained).items()}
-    shape = jax.export.symbolic_shape(f"b, {MULTIPLE}*h, {MULTIPLE}*w, {len(trained.channels)}")
+    shape = jax.export.symbolic_shape(f"b, {task.divisor}*h, {task.divisor}*w, {task.planes}")
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     exported = jax.export.export(jax.jit(inference), platforms=PLATFORMS)(like, images)
     try:

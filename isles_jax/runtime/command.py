@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from isles_jax.runtime import interrupt
 
@@ -20,6 +20,10 @@ class InputError(ValueError):
 
 class Parser(argparse.ArgumentParser):
     """Parses a command's flags. A mistake in them is an `InputError`, so that it is printed like every other."""
+
+    def __init__(self, **options: Any) -> None:
+        # Abbreviated flags would become ambiguous with each new one. The examples keep their lines.
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         """Reports a mistake; argparse calls this.

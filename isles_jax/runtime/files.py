@@ -1,6 +1,7 @@
 """Files in folders and buckets, written so that a reader always finds a whole file: the old one or the new one."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -187,6 +188,11 @@ def copy(source: epath.Path, target: epath.Path) -> None:
     elif source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
+
+
+def sha256(path: epath.PathLike) -> str:
+    """The SHA-256 checksum of a file, in hexadecimal digits."""
+    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
 
 
 def gunzip(compressed: bytes, most: int) -> bytes:

@@ -45,7 +45,7 @@ def _histogram(probability: np.ndarray, hit: np.ndarray) -> dict[str, list]:
     }
 
 
-def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def curves(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The calibration over cases, for calibration.json.
 
     Args:

@@ -1,15 +1,18 @@
 """Several runs side by side: their labels, their mean Dice, their differences, and the paper's numbers."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from isles_jax.metrics import Measure
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import scores, statistics
 from isles_jax.scoring.run_files import Run
 from isles_jax.scoring.scores import Row
 
-# Table 1 of Rajan, Sathish and Sheet: Dice of each system on ISLES-2015 SPES, mean of three folds.
+# Table 1 of Rajan, Sathish and Sheet: Dice of each system on ISLES-2015 SPES, mean of three folds. The systems are in
+# the order of the design's cells, (residual, adversarial, overlap) from (False, False, False) on.
 PAPER = {
     "bl1": {"penumbra": 0.835, "core": 0.792},
     "bl2": {"penumbra": 0.838, "core": 0.802},
@@ -20,16 +23,8 @@ PAPER = {
     "bl7": {"penumbra": 0.852, "core": 0.865},
     "proposed": {"penumbra": 0.881, "core": 0.877},
 }
+CELLS = dict(zip(PAPER, itertools.product((False, True), repeat=3), strict=True))
 RULE = "clinical rule"
-MEASURES = {
-    "precision": "precision",
-    "recall": "recall",
-    "assd_mm": "ASSD mm",
-    "hd95_mm": "HD95 mm",
-    "surface_dice": "surface Dice",
-    "lesion_f1": "lesion F1",
-    "volume_difference_ml": "volume diff. ml",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +57,18 @@ class Study:
     def comparisons(self) -> int:
         """The number of systems compared with the reference."""
         return len(self.rows) - 1
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The measures that are known of every system."""
+        return scores.measures_of([row for rows in self.rows.values() for row in rows])
+
+    def paper(self, label: str, class_name: str) -> float | None:
+        """The Dice of a system in the paper's Table 1; None unless the system has the paper's network and losses."""
+        run = self.runs.get(label)
+        if run is None or run.config.model.network != "sumnet" or factors_of(run) != CELLS.get(run.name):
+            return None
+        return PAPER[run.name].get(class_name)
 
 
 def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
@@ -124,18 +131,18 @@ def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, 
     means = {}
     for label, system_rows in rows.items():
         class_rows = [row for row in system_rows if row["class"] == class_name]
-        summary = scores.summarise(class_rows)["classes"][class_name]["dice"]
-        std = math.nan if summary["std"] is None else summary["std"]
+        dice = scores.means(class_rows)["classes"][class_name]["dice"]
+        std = math.nan if dice["std"] is None else dice["std"]
         interval = statistics.interval(dice_of(class_rows, class_name), (0.0, 1.0))
-        means[label] = Mean(summary["mean"], std, *interval)
+        means[label] = Mean(dice["mean"], std, *interval)
     return means
 
 
 def factors_of(run: Run) -> tuple[bool, bool, bool]:
     """The run's cell of the 2 x 2 x 2 design, in the order of `statistics.FACTORS`."""
     config = run.config
-    overlap = config["loss"]["lovasz"] > 0 and config["loss"]["boundary"] > 0
-    return bool(config["model"]["residual"]), bool(config["discriminator"]["enabled"]), bool(overlap)
+    overlap = config.loss.lovasz > 0 and config.loss.boundary > 0
+    return bool(config.model.residual), bool(config.discriminator.enabled), bool(overlap)
 
 
 def design_effects(study: Study) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -154,11 +161,6 @@ def compare(study: Study, class_name: str) -> dict[str, statistics.Comparison]:
     dice = {label: dice_of(rows, class_name) for label, rows in study.rows.items()}
     reference = dice.pop(study.reference)
     return statistics.compare(dice, reference) if dice else {}
-
-
-def paper_dice(label: str, class_name: str) -> float | None:
-    """The Dice in the paper's Table 1, or None where the table has no such system or class."""
-    return PAPER.get(label.split(" (")[0], {}).get(class_name)
 
 
 def format_p(p: float) -> str:

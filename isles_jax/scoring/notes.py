@@ -2,7 +2,7 @@
 
 import math
 
-from isles_jax.scoring import comparison, statistics
+from isles_jax.scoring import statistics
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 
@@ -82,7 +82,7 @@ def notes(study: Study) -> list[str]:
     if empty or any(missed.values()):
         counts = ", ".join(f"{count} by {label}" for label, count in missed.items())
         texts.append(f"Empty references: {empty} over all cases and classes; lesions missed altogether: {counts}.")
-    if any(comparison.paper_dice(label, name) for label in study.rows for name in study.classes):
+    if any(study.paper(label, name) for label in study.rows for name in study.classes):
         other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
         texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
     texts += [f"{label}: {note}." for label, run in study.runs.items() for note in (*run.notes, *critics(run))]

@@ -1,13 +1,14 @@
 """Finished runs, as they are read from their workdirs."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 from etils import epath
 
+from isles_jax.config import complete
 from isles_jax.data.case import WHOLE_LESION
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
@@ -42,19 +43,19 @@ class Run:
     Attributes:
       workdir: the folder or bucket of the run.
       name: the config's name.
-      config: config.json.
+      config: config.json, completed.
       data: data.json, with "phantom", "classes", "channels", "label_values" and "cases" (facts of each case by name).
       folds: names of the held-out cases of each fold.
       rows: scores, as `scores.read_cases_csv` gives them, sorted by case.
       rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
       curves: for each fold, the lines of its metrics.jsonl.
       notes: what a reader must know about the folds' predictions, one sentence each.
-      calibration: calibration.json, see `calibration.summarise`; None for runs of earlier versions.
+      calibration: calibration.json, see `calibration.curves`; None for runs of earlier versions.
     """
 
     workdir: epath.Path
     name: str
-    config: dict[str, Any]
+    config: ml_collections.ConfigDict
     data: dict[str, Any]
     folds: list[list[str]]
     rows: list[Row]
@@ -80,11 +81,12 @@ def read_run(workdir: epath.PathLike) -> Run:
     """
     workdir = files.location(workdir)
     check_seal(workdir)
-    config, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
+    stored, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
+    config = complete(stored)
     rule = workdir / "clinical_rule.csv"
     return Run(
         workdir=workdir,
-        name=str(config["name"]),
+        name=config.name,
         config=config,
         data=data,
         folds=folds,
@@ -113,7 +115,7 @@ def check_seal(workdir: epath.Path) -> None:
 
 
 def _checksum(path: epath.Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    return files.sha256(path) if path.exists() else None
 
 
 def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequence[str]) -> list[Row]:
@@ -166,20 +168,21 @@ def design(run: Run) -> str:
     names = [name for fold in run.folds for name in fold]
     patients = len({cases.get(name, {}).get("patient", name) for name in names})
     of_patients = f" of {patients} patients" * (patients < len(names))
-    by = run.config.get("folds_by", "patient")
+    by = run.config.folds_by
     by = f"with the folds of {name_of(by)}" if by.endswith(".json") else f"by {by}"
     return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
 
 
 def origins(run: Run) -> list[str]:
     """What the networks of a run worked on and started from, where that is not the usual: one sentence each."""
-    sentences, grid, train = [], run.data.get("grid", {}), run.config.get("train", {})
+    sentences = []
+    grid, train = run.data.get("grid", {}), run.config.train
     if grid.get("crop"):
         sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
         sentences.append(
             f"{run.name} worked on voxels of {sides} mm, in the plane only where slices are thick; its predictions and "
             "scores are on each case's own grid."
         )
-    if train.get("init"):
-        sentences.append(f"{run.name} started from {name_of(train['init'])} (SHA-256 {train['init_sha256']}).")
+    if train.init:
+        sentences.append(f"{run.name} started from {name_of(train.init)} (SHA-256 {train.init_sha256}).")
     return sentences

@@ -14,11 +14,10 @@ from isles_jax.data.case import WHOLE_LESION
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
-METRICS = (
-    "dice", "precision", "recall", "assd_mm", "hd_mm", "hd95_mm", "volume_true_ml", "volume_pred_ml", "lesion_f1",
-    "lesion_f1_iou", "surface_dice", "volume_difference_ml",
-)  # fmt: skip
-COLUMNS = ("case", "fold", "class", *METRICS)
+NAMES = tuple(measure.name for measure in metrics.MEASURES)
+COLUMNS = ("case", "fold", "class", *NAMES)
+# The columns without which a table says nothing. The others may be missing in a run of another version.
+REQUIRED = ("case", "fold", "class", "dice", "volume_true_ml", "volume_pred_ml")
 _FORMULA = ("=", "+", "-", "@", "'")
 _NUMBER = re.compile(r"-?[0-9]+\.[0-9]{6}")
 
@@ -70,7 +69,7 @@ def write_cases_csv(path: epath.PathLike, rows: Sequence[Row]) -> None:
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow(
-            [quoted(row["case"]), row["fold"], quoted(row["class"]), *(f"{row[name]:.6f}" for name in METRICS)]
+            [quoted(row["case"]), row["fold"], quoted(row["class"]), *(f"{row[name]:.6f}" for name in NAMES)]
         )
     files.write_atomic(path, text.getvalue())
 
@@ -91,7 +90,10 @@ def _number(text: str) -> float:
 
 
 def read_cases_csv(path: epath.PathLike) -> list[Row]:
-    """Reads what `write_cases_csv` wrote.
+    """Reads what `write_cases_csv` wrote, in this version or another one.
+
+    Returns:
+      The rows with the measures that the file has; columns that this version does not know are left out.
 
     Raises:
       InputError: the file is missing or is not a table of scores.
@@ -99,12 +101,14 @@ def read_cases_csv(path: epath.PathLike) -> list[Row]:
     path = epath.Path(path)
     try:
         reader = csv.DictReader(io.StringIO(path.read_text()))
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            columns = repr(",".join(reader.fieldnames or ()))[1:-1]  # a damaged name may hold a line break
-            raise InputError(f"{path}: found the columns {columns}, expected {','.join(COLUMNS)}")
+        columns = list(reader.fieldnames or ())
+        if not set(REQUIRED) <= set(columns) or len(set(columns)) < len(columns):
+            found = repr(",".join(columns))[1:-1]  # a damaged name may hold a line break
+            raise InputError(f"{path}: found the columns {found}, expected {','.join(COLUMNS)}")
+        known = [name for name in NAMES if name in columns]
         return [
             {"case": _unquoted(row["case"]), "fold": int(row["fold"]), "class": _unquoted(row["class"])}
-            | {name: _number(row[name]) for name in METRICS}
+            | {name: _number(row[name]) for name in known}
             for row in reader
         ]
     except OSError as error:
@@ -117,11 +121,16 @@ def read_cases_csv(path: epath.PathLike) -> list[Row]:
         ) from error
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+def measures_of(rows: Sequence[Row]) -> tuple[metrics.Measure, ...]:
+    """The measures that every row has."""
+    return tuple(measure for measure in metrics.MEASURES if all(measure.name in row for row in rows))
+
+
+def means(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over the cases of a fold, then over the folds, for each class.
 
     Returns:
-      {"cases", "folds", "classes": {class: {"cases", "empty_truths", "empty_predictions", and for each metric
+      {"cases", "folds", "classes": {class: {"cases", "empty_truths", "empty_predictions", and for each measure
       {"mean", "std", "folds": [mean of each fold]}}}}. "std" is the standard deviation over all cases (n - 1), or None
       for a single case.
     """
@@ -132,7 +141,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             "cases": len(class_rows),
             "empty_truths": sum(row["volume_true_ml"] == 0 for row in class_rows),
             "empty_predictions": sum(row["volume_pred_ml"] == 0 for row in class_rows),
-            **{metric: _mean_of_folds(class_rows, metric) for metric in METRICS},
+            **{measure.name: _mean_of_folds(class_rows, measure.name) for measure in measures_of(rows)},
         }
     return {
         "cases": len({row["case"] for row in rows}),
@@ -141,31 +150,27 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _mean_of_folds(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    values = np.array([row[metric] for row in rows])
+def _mean_of_folds(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    values = np.array([row[name] for row in rows])
     folds = np.array([row["fold"] for row in rows])
-    means = [float(values[folds == fold].mean()) for fold in np.unique(folds)]
+    of_folds = [float(values[folds == fold].mean()) for fold in np.unique(folds)]
     return {
-        "mean": float(np.mean(means)),
+        "mean": float(np.mean(of_folds)),
         "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "folds": means,
+        "folds": of_folds,
     }
 
 
-def write_summary(path: epath.PathLike, summary: dict[str, Any]) -> None:
-    """Writes the result of `summarise` as JSON, atomically."""
-    files.write_json(path, summary)
-
-
-def text_summary(summary: dict[str, Any]) -> str:
-    """The means as a small table for the terminal."""
-    shown = ("dice", "precision", "recall", "assd_mm", "hd95_mm", "lesion_f1", "surface_dice", "volume_difference_ml")
-    width = max([len("class"), *map(len, summary["classes"])])
-    lines = [f"{'class':{width}}" + "".join(f"  {name}" for name in shown)]
-    for class_name, scores in summary["classes"].items():
-        lines.append(f"{class_name:{width}}" + "".join(f"  {scores[name]['mean']:{len(name)}.3f}" for name in shown))
-        if scores["empty_truths"] or scores["empty_predictions"]:
-            counts = f"{scores['empty_truths']} empty references, {scores['empty_predictions']} empty predictions"
+def means_text(found: dict[str, Any]) -> str:
+    """The result of `means` as a small table for the terminal."""
+    width = max([len("class"), *map(len, found["classes"])])
+    shown = [measure for measure in metrics.MEASURES if measure.in_means]
+    lines = [f"{'class':{width}}" + "".join(f"  {measure.heading}" for measure in shown)]
+    for class_name, of_class in found["classes"].items():
+        cells = [f"  {of_class[measure.name]['mean']:{len(measure.heading)}.3f}" for measure in shown]
+        lines.append(f"{class_name:{width}}" + "".join(cells))
+        if of_class["empty_truths"] or of_class["empty_predictions"]:
+            counts = f"{of_class['empty_truths']} empty references, {of_class['empty_predictions']} empty predictions"
             rule = "both empty: Dice 1, 0 mm; one empty: Dice 0, the image's diagonal"
             lines.append(f"{'':{width}}  with {counts} ({rule})")
-    return "\n".join([f"means over {summary['cases']} cases", *lines])
+    return "\n".join([f"means over {found['cases']} cases", *lines])

@@ -20,7 +20,7 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
     """
     study = comparison.make_study(runs, reference)
     first, width = study.first, max(map(len, study.rows))
-    data = "the built-in phantom, not patients" if first.data["phantom"] else first.config["data"]["root"]
+    data = "the built-in phantom, not patients" if first.data["phantom"] else first.config.data.root
     head = f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}"
     parts = [head, "", *_dice_lines(study, width), "", *_measure_lines(study, width)]
     if study.comparisons:
@@ -36,7 +36,7 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
 
 
 def _dice_lines(study: Study, width: int) -> list[str]:
-    with_paper = [name for name in study.classes if any(comparison.paper_dice(label, name) for label in study.rows)]
+    with_paper = [name for name in study.classes if any(study.paper(label, name) for label in study.rows)]
     title = f"{'Dice':{width}}"
     for name in study.classes:
         title += f"  {name:28}" + ("  paper*" if name in with_paper else "")
@@ -48,7 +48,7 @@ def _dice_lines(study: Study, width: int) -> list[str]:
             dice = means[name][label]
             line += f"  {dice.mean:.3f} ± {dice.std:5.3f} [{dice.low:.3f}, {dice.high:.3f}]"
             if name in with_paper:
-                paper = comparison.paper_dice(label, name)
+                paper = study.paper(label, name)
                 line += f"  {'-' if paper is None else format(paper, '.3f'):>6}"
         lines.append(line)
     return lines
@@ -56,12 +56,14 @@ def _dice_lines(study: Study, width: int) -> list[str]:
 
 def _measure_lines(study: Study, width: int) -> list[str]:
     class_width = max(map(len, study.classes))
-    titles = "".join(f"  {title}" for title in comparison.MEASURES.values())
+    # Dice has a table of its own.
+    shown = [measure for measure in study.measures if measure.in_means and measure.name != "dice"]
+    titles = "".join(f"  {measure.heading}" for measure in shown)
     lines = [f"{'means':{width}}  {'':{class_width}}{titles}"]
     for label, rows in study.rows.items():
-        summary = scores.summarise(rows)["classes"]
+        means = scores.means(rows)["classes"]
         for name in study.classes:
-            cells = [f"  {summary[name][key]['mean']:{len(title)}.3f}" for key, title in comparison.MEASURES.items()]
+            cells = [f"  {means[name][one.name]['mean']:{len(one.heading)}.3f}" for one in shown]
             lines.append(f"{label:{width}}  {name:{class_width}}" + "".join(cells))
     return lines
 
@@ -74,9 +76,9 @@ def _comparison_lines(study: Study, width: int) -> list[str]:
     compared = {name: comparison.compare(study, name) for name in study.classes}
     for label in compared[study.classes[0]]:
         for name in study.classes:
-            comparison = compared[name][label]
-            change = _signed((comparison.difference, comparison.low, comparison.high))
-            tests = f"p = {comparison.format_p(comparison.wilcoxon)}, {comparison.format_p(comparison.bootstrap)}"
+            one = compared[name][label]
+            change = _signed((one.difference, one.low, one.high))
+            tests = f"p = {comparison.format_p(one.wilcoxon)}, {comparison.format_p(one.bootstrap)}"
             lines.append(f"{label:{width}}  {name:{class_width}}  {change}  {tests}")
     return lines
 

@@ -6,7 +6,6 @@ of the step to its SHA-256 checksum.
 """
 
 import atexit
-import hashlib
 import importlib.metadata
 import os
 import sys
@@ -14,14 +13,14 @@ import threading
 from typing import Any
 
 import jax
-import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
 from isles_jax.runtime import files, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.training import failed_save, parallel
-from isles_jax.training.state import Network, State, init_state
+from isles_jax.training.state import Network, State, variables_like
+from isles_jax.training.task import Task
 
 KEEP = 2
 MANIFEST = "manifest.json"
@@ -73,7 +72,7 @@ def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
     Args:
       directory: the fold's `checkpoints` folder.
       state: replicated. Every process calls this function with it.
-      meta: JSON-able. `load_variables` needs its `config`, `classes` and `channels`.
+      meta: JSON-able; a `Task.record` and more.
 
     Raises:
       InputError: the step cannot be written, for example because the disk is full; earlier steps are unchanged.
@@ -158,7 +157,7 @@ def _files(folder: epath.Path) -> list[epath.Path]:
 
 def _checksums(folder: epath.Path) -> dict[str, str]:
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): files.sha256(path)
         for path in _files(folder)
         if path.name != MANIFEST and not path.name.startswith(".")
     }
@@ -269,20 +268,18 @@ def read_meta(directory: epath.PathLike) -> dict[str, Any]:
     return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step, "skipped": notes}
 
 
-def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:
-    """Reads the segmenter from the newest undamaged checkpoint; the configuration comes from the checkpoint, too.
+def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], Task, dict[str, Any]]:
+    """Reads the segmenter from the newest undamaged checkpoint, and what it is for.
 
     Returns:
-      The variables for Flax's `apply` on one device of this process, the configuration that rebuilds the network
-      (`networks.make_segmenter`), and the meta of `read_meta`.
+      The variables for Flax's `apply` on one device of this process, the task, and the meta of `read_meta`.
 
     Raises:
       InputError: there is no undamaged checkpoint.
     """
     meta = processes.on_first(lambda: read_meta(directory))
-    config = ml_collections.ConfigDict(meta["config"])
-    shapes = jax.eval_shape(lambda: init_state(config, tuple(meta["classes"]), len(meta["channels"]), 1, 0))
-    restore = ocp.args.StandardRestore(parallel.abstract(shapes.segmenter.variables))
+    task = Task.read(meta)
+    restore = ocp.args.StandardRestore(parallel.abstract(variables_like(task)))
     with _manager(directory) as manager:
         variables = manager.restore(meta["step"], args=ocp.args.Composite(params=restore)).params
-    return parallel.one_copy(variables), config, meta
+    return parallel.one_copy(variables), task, meta

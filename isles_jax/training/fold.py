@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 import jax
 import ml_collections
@@ -14,13 +13,13 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from isles_jax.config import flatten, to_dict
+from isles_jax.config import flatten
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, event_images, initial, parallel
 from isles_jax.training.metric_writer import MetricWriter
-from isles_jax.training.networks import make_forward, make_segmenter
+from isles_jax.training.networks import make_forward
 from isles_jax.training.plan import Plan, feed, training_slices
 from isles_jax.training.state import State, init_state
 
@@ -73,7 +72,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
                 loss = log.write(done)
             if save:
                 _refuse_broken(state, done, checkpoints)
-                checkpoint.save(checkpoints, state, _meta(plan, fold))
+                checkpoint.save(checkpoints, state, plan.task.record() | {"fold": fold})
                 if not leave:
                     log.write_images(done, state)
             bar.advance(per_call, None if loss is None else f"loss {loss:.4f}")
@@ -83,13 +82,14 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
 
 def _first_state(plan: Plan, fold: int, checkpoints: epath.Path) -> State:
     """The state of the newest checkpoint, or the initial state if there is none, on all devices."""
-    state = init_state(plan.config, plan.dataset.classes, len(plan.dataset.channels), plan.steps, fold)
-    restored, kind = checkpoint.restore(checkpoints, state), plan.config.train.parallel
+    state = init_state(plan.task, plan.steps, fold)
+    restored = checkpoint.restore(checkpoints, state)
+    kind = plan.config.train.parallel
     if restored is not None:
         return parallel.as_seen_by(kind, restored)
     if path := plan.config.train.init:
         digest = plan.config.train.init_sha256
-        segmenter = initial.start(state.segmenter, path, digest, fold, plan.dataset.classes)
+        segmenter = initial.start(state.segmenter, path, digest, fold, plan.task.classes)
         state = dataclasses.replace(state, segmenter=segmenter)
     return parallel.replicate(state, kind)
 
@@ -99,16 +99,6 @@ def _announce(plan: Plan, fold: int, state: State, slices: int, start: int, dire
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"fold {fold}: {count / 1e6:.2f} million parameters, {slices} slices, steps {start} to {plan.steps} of "
           f"{plan.config.train.batch_size} slices on {device}; to {directory}", flush=True)  # fmt: skip
-
-
-def _meta(plan: Plan, fold: int) -> dict[str, Any]:
-    """The part of a checkpoint beside the state: what rebuilds its network and explains its input and output."""
-    dataset = plan.dataset
-    return {
-        "config": to_dict(plan.config), "fold": fold, "classes": list(dataset.classes),
-        "channels": list(dataset.channels), "label_values": [int(value) for value in dataset.label_values],
-        "grid": plan.target._asdict(),
-    }  # fmt: skip
 
 
 def _refuse_broken(state: State, done: int, checkpoints: epath.Path) -> None:
@@ -173,7 +163,7 @@ class _Log:
         plan = self._plan
         if not (self._writer and plan.config.train.tensorboard):
             return
-        forward = make_forward(make_segmenter(plan.config, len(plan.dataset.classes) + 1))
+        forward = make_forward(plan.task.segmenter())
         chosen = event_images.choose(plan.slices, plan.dataset.cases, self._held_out)
         images = event_images.draw(forward, state.segmenter.variables, plan.slices, plan.dataset.cases, chosen)
         self._writer.write_images(done, images)

@@ -28,7 +28,7 @@ def digest(path: epath.PathLike) -> str:
     """
     trained = weights.load(path)
     if files.location(path).suffix == weights.SUFFIX:
-        return hashlib.sha256(files.location(path).read_bytes()).hexdigest()
+        return files.sha256(path)
     total = hashlib.sha256()
     for name, value in sorted(weights.flat(trained).items()):
         total.update(name.encode() + np.ascontiguousarray(value).tobytes())
@@ -58,9 +58,9 @@ def start(network: Network, path: epath.PathLike, sha256: str, fold: int, classe
     source, origin = _choose(trained, fold)
     here = {name: np.asarray(value) for name, value in flatten_dict(network.variables, sep="/").items()}
     note = f"fold {fold}: starts from {origin} of {path}"
-    if trained.classes != classes:
+    if trained.task.classes != classes:
         source |= {name: value for name, value in here.items() if name.startswith(OUTPUT)}
-        note += f"; its classes are {', '.join(trained.classes)}, so the output layer starts anew"
+        note += f"; its classes are {', '.join(trained.task.classes)}, so the output layer starts anew"
     _require_fit(path, source, here)
     print(note, flush=True)
     variables = unflatten_dict(source, sep="/")

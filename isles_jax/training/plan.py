@@ -11,15 +11,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from isles_jax.config import to_dict
 from isles_jax.data import grid
 from isles_jax.data.case import Dataset
 from isles_jax.data.nifti import machine_memory
-from isles_jax.data.slices import Slices, draw_batch, make_slices
-from isles_jax.models import MULTIPLE
+from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices
 from isles_jax.runtime.command import InputError
 from isles_jax.training import parallel
 from isles_jax.training.step import make_step
+from isles_jax.training.task import Task
 
 # The keys of the configuration that change the compiled step.
 STEP_KEYS = ("dtype", "model", "discriminator", "loss", "optimizer", "augment")
@@ -32,22 +31,25 @@ class Plan:
     """What the folds of a run share.
 
     Attributes:
-      config: resolved.
+      task: what the networks are for; its configuration is resolved.
       dataset: all cases have labels.
       slices: of all cases, on the host.
       data: images and labels of the slices on the devices; None if they are too large for that.
       run_steps: the compiled (state, data, indices) -> (state, metrics); one call runs `train.steps_per_call` steps.
       steps: the number of steps that every fold is trained.
-      target: the grid that the networks work on.
     """
 
-    config: ml_collections.ConfigDict
+    task: Task
     dataset: Dataset
     slices: Slices
     data: tuple[jax.Array, jax.Array] | None
     run_steps: Callable[..., Any]
     steps: int
-    target: grid.Target
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The whole configuration."""
+        return self.task.config
 
 
 def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
@@ -68,20 +70,25 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     if batch % devices:
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {devices} devices")
     target = grid.choose(config.data.spacing_mm, dataset.cases)
-    slices = make_slices(dataset.cases, MULTIPLE, target, config.data.dtype)
+    size = largest_sides(dataset.cases, target)
+    task = Task(config, dataset.channels, dataset.classes, dataset.label_values, target, size)
+    slices = make_slices(dataset.cases, task.padded(size), target, config.data.dtype)
     # All folds take the same number of steps, so that they share one compilation.
     training = len(slices.labels) * (config.folds - 1) / config.folds
     _check_batch(config, training, slices.labels.shape[1] * slices.labels.shape[2], batch // devices)
     per_call = config.train.steps_per_call
     steps = math.ceil(config.train.epochs * math.ceil(training / batch) / per_call) * per_call
-    settings = json.dumps({key: value for key, value in to_dict(config).items() if key in STEP_KEYS})
-    run_steps = _parallel_step(settings, dataset.classes, steps, config.train.parallel)
-    memory, size, data = parallel.memory_bytes(), slices.images.nbytes + slices.labels.nbytes, None
-    if memory and size > SLICES_SHARE * memory:
-        print(f"the slices take {size / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
+    record = task.record()
+    record["config"] = {key: record["config"][key] for key in STEP_KEYS}
+    run_steps = _parallel_step(json.dumps(record), steps, config.train.parallel)
+    data = None
+    memory = parallel.memory_bytes()
+    needed = slices.images.nbytes + slices.labels.nbytes
+    if memory and needed > SLICES_SHARE * memory:
+        print(f"the slices take {needed / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
     else:
         data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
-    return Plan(config, dataset, slices, data, run_steps, steps, target)
+    return Plan(task, dataset, slices, data, run_steps, steps)
 
 
 def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int, on_device: int) -> None:
@@ -99,10 +106,9 @@ def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int
 
 
 @functools.lru_cache(maxsize=4)
-def _parallel_step(settings: str, classes: tuple[str, ...], steps: int, kind: str) -> Callable[..., Any]:
+def _parallel_step(record: str, steps: int, kind: str) -> Callable[..., Any]:
     """The step on all devices. Runs in one process that need the same step share it and its compilation."""
-    config = ml_collections.ConfigDict(json.loads(settings))
-    return parallel.parallelize(make_step(config, classes, steps, parallel.AXIS), kind)
+    return parallel.parallelize(make_step(Task.read(json.loads(record)), steps, parallel.AXIS), kind)
 
 
 def training_slices(plan: Plan, held_out: list[str]) -> np.ndarray:

@@ -7,13 +7,18 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jax import Array
 
-from isles_jax.models import MULTIPLE, first_bias, kernel_init
-from isles_jax.training.networks import critic_channels, make_critic, make_segmenter
+from isles_jax.models import he_normal, pass_through
+from isles_jax.training import optimizers
+from isles_jax.training.task import Task
+
+# The initialisers that take a NumPy generator in place of a key. For JAX's own, a program is compiled for each shape.
+_OF_NUMPY = (he_normal, pass_through)
+# The first running statistics of Flax's batch norm, which has no initialisers for them.
+_STATISTICS = {"mean": 0.0, "var": 1.0}
 
 
 @flax.struct.dataclass
@@ -29,6 +34,12 @@ class Network:
         """The variables for Flax's `apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @jax.named_scope("optimiser")
+    def updated(self, optimizer: optax.GradientTransformation, gradients: Any, batch_stats: Any) -> "Network":
+        """The network after one step of its optimiser, with other running statistics."""
+        updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
+        return Network(optax.apply_updates(self.params, updates), batch_stats, opt_state)
+
 
 @flax.struct.dataclass
 class State:
@@ -43,69 +54,78 @@ class State:
     critics: dict[str, Network]
 
 
-def learning_rate(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-    """The segmenter's learning rate: a linear warm-up to the peak, then a cosine that reaches 0 at the last step."""
-    warmup = round(config.optimizer.warmup * steps)
-    return optax.warmup_cosine_decay_schedule(0.0, config.optimizer.learning_rate, warmup, max(steps, warmup + 1))
-
-
-def segmenter_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Adam. L2 decay is added to the gradient."""
-    decay = optax.add_decayed_weights(config.optimizer.weight_decay)
-    return optax.chain(decay, optax.adam(learning_rate(config, steps)))
-
-
-def critic_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with the betas that are usual in adversarial training, 0.5 and 0.999."""
-    return optax.adam(config.discriminator.learning_rate, b1=0.5, b2=0.999)
-
-
-def init_state(
-    config: ml_collections.ConfigDict, classes: tuple[str, ...], channels: int, steps: int, fold: int
-) -> State:
+def init_state(task: Task, steps: int, fold: int) -> State:
     """The state before the first step. Its random numbers depend on (config.seed, fold) alone.
 
     Args:
-      config: the whole configuration.
-      classes: names of the foreground classes.
-      channels: input channels of an image.
+      task: what the networks are for.
       steps: number of steps of the whole training, for the learning rate.
       fold: number of the fold.
     """
-    generator = np.random.default_rng((config.seed, fold))
+    generator = np.random.default_rng((task.config.seed, fold))
 
     def network(module: nn.Module, planes: int, optimizer: optax.GradientTransformation) -> Network:
-        variables = _init_variables(module, planes, generator)
-        # Adam and the schedule start from zeros, so NumPy can make their state and JAX need not compile anything.
-        opt_state = jax.tree.map(
-            lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(optimizer.init, variables["params"])
-        )
-        return Network(variables["params"], variables.get("batch_stats", {}), opt_state)
+        variables = _first_variables(module, planes, task.padded((1, 1)), generator)
+        params = variables["params"]
+        return Network(params, variables.get("batch_stats", {}), jax.jit(optimizer.init)(params))
 
-    trained = network(make_segmenter(config, len(classes) + 1), channels, segmenter_optimizer(config, steps))
-    planes = {name: len(range(len(classes) + 1)[view]) for name, view in critic_channels(config, classes).items()}
-    critics = {name: network(make_critic(config), count, critic_optimizer(config)) for name, count in planes.items()}
-    return State(jnp.zeros((), jnp.int32), jax.random.PRNGKey(generator.integers(2**31)), trained, critics)
+    segmenter = network(task.segmenter(), task.planes, optimizers.of_segmenter(task.config, steps))
+    of_critic = optimizers.of_critic(task.config.discriminator.learning_rate)
+    critics = {
+        name: network(task.critic(), len(range(task.outputs)[view]), of_critic) for name, view in task.views.items()
+    }
+    return State(jnp.zeros((), jnp.int32), jax.random.PRNGKey(generator.integers(2**31)), segmenter, critics)
 
 
-def _init_variables(module: nn.Module, planes: int, generator: np.random.Generator) -> Any:
-    """Draws the variables that `module.init` would draw.
+def variables_like(task: Task) -> dict[str, Any]:
+    """The shapes and types of the segmenter's variables."""
+    shapes, _ = _blueprint(task.segmenter(), task.planes, task.padded((1, 1)))
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 
-    The numbers come from NumPy, because JAX would compile a random generator for every shape.
+
+def _first_variables(
+    module: nn.Module, planes: int, sides: tuple[int, int], generator: np.random.Generator
+) -> dict[str, Any]:
+    """Draws the variables that `module.init` would draw, by the layers' own initialisers.
+
+    Raises:
+      ValueError: the first value of a variable is not known.
     """
+    shapes, initialisers = _blueprint(module, planes, sides)
+    # For keys, so that the numbers from NumPy are the same with and without them.
+    spare = generator.spawn(1)[0]
 
-    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[-1].key
-        if name == "kernel":
-            return kernel_init(path[-2].key)(generator, leaf.shape, leaf.dtype)
-        if name == "bias":
-            return np.full(leaf.shape, first_bias(path[-2].key), leaf.dtype)
-        return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
+    def first(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        collection, *place = (key.key for key in path)
+        initialise = initialisers.get(tuple(place)) if collection == "params" else _STATISTICS.get(place[-1])
+        if initialise is None:
+            layer = f"{type(module).__name__}/{'/'.join(place[:-1])}"
+            raise ValueError(f"{layer}: the first value of {place[-1]} is not known, expected {place[-1]}_init there")
+        if isinstance(initialise, int | float):
+            return np.full(leaf.shape, initialise, leaf.dtype)
+        source = generator if initialise in _OF_NUMPY else jax.random.key(spare.integers(2**31))
+        return np.asarray(initialise(source, leaf.shape, leaf.dtype))
 
-    return jax.tree.map_with_path(fill, _shapes(module, planes))
+    return jax.tree.map_with_path(first, shapes)
 
 
+# Cached, because tracing a network takes longer than drawing its numbers.
 @functools.cache
-def _shapes(module: nn.Module, planes: int) -> Any:
-    """The shapes of a network's variables, cached because tracing the network takes longer than drawing the numbers."""
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, MULTIPLE, MULTIPLE, planes))))
+def _blueprint(module: nn.Module, planes: int, sides: tuple[int, int]) -> tuple[Any, dict[tuple[str, ...], Any]]:
+    """The shapes of a network's variables, and the initialiser of each parameter by its path.
+
+    Flax's layers hold the initialiser of a parameter NAME in an attribute NAME_init.
+    """
+    initialisers = {}
+
+    def note(call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        for name in type(layer).__dataclass_fields__:
+            if name.endswith("_init"):
+                initialisers[(*layer.path, name.removesuffix("_init"))] = getattr(layer, name)
+        return call(*arguments, **options)
+
+    images = jnp.zeros((1, *sides, planes))
+    with nn.intercept_methods(note):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images))
+    return shapes, initialisers

@@ -13,52 +13,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from isles_jax.config import to_dict
-from isles_jax.data.grid import AS_STORED, Target
-from isles_jax.models import MULTIPLE
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, parallel
-from isles_jax.training.networks import make_segmenter
+from isles_jax.training.state import variables_like
+from isles_jax.training.task import Task
 
 SUFFIX = ".safetensors"
 KEY = "isles_jax"
-_HEADER = ("config", "classes", "channels", "label_values", "versions", "steps")
 _FORM = {"config": {}, "classes": [str], "channels": [str], "label_values": [int], "versions": {}, "steps": {}}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Networks of one configuration.
+    """Networks of one task.
 
     Attributes:
-      config: rebuilds a network (`networks.make_segmenter`).
-      classes: names of the foreground classes.
-      channels: names of the input channels, the images' last axis.
-      label_values: the integers that mark `classes` in label files.
+      task: what the networks are for.
       versions: of the packages that trained the networks.
       steps: the number of steps that each fold was trained, by the fold's number.
       folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
         this process if read from a file.
-      target: the grid that the networks work on.
       expected: of a new case, as `prediction.expected.read` gives it; empty if it is not known, or in the run's files.
     """
 
-    config: ml_collections.ConfigDict
-    classes: tuple[str, ...]
-    channels: tuple[str, ...]
-    label_values: tuple[int, ...]
+    task: Task
     versions: dict[str, str]
     steps: dict[int, int]
     folds: dict[int, Any]
-    target: Target = AS_STORED
     expected: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -89,12 +75,9 @@ def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
         raise InputError(f"{workdir}: found no finished fold, expected one; --folds={numbers} uses unfinished ones")
     chosen = _choose(workdir, folders, finished if folds is None else folds)
     loaded = {number: checkpoint.load_variables(folders[number] / "checkpoints") for number in chosen}
-    _, config, meta = loaded[chosen[0]]
-    return Trained(
-        config, tuple(meta["classes"]), tuple(meta["channels"]), tuple(meta["label_values"]), meta["versions"],
-        {number: int(fold_meta["step"]) for number, (_, _, fold_meta) in loaded.items()},
-        {number: variables for number, (variables, _, _) in loaded.items()}, Target(**meta.get("grid", {})),
-    )  # fmt: skip
+    _, task, meta = loaded[chosen[0]]
+    steps = {number: int(fold_meta["step"]) for number, (_, _, fold_meta) in loaded.items()}
+    return Trained(task, meta["versions"], steps, {number: variables for number, (variables, _, _) in loaded.items()})
 
 
 def _choose(path: epath.Path, available: Mapping[int, Any], folds: Sequence[int]) -> list[int]:
@@ -127,8 +110,11 @@ def save(path: epath.PathLike, trained: Trained) -> None:
     Raises:
       InputError: safetensors is not installed.
     """
-    header = {name: getattr(trained, name) for name in _HEADER} | {"config": to_dict(trained.config)}
-    header |= {"grid": trained.target._asdict(), "expected": trained.expected}
+    header = trained.task.record() | {
+        "versions": trained.versions,
+        "steps": trained.steps,
+        "expected": trained.expected,
+    }
     header["sha256"] = _digest(flat(trained), header)
     # There is one key only, because the library writes several keys in an order that changes from call to call.
     files.write_atomic(path, _safetensors().save(flat(trained), {KEY: json.dumps(header)}))
@@ -175,26 +161,23 @@ def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] |
         print(f"note: {path}: an earlier version wrote it, without a checksum", file=sys.stderr)
     elif values["sha256"] != _digest(tensors, values):
         raise InputError(f"{path}: found another content than its checksum says, expected the file as it was written")
-    config = ml_collections.ConfigDict(values["config"])
-    classes, channels = tuple(values["classes"]), tuple(values["channels"])
-    networks, steps = nested(tensors), {int(number): step for number, step in values["steps"].items()}
-    _check_shapes(path, networks, config, len(classes) + 1, len(channels))
+    task = Task.read(values)
+    networks = nested(tensors)
+    _check_shapes(path, networks, task)
+    steps = {int(number): step for number, step in values["steps"].items()}
     chosen = _choose(path, networks, sorted(networks) if folds is None else folds)
     return Trained(
-        config, classes, channels, tuple(values["label_values"]), values["versions"],
+        task,
+        values["versions"],
         {number: steps[number] for number in chosen},
-        {number: parallel.replicate(networks[number]) for number in chosen}, Target(**values.get("grid", {})),
+        {number: parallel.replicate(networks[number]) for number in chosen},
         values.get("expected", {}),
-    )  # fmt: skip
+    )
 
 
-def _check_shapes(
-    path: epath.Path, networks: Mapping[int, Any], config: ml_collections.ConfigDict, classes: int, channels: int
-) -> None:
+def _check_shapes(path: epath.Path, networks: Mapping[int, Any], task: Task) -> None:
     """InputError unless every fold has the tensors of the network that the file's own configuration describes."""
-    image = jnp.zeros((1, MULTIPLE, MULTIPLE, channels))
-    like = jax.eval_shape(lambda: make_segmenter(config, classes).init(jax.random.key(0), image))
-    expected = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
+    expected = {name: leaf.shape for name, leaf in flatten_dict(variables_like(task), sep="/").items()}
     for number, variables in networks.items():
         actual = {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}
         for name in sorted(actual.keys() | expected.keys()):

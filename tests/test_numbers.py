@@ -8,7 +8,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import random_case
+from helpers import random_case, task_of
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -16,15 +16,23 @@ from scipy.spatial import KDTree
 from isles_jax.data import layouts
 from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.prediction import numbers
-from isles_jax.prediction.prediction import Prediction
+from isles_jax.prediction.numbers import Prediction
 
 CHANNELS, CLASSES = ("Tmax", "TTP", "DWI"), ("penumbra", "core")
 SETTINGS = {"flips": False, "min_volume_ml": 0.0}
 
 
+def measure(case, channels, classes, labels, fold_labels, expected=None, warnings=(), defuse3=False):
+    """The row of a case."""
+    of_classes = numbers.of_classes(case, classes, labels, fold_labels, expected or {})
+    agree = numbers.agreement([one > 0 for one in fold_labels])
+    found = numbers.of_case(case, channels, labels, of_classes, agree, defuse3=defuse3)
+    return numbers.row_of(found + numbers.of_command(SETTINGS, warnings))
+
+
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    root = tmp_path_factory.mktemp("summary") / "phantom"
+    root = tmp_path_factory.mktemp("numbers") / "phantom"
     write_phantom(root, cases=20, shape=(32, 32, 8), difficulty=1.0, seed=5)
     return layouts.load(root)
 
@@ -57,7 +65,7 @@ def test_twenty_phantom_cases_equal_brute_force(phantom):
     assert {case.name for case in phantom.cases} == {f"{number:02d}" for number in range(1, 21)}
     sides = set()
     for case in phantom.cases:
-        row = numbers.measure(case, CHANNELS, CLASSES, case.labels, [case.labels])
+        row = measure(case, CHANNELS, CLASSES, case.labels, [case.labels])
         expected = brute_force(case)
         assert list(row)[1 : len(expected) + 1] == list(expected)
         for name, value in expected.items():
@@ -71,10 +79,10 @@ def test_the_ratios_are_empty_where_they_have_no_bound(phantom):
     labels = np.minimum(case.labels, 1)
     images = case.images.copy()
     images[..., 0] = np.minimum(images[..., 0], 5)
-    row = numbers.measure(dataclasses.replace(case, images=images), CHANNELS, CLASSES, labels, [labels])
+    row = measure(dataclasses.replace(case, images=images), CHANNELS, CLASSES, labels, [labels])
     assert row["core_ml"] == row["tmax_above_6_s_ml"] == 0
     assert row["mismatch_ratio"] is row["hypoperfusion_intensity_ratio"] is None
-    nothing = numbers.measure(case, CHANNELS, CLASSES, np.zeros_like(labels), [labels])
+    nothing = measure(case, CHANNELS, CLASSES, np.zeros_like(labels), [labels])
     assert (nothing["lesions"], nothing["largest_lesion_ml"], nothing["side"]) == (0, 0.0, "")
 
 
@@ -97,13 +105,13 @@ def test_the_folds_spread_and_agreement():
     case = random_case((6, 6, 4))
     folds = [np.zeros((6, 6, 4), np.uint8) for _ in range(3)]
     folds[0][2, 2:4, 2], folds[1][2, 2:5, 2] = 1, 1
-    row = numbers.measure(case, CHANNELS, ("lesion",), folds[0], folds)
+    row = measure(case, CHANNELS, ("lesion",), folds[0], folds)
     assert (row["lesion_least_ml"], row["lesion_most_ml"]) == (0, pytest.approx(3 * case.voxel_ml))
-    assert row["folds_dice"] == row["lesion_folds_dice"] == pytest.approx((2 * 2 / 5 + 0 + 0) / 3)
-    assert numbers.measure(case, CHANNELS, ("lesion",), folds[0], folds[:1])["folds_dice"] is None
+    assert row["folds_dice"] == row["lesion_folds_dice"] == pytest.approx((2 * 2 / 5 + 0 + 0) / 3, abs=1e-6)
+    assert measure(case, CHANNELS, ("lesion",), folds[0], folds[:1])["folds_dice"] is None
     assert numbers.agreement([folds[2] > 0, folds[2] > 0]) == 1
     assert "hypoperfused_ml" not in row
-    assert "tmax_above_6_s_ml" not in numbers.measure(case, ("a", "b", "c"), ("lesion",), folds[0], folds)
+    assert "tmax_above_6_s_ml" not in measure(case, ("a", "b", "c"), ("lesion",), folds[0], folds)
 
 
 @pytest.mark.parametrize(
@@ -112,21 +120,35 @@ def test_the_folds_spread_and_agreement():
      (0, 14, "yes yes no"), (0, 0, "yes no no")],
 )  # fmt: skip
 def test_the_thresholds_of_defuse_3_on_request(core, penumbra, met):
-    volumes = {"penumbra": float(penumbra), "core": float(core)}
-    row = numbers.complete({"case": "x"}, volumes, {}, SETTINGS, [], defuse3=True)
-    assert [row[name] for name in numbers.DEFUSE3] == met.split()
-    assert not set(numbers.DEFUSE3) & numbers.complete({"case": "x"}, volumes, {}, SETTINGS, [], defuse3=False).keys()
+    case = dataclasses.replace(random_case((6, 6, 4)), affine=np.diag([10.0, 10, 10, 1]))
+    labels = np.zeros((6, 6, 4), np.uint8)
+    of_classes = [
+        numbers.ClassNumbers(name, float(ml), ml, ml, None, None, None, None)
+        for name, ml in (("penumbra", penumbra), ("core", core))
+    ]
+    with_thresholds, without = (
+        numbers.row_of(numbers.of_case(case, CHANNELS, labels, of_classes, None, defuse3=wanted))
+        for wanted in (True, False)
+    )
+    added = with_thresholds.keys() - without.keys()
+    assert added == {
+        "defuse3_core_below_70_ml", "defuse3_ratio_at_least_1.8", "defuse3_mismatch_at_least_15_ml"
+    }  # fmt: skip
+    assert [value for name, value in with_thresholds.items() if name in added] == met.split()
 
 
 def test_what_the_run_adds_to_a_row():
+    case, labels = random_case((5, 6, 4)), np.zeros((5, 6, 4), np.uint8)
+    case = dataclasses.replace(case, affine=np.diag([10.0, 10, 10, 1]))
+    labels.ravel()[:9] = 1  # 9 ml
     expected = {"dice": {"core": 0.75}, "errors": {"core": [0.1] * 9 + [0.5]}, "coverage": {"core": 0.9}}
-    row = numbers.complete({"case": "x"}, {"core": 9.0}, expected, SETTINGS, ["one", "two"], defuse3=False)
-    assert row == {
-        "case": "x", "core_low_ml": pytest.approx(10 * np.exp(-0.5) - 1, abs=1e-6),
+    row = measure(case, CHANNELS, ("core",), labels, [labels], expected, ["one", "two"])
+    assert {name: row[name] for name in list(row)[-7:]} == {
+        "core_low_ml": pytest.approx(10 * np.exp(-0.5) - 1, abs=1e-6),
         "core_high_ml": pytest.approx(10 * np.exp(0.5) - 1, abs=1e-6), "core_coverage": 0.9,
         "core_cross_validation_dice": 0.75, "flips": "no", "min_volume_ml": 0.0, "warnings": "one; two",
     }  # fmt: skip
-    row = numbers.complete({"case": "x"}, {"core": 9.0}, {}, SETTINGS, [], defuse3=False)
+    row = measure(case, CHANNELS, ("core",), labels, [labels])
     assert [row[name] for name in ("core_low_ml", "core_high_ml", "core_coverage")] == [None] * 3
 
 
@@ -138,11 +160,18 @@ def test_texts_are_safe_in_a_spreadsheet_and_json_holds_them_as_they_are(tmp_pat
     for number, name in enumerate(NASTY):
         case = dataclasses.replace(random_case((5, 6, 4)), name=name)
         labels = np.ones((5, 6, 4), np.uint8)
-        row = numbers.measure(case, CHANNELS, ("=sum(A1)",), labels, [labels])
-        row = numbers.complete(row, {"=sum(A1)": 1.0}, {}, SETTINGS, ["=1", "-2"], defuse3=False)
-        rows.append(row)
+        rows.append(measure(case, CHANNELS, ("=sum(A1)",), labels, [labels], warnings=["=1", "-2"]))
+        of_class = numbers.ClassNumbers("a", 1.5, 1.0, 2.0, None, (1, 2), None, None)
         prediction = Prediction(
-            case, CHANNELS, ("=sum(A1)",), labels, (labels,), row, {"a": (1, 2)}, ("=1",), ("none",), {"k": "v"}
+            case,
+            task_of(None, ("a",)),
+            labels,
+            (labels,),
+            (of_class,),
+            (numbers.Number("case", "case", name),),
+            ("=1",),
+            ("none",),
+            {"k": "v"},
         )
         numbers.write_json(tmp_path / f"{number}.json", prediction)
         content = json.loads((tmp_path / f"{number}.json").read_text())
@@ -160,6 +189,6 @@ def test_texts_are_safe_in_a_spreadsheet_and_json_holds_them_as_they_are(tmp_pat
 
 def test_a_class_may_have_the_name_of_a_column():
     case, labels = random_case((5, 6, 4)), np.ones((5, 6, 4), np.uint8)
-    row = numbers.measure(case, CHANNELS, ("brain",), labels, [labels])
+    row = measure(case, CHANNELS, ("brain",), labels, [labels])
     assert row["brain_ml_"] == pytest.approx(120 * case.voxel_ml)
     assert row["brain_ml"] == pytest.approx(case.brain.sum() * case.voxel_ml)

@@ -1,0 +1,132 @@
+"""What the networks of a run are for: the configuration, and what goes in and comes out."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from isles_jax import conv
+from isles_jax.config import complete, to_dict
+from isles_jax.data.case import ALL_CLASSES
+from isles_jax.data.grid import AS_STORED, Target
+from isles_jax.data.slices import padded_size
+from isles_jax.models import Discriminator
+from isles_jax.training.networks import NETWORKS
+
+# The faster convolution (`isles_jax.conv`) compiles for a minute or more on two cores. A network that runs at least
+# this often saves more time than that.
+LONG_RUN = 1000
+# A discriminator pools four times, so a slice has at least these sides.
+SHORTEST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the networks of a run are for.
+
+    Attributes:
+      config: the whole configuration.
+      channels: names of the input channels, the images' last axis.
+      classes: names of the foreground classes.
+      label_values: the integers that mark `classes` in label files.
+      target: the grid that the networks work on.
+      size: the largest sides of a training slice in pixels; None if an earlier version began the run.
+    """
+
+    config: ml_collections.ConfigDict
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    label_values: tuple[int, ...] = ()
+    target: Target = AS_STORED
+    size: tuple[int, int] | None = None
+
+    @property
+    def planes(self) -> int:
+        """The number of input channels."""
+        return len(self.channels)
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes, background included."""
+        return len(self.classes) + 1
+
+    def segmenter(self, axis_name: str | None = None, calls: int = 0) -> nn.Module:
+        """The segmentation network, not initialised.
+
+        Args:
+          axis_name: device axis over which batch norm's statistics are averaged, or None.
+          calls: how often the network will run. With `model.conv="auto"` it decides which convolution is used.
+        """
+        make = NETWORKS[self.config.model.network]
+        return make(
+            self.config,
+            self.size or (SHORTEST_SIDE, SHORTEST_SIDE),
+            num_classes=self.outputs,
+            **self._options(axis_name, calls),
+        )
+
+    def critic(self, axis_name: str | None = None, calls: int = 0) -> Discriminator:
+        """The discriminator. All critics use this module. Arguments are those of `segmenter`."""
+        return Discriminator(width=self.config.discriminator.width, **self._options(axis_name, calls))
+
+    def _options(self, axis_name: str | None, calls: int) -> dict[str, Any]:
+        name = self.config.model.conv
+        if name == "auto":
+            name = "winograd" if jax.default_backend() == "cpu" and calls >= LONG_RUN else "lax"
+        convolution = conv.conv_general_dilated if name == "winograd" else None
+        return {"dtype": jnp.dtype(self.config.dtype), "axis_name": axis_name, "conv": convolution}
+
+    @property
+    def views(self) -> dict[str, slice]:
+        """The class channels that each critic sees, by the critic's name; empty if training is not adversarial.
+
+        There is one critic for each foreground class and one for all of them together (section 2 of the paper).
+        """
+        if not (self.config.discriminator.enabled and self.config.loss.adversarial):
+            return {}
+        alone = {name: slice(number, number + 1) for number, name in enumerate(self.classes, start=1)}
+        return {**alone, ALL_CLASSES: slice(1, None)} if len(self.classes) > 1 else alone
+
+    @property
+    def divisor(self) -> int:
+        """What divides the sides of a slice that the segmenter takes."""
+        return self.segmenter().divisor
+
+    def padded(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The sides to which slices of a shape are padded for the networks."""
+        height, width = (max(side, SHORTEST_SIDE) for side in shape)
+        return padded_size((height, width), self.divisor)
+
+    def mirror_axes(self, flips: bool) -> tuple[int, ...]:
+        """The axes of a batch of slices along which predictions are mirrored: with `flips`, those of the training."""
+        if not flips:
+            return ()
+        return (1, 2) if self.config.augment.flips == "both" else (1,)
+
+    def record(self) -> dict[str, Any]:
+        """The task as JSON holds it, for checkpoints and .safetensors files."""
+        return {
+            "config": to_dict(self.config),
+            "classes": list(self.classes),
+            "channels": list(self.channels),
+            "label_values": [int(value) for value in self.label_values],
+            "grid": self.target._asdict(),
+            "size": self.size,
+        }
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> "Task":
+        """The task of a `record`, of this version or an earlier one."""
+        size = record.get("size")
+        return cls(
+            complete(record["config"]),
+            tuple(record["channels"]),
+            tuple(record["classes"]),
+            tuple(record["label_values"]),
+            Target(**record.get("grid", {})),
+            None if size is None else (int(size[0]), int(size[1])),
+        )

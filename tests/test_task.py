@@ -1,0 +1,35 @@
+"""What the networks of a run are for."""
+
+import json
+
+import pytest
+from helpers import task_of
+
+from isles_jax.config import flatten, to_dict
+from isles_jax.data.grid import Target
+from isles_jax.training import networks
+from isles_jax.training.task import Task
+
+
+def test_the_same_network_is_compiled_once_for_all(small_config):
+    forward = networks.make_forward(task_of(small_config()).segmenter())
+    assert networks.make_forward(task_of(small_config()).segmenter()) is forward
+    assert networks.make_forward(task_of(small_config(), ("lesion",)).segmenter()) is not forward
+
+
+def test_a_task_is_what_its_record_says(small_config):
+    task = task_of(small_config(), ("a", "b"), ("x", "y"), label_values=(3, 7), target=Target((1, 2, 3)), size=(40, 50))
+    read = Task.read(json.loads(json.dumps(task.record())))
+    assert (read.channels, read.classes, read.label_values) == (task.channels, task.classes, task.label_values)
+    assert (read.size, list(read.target.spacing_mm), read.target.crop) == ((40, 50), [1, 2, 3], False)
+    assert flatten(to_dict(read.config)) == flatten(to_dict(task.config))
+    assert (read.planes, read.outputs) == (2, 3)
+    old = {key: value for key, value in task.record().items() if key not in ("grid", "size")}
+    assert (Task.read(old).target, Task.read(old).size) == (Target(), None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "padded"), [((1, 1), (32, 32)), ((32, 33), (32, 64)), ((96, 110), (96, 128)), ((64, 64), (64, 64))]
+)
+def test_sides_are_padded_to_what_the_network_takes(small_config, shape, padded):
+    assert task_of(small_config()).padded(shape) == padded
