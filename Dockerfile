@@ -1,6 +1,6 @@
 # Predicts new cases on a CPU: as any user, without network. docs/container.md says how to build and run it.
 # constraints.txt is for this Python.
-FROM python:3.11-slim
+FROM python:3.13-slim
 COPY pyproject.toml README.md LICENSE constraints.txt /build/
 COPY configs /build/configs
 COPY isles_jax /build/isles_jax

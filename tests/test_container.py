@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 from helpers import checksums
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 # User 1000 in a namespace of its own: no rights of root over files, and no network but a loopback that is down.
@@ -68,6 +69,21 @@ def test_the_image_is_made_of_what_the_package_is_built_from(tmp_path):
 def test_the_base_has_the_python_of_the_constraints():
     version = re.search(r"on Python ([\d.]+):", (ROOT / "constraints.txt").read_text())[1]
     assert dict(recipe())["FROM"] == f"python:{version}-slim"
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_constraints_give_every_python_one_version_of_each_direct_dependency(python):
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    applying = [
+        line for line in map(Requirement, lines) if not line.marker or line.marker.evaluate({"python_version": python})
+    ]
+    versions = {line.name.lower(): str(line.specifier).removeprefix("==") for line in applying}
+    assert len(versions) == len(applying)
+    assert versions.keys() == {Requirement(line).name.lower() for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert f"Programming Language :: Python :: {python}" in project["project"]["classifiers"]
+    for needed in map(Requirement, [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]):
+        assert needed.specifier.contains(versions[needed.name.lower()]), needed
 
 
 def test_the_image_runs_as_user_1000_and_starts_with_the_command_of_the_package():

@@ -81,7 +81,10 @@ def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
     assert list((tmp_path / "runs" / "bl5" / "fold_0").glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page",
+    [*(path.name for path in ROOT.glob("*.md")), *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))],
+)
 def test_links_have_targets(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):
