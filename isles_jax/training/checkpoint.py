@@ -5,7 +5,6 @@ rest of the training state) and `meta` (configuration, classes, versions). Besid
 of the step to its SHA-256 checksum.
 """
 
-import atexit
 import importlib.metadata
 import os
 import sys
@@ -125,10 +124,9 @@ def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
         reason = _try_to_write(folder, items)
         if reason is None:
             return
-        failed_save.free(before)
-        # TensorStore keeps some of it until the interpreter exits.
-        atexit.register(failed_save.silence)
+        failed_save.wait(before)
         output.truncate(0)
+    failed_save.silence()
     raise InputError(f"{folder}: cannot be written ({reason}); the checkpoints before are kept")
 
 

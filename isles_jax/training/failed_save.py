@@ -1,9 +1,6 @@
-"""What Orbax leaves behind if the operating system refuses to write a checkpoint: threads, coroutines, and logs."""
+"""What Orbax leaves behind if the system refuses to write a checkpoint: threads, and complaints about them."""
 
-import asyncio
 import contextlib
-import gc
-import inspect
 import io
 import logging
 import os
@@ -13,40 +10,15 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from types import CoroutineType
 
 # After a failed save: the longest wait for each of Orbax's threads, and the time for TensorStore's last calls. Both
 # took less than half a second.
 _JOIN_SECONDS, _CALL_SECONDS = 10, 1
 
 
-def free(before: set[threading.Thread]) -> None:
-    """Ends everything that a failed save left behind; `before` are the threads before the save."""
-    # Orbax's threads go on logging after the failure.
-    for thread in set(threading.enumerate()) - before:
-        if not thread.daemon:
-            threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
-    # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
-    time.sleep(_CALL_SECONDS)
-    # TensorStore and the error's traceback keep coroutines that never ran, and futures whose errors nobody read. Python
-    # would complain about them whenever it frees them.
-    for thing in gc.get_objects():
-        if type(thing) is CoroutineType:
-            of_save = thing.__qualname__.startswith("async_serialize_from_host")
-            if of_save and inspect.getcoroutinestate(thing) == inspect.CORO_CREATED:
-                thing.close()
-        elif issubclass(type(thing), asyncio.Future) and _is_abandoned(thing):
-            thing.exception()
-    gc.collect()
-
-
-def _is_abandoned(future: asyncio.Future) -> bool:
-    return future.get_loop().is_closed() and future.done() and not future.cancelled()
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Inside, `silence` holds; afterwards all is as before.
+    """Inside, nothing is logged, and `silence` holds; afterwards all is as before.
 
     Yields:
       A buffer that collects stderr; what it holds at the end is printed.
@@ -54,20 +26,38 @@ def quiet() -> Iterator[io.StringIO]:
     disabled, hook = logging.root.manager.disable, sys.unraisablehook
     try:
         with contextlib.redirect_stderr(io.StringIO()) as output, warnings.catch_warnings():
+            logging.disable(logging.CRITICAL)
             silence()
             yield output
     finally:
+        logging.getLogger("asyncio").removeFilter(_is_of_use)
         sys.unraisablehook = hook
         logging.disable(disabled)
         sys.stderr.write(output.getvalue())
 
 
 def silence() -> None:
-    """Switches off logging, and Python's complaints about abandoned coroutines and closed event loops."""
-    logging.disable(logging.CRITICAL)
+    """Ends Python's complaints about coroutines, tasks and event loops that nobody finished.
+
+    TensorStore keeps some of a failed save until the interpreter exits.
+    """
+    logging.getLogger("asyncio").addFilter(_is_of_use)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else hook(args)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()
+
+
+def wait(before: set[threading.Thread]) -> None:
+    """Waits for the threads that a failed save left behind; `before` are the threads before the save."""
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
+    # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
+    time.sleep(_CALL_SECONDS)
 
 
 def system_error(error: BaseException | None) -> str | None:
