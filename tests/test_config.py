@@ -1,14 +1,18 @@
 import ast
 import importlib.util
+import json
 
 import ml_collections
 import pytest
 from config_page import PAGE, comments, page
 from helpers import ROOT, SYSTEMS
 
-from isles_jax.config import baseline, flatten, resolve, to_dict
+from isles_jax import config as config_module
+from isles_jax.config import baseline, complete, flatten, resolve, to_dict
 from isles_jax.runtime.command import InputError
 from isles_jax.training import plan
+from isles_jax.training.networks import NETWORKS
+from isles_jax.training.optimizers import OPTIMIZERS
 
 
 def load(name):
@@ -127,7 +131,9 @@ def test_unknown_keys_and_other_types_are_refused():
         ("folds", 1), ("fold", 3), ("fold", -1), ("dtype", "float16"), ("model.width", -1), ("model.batch_norm", "on"),
         ("data.phantom.shape", (32, 32)), ("data.phantom.cases", 0), ("data.phantom.difficulty", -0.5),
         ("loss.boundary_size", 4), ("loss.adversarial", -1.0), ("optimizer.learning_rate", 0.0),
-        ("optimizer.warmup", 1.0), ("train.batch_size", 1), ("train.epochs", -1), ("train.parallel", "jit"),
+        ("optimizer.warmup", 1.0),
+        ("optimizer.name", "lion"), ("optimizer.momentum", 1.0), ("model.network", "vnet"),
+        ("train.batch_size", 1), ("train.epochs", -1), ("train.parallel", "jit"),
         ("data.spacing_mm", "fine"), ("data.spacing_mm", "2,2"), ("data.spacing_mm", "-1"),
         ("data.spacing_mm", "1,0,2"),
         ("data.spacing_mm", "inf"), ("data.dtype", "int8"), ("data.phantom.layout", "bids"), ("folds_by", "scanner"),
@@ -166,6 +172,27 @@ def test_a_run_without_a_supervised_loss_is_refused():
 def test_config_json_holds_every_key():
     config = resolve(baseline(residual=True, adversarial=True, overlap=True))
     assert flatten(ml_collections.ConfigDict(to_dict(config))).keys() == flatten(config).keys()
+
+
+def test_a_run_of_another_version_is_completed():
+    new = to_dict(resolve(baseline(residual=True, adversarial=True, overlap=True)))
+    assert flatten(complete(new)) == flatten(new)
+    assert complete(new | {"later": {"key": 3}}).later.key == 3, "what a later version added is kept"
+    old = json.loads(json.dumps(new))
+    for key in ("model.network", "optimizer.name", "data.spacing_mm", "discriminator.hard", "loss.focal"):
+        section, name = key.split(".")
+        del old[section][name]
+    del old["augment"]
+    found = complete(old)
+    assert (found.model.network, found.optimizer.name, found.loss.focal) == ("sumnet", "adam", 0.0)
+    assert (found.data.spacing_mm, found.discriminator.hard) == ("0", False), "as version 0.1 did"
+    assert found.augment.flips == "left-right"
+    assert flatten(found).keys() == flatten(new).keys()
+
+
+def test_the_choices_of_the_settings_are_the_rows_of_the_tables():
+    assert set(config_module._CHOICES["model.network"]) == NETWORKS.keys()
+    assert set(config_module._CHOICES["optimizer.name"]) == OPTIMIZERS.keys()
 
 
 def test_a_batch_that_cannot_be_trained_is_refused():

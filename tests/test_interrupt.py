@@ -95,6 +95,43 @@ def test_signals_are_handled_while_a_command_is_imported(tmp_path):
         assert done.stderr == "stopped by SIGINT; to go on, run the same command again\n"
 
 
+def test_a_library_that_imports_the_package_keeps_its_own_process(tmp_path):
+    """As a program that its user starts with python -m, whose package imports ours."""
+    (tmp_path / "mytool").mkdir()
+    (tmp_path / "mytool" / "__init__.py").write_text(LIBRARY)
+    (tmp_path / "mytool" / "train.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n"
+        "    print('its own')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    run = [sys.executable, "-m", "mytool.train"]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "its own\n", "")
+
+
+# Imports every module of the package; then nothing of the process may have changed.
+LIBRARY = """
+import importlib, os, pkgutil, signal, sys, threading, warnings
+import jax, logging
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def process():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals() if number not in (9, 19)]
+    config = {name: getattr(jax.config, name, None) for name in sorted(jax.config.values)}
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    return handlers, dict(os.environ), config, hooks, os.getcwd(), logging.root.level, sys.stdout, sys.stderr
+
+import flax, optax, orbax.checkpoint, ml_collections, clu.parameter_overview  # these have habits of their own
+before = process()
+import isles_jax
+names = [module.name for module in pkgutil.walk_packages(isles_jax.__path__, "isles_jax.")]
+for name in names:
+    importlib.import_module(name)
+assert len(names) > 60
+assert process() == before
+"""
+
+
 def leave_after_a_signal():
     with interrupt.postponed():
         signal.raise_signal(signal.SIGTERM)
