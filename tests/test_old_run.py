@@ -5,6 +5,7 @@ where no network computes them.
 """
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -83,6 +84,13 @@ def rows_of(path):
     """{(case, class): row} of a cases.csv, as text."""
     with path.open(newline="") as file:
         return {(row["case"], row["class"]): row for row in csv.DictReader(file)}
+
+
+def seal(run):
+    """Writes the checksums of the run's files, as they are now, to its DONE."""
+    names = json.loads((run / "DONE").read_text())
+    sums = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names}
+    (run / "DONE").write_text(json.dumps(sums, indent=2) + "\n")
 
 
 def assert_shows_the_scores(printed, run):
@@ -183,3 +191,44 @@ def test_another_setting_is_refused_in_one_line_that_names_it_alone(old):
     [line] = done.stderr.splitlines()
     named = re.fullmatch(r"error: .* holds another run: (.*); choose another --workdir", line)
     assert named[1] == "seed is 0 there and 1 here"
+
+
+def test_keys_that_did_not_exist_yet_do_not_lock_the_run(copied, tmp_path):
+    """A later version adds keys, whose defaults compute what was computed without them."""
+    config = json.loads((copied / "config.json").read_text())
+    assert (config["loss"].pop("focal"), config["data"].pop("dtype")) == (0.0, "float32")
+    (copied / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    seal(copied)
+    predict.main([f"--workdir={copied}", f"--input={copied / 'phantom' / '01'}", f"--output={tmp_path / 'out'}"])
+    assert (tmp_path / "out" / "01.nii.gz").exists()
+    report.main([str(copied), f"--output={tmp_path / 'page.html'}"])
+    assert_shows_the_scores(table_of(copied), copied)
+    refused = train(copied, "--config.loss.focal=0.5")
+    assert refused.returncode == 2
+    assert "holds another run: loss.focal is" in refused.stderr
+    assert "data.dtype" not in refused.stderr
+
+
+def with_columns(run, change):
+    """Changes every row of cases.csv, a list of the columns' names or values."""
+    path = run / "cases.csv"
+    with path.open(newline="") as file:
+        [names, *rows] = csv.reader(file)
+    lines = [",".join(change(names, row)) for row in (names, *rows)]
+    path.write_text("\n".join(lines) + "\n")
+    seal(run)
+
+
+def test_a_column_that_a_later_version_adds_is_passed_over(copied, tmp_path, capsys):
+    with_columns(copied, lambda names, row: [*row, "zzz" if row is names else "0.500000"])
+    report.main([str(copied), f"--output={tmp_path / 'page.html'}"])
+    assert_shows_the_scores(capsys.readouterr().out, copied)
+    assert "proposed" in ParsedPage((tmp_path / "page.html").read_text()).text
+
+
+def test_a_column_that_did_not_exist_yet_may_be_missing(copied, tmp_path, capsys):
+    with_columns(copied, lambda names, row: [v for n, v in zip(names, row, strict=True) if n != "lesion_f1_iou"])
+    report.main([str(copied), f"--output={tmp_path / 'page.html'}"])
+    assert_shows_the_scores(capsys.readouterr().out, copied)
+    assert "proposed" in ParsedPage((tmp_path / "page.html").read_text()).text
+    assert_shows_the_scores(table_of(copied), copied)
