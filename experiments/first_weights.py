@@ -8,6 +8,7 @@ again with our pre-convolution: the identity with a bias of 1. All see the same 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from experiments.study import write_table
 from isles_jax import models
 from isles_jax.runtime.command import Parser, run_command
 from isles_jax.scoring import table
+from isles_jax.training.networks import NETWORKS
 
 HIDDEN = "bl1, first bias 0"
 
@@ -32,7 +34,7 @@ def torch_sumnet_with_ours(config: ml_collections.ConfigDict, channels: int, out
     first = models.pass_through(None, (1, 1, channels, 3))[0, 0].T.copy()
     with torch.no_grad():
         network.preconv.weight.copy_(torch.from_numpy(first)[:, :, None, None])
-        network.preconv.bias.fill_(models.OFFSET)
+        network.preconv.bias.fill_(models.SUMNet.preconv_bias)
     return network, loss
 
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = read_seeds(options.workdir, ("bl1",), options.seeds)
     config = rows["bl1"][0].config.copy_and_resolve_references()
     config.name = HIDDEN
-    with mock.patch.object(models, "OFFSET", 0.0):
+    with mock.patch.dict(NETWORKS, sumnet=partial(NETWORKS["sumnet"], preconv_bias=0.0)):
         hidden = run_rows({HIDDEN: config}, options.workdir, seeds=options.seeds)
     assert hidden, "run_rows returns None only if it was given a part"
     rows |= hidden

@@ -205,7 +205,7 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.dtype": ("float32", "float16"),
     "data.phantom.layout": ("spes", "isles2022"),
-    "model.network": ("sumnet",),
+    "model.network": ("sumnet", "unet"),
     "model.batch_norm": ("encoder", "all", "none"),
     "model.conv": ("auto", "lax", "winograd"),
     "optimizer.name": ("adam", "adamw", "sgd"),

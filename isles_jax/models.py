@@ -1,8 +1,9 @@
-"""SUMNet, Residual-SUMNet and the discriminators that train them.
+"""SUMNet, Residual-SUMNet, a U-Net, and the discriminators that train them.
 
 SUMNet (Nandamuri et al. 2019, arXiv 1901.06920) is a VGG11-like encoder whose pooling indices guide the decoder's
 unpooling. Residual-SUMNet (Rajan, Sathish and Sheet, section 2) adds a shortcut around the convolutions of each encoder
-stage. All layouts are channels last.
+stage. The U-Net (Ronneberger et al. 2015, arXiv 1505.04597) goes up by transposed convolutions instead, and may have
+the same shortcuts. All layouts are channels last.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +17,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-__all__ = ["Discriminator", "SUMNet", "max_pool", "max_unpool"]
+__all__ = ["Discriminator", "SUMNet", "UNet", "max_pool", "max_unpool"]
 
 # (first convolutions' channels, last convolution's channels) of the five stages, as multiples of `width`.
 ENCODER: tuple[tuple[float, ...], ...] = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 # The same for the decoder, from the deepest stage to the first; the last is half the width.
 DECODER: tuple[tuple[float, ...], ...] = ((8, 8), (8, 4), (4, 2), (1,), (0.5,))
-# Sides of the input must be divisible by 2 ** (number of poolings).
+# Sides of SUMNet's input must be divisible by 2 ** (number of poolings).
 MULTIPLE = 2 ** len(ENCODER)
 # A layer with fewer inputs or outputs than this has few: see `convolve`.
 FEW_CHANNELS = 8
@@ -51,20 +52,6 @@ def pass_through(
     """
     inputs, outputs = shape[-2:]
     return (np.arange(inputs)[:, None] % outputs == np.arange(outputs) % inputs).astype(dtype)[None, None]
-
-
-# The pre-convolution's first bias: its ReLU then cuts only what is more than one standard deviation below the mean.
-OFFSET = 1.0
-
-
-def kernel_init(layer: str) -> Callable[..., Any]:
-    """The initialiser of a layer's kernel, by the layer's name; the networks and `training.state` both use it."""
-    return pass_through if layer == "preconv" else he_normal
-
-
-def first_bias(layer: str) -> float:
-    """The first value of a layer's biases, by the layer's name; the networks and `training.state` both use it."""
-    return OFFSET if layer == "preconv" else 0.0
 
 
 # Pooling and its derivatives have two forms. Slices and `where` suit CPUs and GPUs. On a TPU, XLA's window operations
@@ -206,7 +193,90 @@ def _convolve_planes(x: Array, kernel: Array) -> Array:
     return jnp.einsum("pbhw,pk->bhwk", jnp.concatenate(shifted), kernel.reshape(-1, outputs))
 
 
-class SUMNet(nn.Module):
+def upsample(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """A transposed convolution of stride 2 with a 2x2 kernel, for the hook that Flax's `nn.Conv` has for convolutions.
+
+    Each pixel becomes 2x2 pixels, which no other pixel reaches. For CPUs and GPUs this is one matrix product, because
+    the gradient of `nn.ConvTranspose` takes a CPU tens of times as long. A TPU convolves pixels with zeros in between,
+    which needs no copies into another layout.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [2, 2, C, K]; pixel (i, j) times `kernel[u, v]` is pixel (2i + u, 2j + v).
+
+    Returns:
+      [B, 2H, 2W, K].
+    """
+    return lax.platform_dependent(x, kernel, tpu=_upsample_dilated, default=_upsample_product)
+
+
+def _upsample_dilated(x: Array, kernel: Array) -> Array:
+    turned = jnp.flip(kernel, (0, 1))
+    margins = ((1, 1), (1, 1))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, turned, (1, 1), margins, lhs_dilation=(2, 2), dimension_numbers=numbers)
+
+
+def _upsample_product(x: Array, kernel: Array) -> Array:
+    b, h, w, inputs = x.shape
+    product = x.reshape(-1, inputs) @ jnp.moveaxis(kernel, 2, 0).reshape(inputs, -1)
+    return product.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
+
+
+class _Segmenter(nn.Module):
+    """The attributes, layers and encoder stages that SUMNet and the U-Net share; each describes its attributes."""
+
+    num_classes: int = 3
+    residual: bool = False
+    width: int = 64
+    batch_norm: str = "encoder"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    conv: Callable[..., Array] | None = None
+
+    def _check(self, images: Array) -> None:
+        _, height, width, _ = images.shape
+        if height % self.divisor or width % self.divisor:
+            raise ValueError(f"{type(self).__name__} takes sides divisible by {self.divisor}, got {height} x {width}")
+        if self.batch_norm not in ("encoder", "all", "none"):
+            raise ValueError(f'batch_norm is "encoder", "all" or "none", got {self.batch_norm!r}')
+
+    def _convolution(self, channels: int, side: int, name: str, **options: Any) -> nn.Conv:
+        usual = {"kernel_init": he_normal, "bias_init": nn.initializers.zeros}
+        usual["conv_general_dilated"] = self.conv or convolve
+        return nn.Conv(channels, (side, side), dtype=self.dtype, name=name, **(usual | options))
+
+    def _layer(self, x: Array, channels: float, name: str, normed: bool, train: bool, side: int = 3) -> Array:
+        """A convolution to `channels` times the width, and batch norm where it is asked for."""
+        channels = max(1, int(channels * self.width))
+        # A bias before a batch norm has no effect, but its rounding makes devices drift apart.
+        x = self._convolution(channels, side, f"conv{name}", use_bias=not normed)(x)
+        if not normed:
+            return x
+        norm = partial(nn.BatchNorm, not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name)
+        return norm(name=f"norm{name}")(x)
+
+    def _encoder_stage(self, x: Array, stage: int, widths: Sequence[float], train: bool) -> Array:
+        layer = partial(self._layer, normed=self.batch_norm != "none", train=train)
+        shortcut = x
+        for i, channels in enumerate(widths):
+            if i:
+                x = nn.relu(x)
+            x = layer(x, channels, f"{stage}{'ab'[i] if len(widths) > 1 else ''}")
+        if not self.residual:
+            return nn.relu(x)
+        if shortcut.shape != x.shape:
+            shortcut = layer(shortcut, widths[-1], f"{stage}_shortcut", side=1)
+        return nn.relu(x + shortcut)
+
+    def _decoder_layer(self, x: Array, channels: float, name: str, train: bool) -> Array:
+        return nn.relu(self._layer(x, channels, f"_up{name}", self.batch_norm == "all", train))
+
+    def _logits(self, x: Array) -> Array:
+        return self._convolution(self.num_classes, 1, "output")(x).astype(jnp.float32)
+
+
+class SUMNet(_Segmenter):
     """SUMNet, or with `residual=True` Residual-SUMNet.
 
     Attributes:
@@ -218,15 +288,11 @@ class SUMNet(nn.Module):
       dtype: compute type; parameters and statistics are float32.
       axis_name: device axis over which batch norm's statistics are averaged, or None.
       conv: stands in for `lax.conv_general_dilated`, as in Flax's `nn.Conv`; None: `convolve`.
+      preconv_bias: the first value of the pre-convolution's biases. With 1, its ReLU cuts only what is more than one
+        standard deviation below the mean.
     """
 
-    num_classes: int = 3
-    residual: bool = False
-    width: int = 64
-    batch_norm: str = "encoder"
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
-    conv: Callable[..., Array] | None = None
+    preconv_bias: float = 1.0
 
     @property
     def divisor(self) -> int:
@@ -236,31 +302,13 @@ class SUMNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Images [B, H, W, M] (H and W divisible by 32) to float32 logits [B, H, W, num_classes]."""
-        _, height, width, _ = images.shape
-        if height % MULTIPLE or width % MULTIPLE:
-            raise ValueError(f"SUMNet takes sides divisible by {MULTIPLE}, got {height} x {width}")
-        if self.batch_norm not in ("encoder", "all", "none"):
-            raise ValueError(f'batch_norm is "encoder", "all" or "none", got {self.batch_norm!r}')
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype,
-                       axis_name=self.axis_name)  # fmt: skip
-
-        def convolution(channels: int, size: tuple[int, int], name: str, use_bias: bool = True) -> nn.Conv:
-            return nn.Conv(channels, size, use_bias=use_bias, dtype=self.dtype, kernel_init=kernel_init(name),
-                           bias_init=nn.initializers.constant(first_bias(name)),
-                           conv_general_dilated=self.conv or convolve, name=name)  # fmt: skip
-
-        def conv(x: Array, channels: float, name: str, normed: bool, size: int = 3) -> Array:
-            # A bias before a batch norm has no effect, but its rounding makes devices drift apart.
-            channels = max(1, int(channels * self.width))
-            x = convolution(channels, (size, size), f"conv{name}", use_bias=not normed)(x)
-            return norm(name=f"norm{name}")(x) if normed else x
-
+        self._check(images)
         x = images.astype(self.dtype)
-        x = nn.relu(convolution(3, (1, 1), "preconv")(x))
+        first_bias = nn.initializers.constant(self.preconv_bias)
+        x = nn.relu(self._convolution(3, 1, "preconv", kernel_init=pass_through, bias_init=first_bias)(x))
         skips = []
-        normed = self.batch_norm != "none"
         for stage, widths in enumerate(ENCODER, start=1):
-            x = self._encoder_stage(x, stage, widths, partial(conv, normed=normed))
+            x = self._encoder_stage(x, stage, widths, train)
             pooled, index = max_pool(x)
             skips.append((index, x))
             x = pooled
@@ -269,21 +317,65 @@ class SUMNet(nn.Module):
             x = jnp.concatenate([max_unpool(x, index, skip), skip], axis=-1)
             # The public SUMNet counts a decoder's convolutions backwards: donv5b, then donv5a.
             for channels, letter in zip(widths, "ba" if len(widths) == 2 else ("",), strict=True):
-                x = nn.relu(conv(x, channels, f"_up{stage}{letter}", self.batch_norm == "all"))
-        x = convolution(self.num_classes, (1, 1), "output")(x)
-        return x.astype(jnp.float32)
+                x = self._decoder_layer(x, channels, f"{stage}{letter}", train)
+        return self._logits(x)
 
-    def _encoder_stage(self, x: Array, stage: int, widths: tuple, conv: Callable[..., Array]) -> Array:
-        shortcut = x
-        for i, channels in enumerate(widths):
-            if i:
-                x = nn.relu(x)
-            x = conv(x, channels, f"{stage}{'ab'[i] if len(widths) > 1 else ''}")
-        if not self.residual:
-            return nn.relu(x)
-        if shortcut.shape != x.shape:
-            shortcut = conv(shortcut, widths[-1], f"{stage}_shortcut", size=1)
-        return nn.relu(x + shortcut)
+
+class UNet(_Segmenter):
+    """The U-Net with padded convolutions, so that the logits are as large as the images.
+
+    Each stage has two 3x3 convolutions with ReLU. The encoder's stages have width x 1, 2, 4, 8, 8, ... channels (the
+    published fifth has 16), with 2x2 max pooling between them. The decoder goes up by 2x2 transposed convolutions of
+    stride 2. The encoder's features of the same size are concatenated to the result.
+
+    Attributes:
+      num_classes: classes, background included.
+      residual: shortcuts around each encoder stage's convolutions, as in `SUMNet`.
+      width: channels of the first stage.
+      batch_norm: "encoder", "all" (decoder too) or "none" (as published in 2015).
+      dtype: compute type; parameters and statistics are float32.
+      axis_name: device axis over which batch norm's statistics are averaged, or None.
+      conv: stands in for `lax.conv_general_dilated`, as in Flax's `nn.Conv`; None: `convolve`.
+      poolings: between the encoder's stages; there is one stage more. `poolings_for` gives the number for a size.
+    """
+
+    poolings: int = 4
+
+    @property
+    def divisor(self) -> int:
+        """What divides the sides of a slice."""
+        return 2**self.poolings
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Images [B, H, W, M] (H and W divisible by 2**poolings) to float32 logits [B, H, W, num_classes]."""
+        self._check(images)
+        widths = [min(2**stage, 8) for stage in range(self.poolings + 1)]
+        x = self._encoder_stage(images.astype(self.dtype), 1, (1, 1), train)
+        skips = []
+        for stage, channels in enumerate(widths[1:], start=2):
+            skips.append(x)
+            x = self._encoder_stage(max_pool(x)[0], stage, (channels, channels), train)
+        for stage in range(self.poolings, 0, -1):
+            channels = widths[stage - 1]
+            # Its kernel's first numbers have the variance of a 2x2 convolution's, as those of `nn.ConvTranspose`.
+            x = self._convolution(channels * self.width, 2, f"up{stage}", conv_general_dilated=upsample)(x)
+            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            for letter in "ab":
+                x = self._decoder_layer(x, channels, f"{stage}{letter}", train)
+        return self._logits(x)
+
+
+def poolings_for(size: tuple[int, int]) -> int:
+    """The number of poolings that suits a U-Net for slices of a size.
+
+    It pools while the smaller side of the features is at least 8, so that no side is pooled below 4. nnU-Net plans so
+    for square slices (Isensee et al. 2021). Here it pools at least once and at most five times.
+    """
+    poolings = 1
+    while poolings < 5 and min(size) >= 8 * 2**poolings:
+        poolings += 1
+    return poolings
 
 
 class Discriminator(nn.Module):
@@ -318,16 +410,17 @@ class Discriminator(nn.Module):
         def convolve_and_pool(*args: Any, **options: Any) -> Array:
             return pool((self.conv or convolve)(*args, **options))
 
+        zeros = nn.initializers.zeros
+        conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype, kernel_init=he_normal, bias_init=zeros)
+        norm = partial(nn.BatchNorm, not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name)
         x = maps.astype(self.dtype)
         widths = (1, 2, 2, 4, 4)
         for i, channels in enumerate(widths):
-            name, function = f"conv{i + 1}", (self.conv or convolve) if i else convolve_and_pool
-            x = nn.Conv(channels * self.width, (3, 3), use_bias=i == 0, dtype=self.dtype, kernel_init=kernel_init(name),
-                        conv_general_dilated=function, name=name)(x)  # fmt: skip
+            function = (self.conv or convolve) if i else convolve_and_pool
+            x = conv(channels * self.width, use_bias=i == 0, conv_general_dilated=function, name=f"conv{i + 1}")(x)
             if i:
-                x = nn.BatchNorm(not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name,
-                                 name=f"norm{i + 1}")(x)  # fmt: skip
+                x = norm(name=f"norm{i + 1}")(x)
                 x = pool(x) if i < len(widths) - 1 else x
             x = nn.leaky_relu(x, 0.2)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
-        return nn.Dense(1, kernel_init=kernel_init("output"), name="output")(x)[:, 0]
+        return nn.Dense(1, kernel_init=he_normal, bias_init=zeros, name="output")(x)[:, 0]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import SYSTEMS, files_in, leaves, tiny_config
 
-from isles_jax import predict
+from isles_jax import export, predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data.layouts import load
 from isles_jax.runtime.command import InputError
@@ -111,6 +111,28 @@ def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(t
     with pytest.raises(InputError, match=r"holds another run: seed is 0 there and 1 here"):
         cross_validate(tiny_config("bl6", seed=1, **keys), tmp_path / "a")
     assert cross_validate(tiny_config("bl6", **(keys | {"fold": 0})), tmp_path / "a").count("\n") > 5
+
+
+@pytest.mark.slow
+def test_a_run_of_the_u_net_and_another_optimiser(tmp_path, phantom_root, capsys):
+    """It trains with every loss and critic, predicts, is exported, and is never compared with the paper."""
+    keys = {"data.root": str(phantom_root), "model.network": "unet", "optimizer.name": "sgd"}
+    run = tmp_path / "run"
+    table = cross_validate(tiny_config("proposed", **keys), run)
+    assert "paper" not in table
+    assert "paper*" not in (run / "report.html").read_text()
+    assert checkpoint.read_meta(run / "fold_0" / "checkpoints")["size"] == [32, 32]
+    predict.main([f"--workdir={run}", f"--input={phantom_root}", f"--output={tmp_path / 'out'}", "--no-page"])
+    file = tmp_path / "unet.safetensors"
+    export.main([f"--workdir={run}", f"--output={file}"])
+    predict.main([f"--workdir={file}", f"--input={phantom_root}", f"--output={tmp_path / 'again'}", "--no-page"])
+    written = sorted((tmp_path / "out").glob("*.nii.gz"))
+    assert len(written) == 6
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    capsys.readouterr()
+    with pytest.raises(InputError, match="model.network is 'unet' there and 'sumnet' here"):
+        cross_validate(tiny_config("proposed", **(keys | {"model.network": "sumnet"})), run)
 
 
 def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):

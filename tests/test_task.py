@@ -33,3 +33,12 @@ def test_a_task_is_what_its_record_says(small_config):
 )
 def test_sides_are_padded_to_what_the_network_takes(small_config, shape, padded):
     assert task_of(small_config()).padded(shape) == padded
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor", "padded"), [((96, 110), 16, (96, 112)), ((40, 50), 8, (40, 56)), ((20, 9), 2, (32, 32))]
+)
+def test_the_u_net_pools_as_often_as_the_slices_allow(small_config, size, divisor, padded):
+    task = task_of(small_config(**{"model.network": "unet"}), size=size)
+    assert task.divisor == divisor
+    assert task.padded(size) == padded

@@ -41,7 +41,7 @@ CLASSES = ("penumbra", "core")
 # Every network takes slices whose sides are multiples of this.
 SIDES = 32
 # A step's parts, by the first of these that stands in the path of JAX's scopes.
-PARTS = ("optimiser", "augmentation", "losses", "critics", "SUMNet")
+PARTS = ("optimiser", "augmentation", "losses", "critics", "SUMNet", "UNet")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # These have no estimate of cycles; for all others without one, nothing is to be done.
 UNESTIMATED = ("reduce-window", "select-and-scatter", "gather", "scatter", "sort", "fusion", "convolution")
@@ -175,7 +175,8 @@ def _cycles(found: list[Operation], calls: int, chip: Chip) -> dict[str, Any]:
 
 
 def _part(operation: Operation) -> str:
-    return next((part for part in PARTS if part in operation.part), "other").replace("SUMNet", "segmenter")
+    found = next((part for part in PARTS if part in operation.part), "other")
+    return "segmenter" if found in ("SUMNet", "UNet") else found
 
 
 def _counts(found: list[Operation], calls: int) -> dict[str, float]:

@@ -63,6 +63,66 @@ class SUMNet(nn.Module):
         return self.output(x)
 
 
+class UNet(nn.Module):
+    """`isles_jax.models.UNet`: [B, M, H, W] to logits [B, classes, H, W]."""
+
+    def __init__(
+        self,
+        channels: int = 3,
+        num_classes: int = 3,
+        *,
+        residual: bool = False,
+        width: int = 64,
+        batch_norm: str = "encoder",
+        poolings: int = 4,
+    ):
+        super().__init__()
+        self.residual = residual
+        self.poolings = poolings
+        sizes = [width * min(2**stage, 8) for stage in range(poolings + 1)]
+        before = channels
+        for stage, after in enumerate(sizes, start=1):
+            normed = batch_norm != "none"
+            self._add(before, after, f"{stage}a", normed)
+            self._add(after, after, f"{stage}b", normed)
+            if residual and before != after:
+                self._add(before, after, f"{stage}_shortcut", normed, size=1)
+            before = after
+        for stage in range(poolings, 0, -1):
+            after = sizes[stage - 1]
+            self.add_module(f"up{stage}", nn.ConvTranspose2d(before, after, 2, stride=2))
+            self._add(2 * after, after, f"_up{stage}a", batch_norm == "all")
+            self._add(after, after, f"_up{stage}b", batch_norm == "all")
+            before = after
+        self.output = nn.Conv2d(before, num_classes, 1)
+
+    def _add(self, before: int, after: int, name: str, normed: bool, size: int = 3) -> None:
+        self.add_module(f"conv{name}", nn.Conv2d(before, after, size, padding=size // 2, bias=not normed))
+        self.add_module(f"norm{name}", nn.BatchNorm2d(after) if normed else nn.Identity())
+
+    def _layer(self, x: Tensor, name: str) -> Tensor:
+        return self.get_submodule(f"norm{name}")(self.get_submodule(f"conv{name}")(x))
+
+    def _encoder_stage(self, x: Tensor, stage: int) -> Tensor:
+        y = self._layer(F.relu(self._layer(x, f"{stage}a")), f"{stage}b")
+        if self.residual:
+            y = y + (x if x.shape == y.shape else self._layer(x, f"{stage}_shortcut"))
+        return F.relu(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for stage in range(1, self.poolings + 1):
+            x = self._encoder_stage(x, stage)
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self._encoder_stage(x, self.poolings + 1)
+        for stage in range(self.poolings, 0, -1):
+            x = torch.cat([self.get_submodule(f"up{stage}")(x), skips.pop()], dim=1)
+            for letter in "ab":
+                x = F.relu(self._layer(x, f"_up{stage}{letter}"))
+        return self.output(x)
+
+
 class Discriminator(nn.Module):
     """`isles_jax.models.Discriminator`: maps [B, K, H, W] to logits [B]."""
 
@@ -91,7 +151,10 @@ def load(module: nn.Module, variables: dict[str, Any]) -> None:
         for layer, leaves in collection.items():
             for name, leaf in leaves.items():
                 value = np.asarray(leaf)
-                value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+                if isinstance(getattr(module, layer, None), nn.ConvTranspose2d) and name == "kernel":
+                    value = value.transpose(2, 3, 0, 1)
+                else:
+                    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
                 state[f"{layer}.{names[name]}"] = torch.from_numpy(value.copy())
     missing, unexpected = module.load_state_dict(state, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from jax import Array
 
-from isles_jax.models import SUMNet
+from isles_jax.models import SUMNet, UNet, poolings_for
 
 # Slices in one call of the network during inference.
 BATCH = 8
@@ -22,10 +22,16 @@ def _sumnet(config: ml_collections.ConfigDict, size: Size, **options: Any) -> nn
     return SUMNet(residual=model.residual, width=model.width, batch_norm=model.batch_norm, **options)
 
 
+def _unet(config: ml_collections.ConfigDict, size: Size, **options: Any) -> nn.Module:
+    model = config.model
+    poolings = poolings_for(size)
+    return UNet(residual=model.residual, width=model.width, batch_norm=model.batch_norm, poolings=poolings, **options)
+
+
 # What makes the network that `model.network` names: (configuration, sides of the training slices, num_classes, dtype,
 # axis_name, conv) -> a module from images [B, H, W, M] to float32 logits [B, H, W, num_classes]. H and W are multiples
 # of its attribute `divisor`.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"sumnet": _sumnet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"sumnet": _sumnet, "unet": _unet}
 
 
 @functools.cache
