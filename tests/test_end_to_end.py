@@ -131,7 +131,7 @@ def test_a_run_of_the_u_net_and_another_optimiser(tmp_path, phantom_root, capsys
     for path in written:
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
     capsys.readouterr()
-    with pytest.raises(InputError, match="model.network is 'unet' there and 'sumnet' here"):
+    with pytest.raises(InputError, match=r"model\.network is 'unet' there and 'sumnet' here"):
         cross_validate(tiny_config("proposed", **(keys | {"model.network": "sumnet"})), run)
 
 
