@@ -13,9 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-
 from isles_jax.data import patients
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
 from isles_jax.data.nifti import (
@@ -28,6 +25,7 @@ from isles_jax.data.nifti import (
     volumes_by_name,
     with_labels,
     write_labels,
+    write_volume,
 )
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import new_folder, read_json, refuse_inside
@@ -91,10 +89,7 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
     A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
-    file is an index into `channels`.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
+    file is an index into `channels`. Errors are those of `read`.
     """
     inner = [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
     folder = next((each for each in inner if any(map(is_nifti, list_folder(each)))), path)
@@ -112,10 +107,10 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
 
 
 def write(dataset: Dataset, root: Path) -> None:
-    """Writes a data set in the nnU-Net raw layout, with float32 images and uint8 labels, and without headers' texts.
+    """Writes a data set in the nnU-Net raw layout: float32 images, uint8 labels, and headers without texts.
 
     Raises:
-      InputError: `root` exists already.
+      InputError: `root` exists, lies in the data set or cannot be written.
     """
     refuse_inside(root, dataset.root)
     if root.exists():
@@ -129,7 +124,7 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
         folder = temporary / ("imagesTs" if case.labels is None else "imagesTr")
         folder.mkdir(exist_ok=True)
         for index in range(len(dataset.channels)):
-            _write_image(folder / f"{case.name}_{index:04d}.nii.gz", case, index)
+            write_volume(folder / f"{case.name}_{index:04d}.nii.gz", case.images[..., index], case)
         if case.labels is not None:
             path = temporary / "labelsTr" / f"{case.name}.nii.gz"
             path.parent.mkdir(exist_ok=True)
@@ -146,12 +141,6 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
         "file_ending": ".nii.gz",
     }
     (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _write_image(path: Path, case: Case, index: int) -> None:
-    header = case.header.copy()
-    header.set_data_dtype(np.float32)
-    nib.save(nib.Nifti1Image(case.images[..., index], None, header), path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
