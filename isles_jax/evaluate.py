@@ -24,9 +24,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--subset", action="store_true", help="leave out the cases that have no prediction")
     tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
     parser.add_argument("--output", metavar="DIR", help=tables)
-    parser.add_argument(
-        "--classes", metavar="NAMES", help="class names of a folder of label volumes; default: penumbra,core"
-    )
+    names = "class names of a folder of label volumes; default: penumbra,core"
+    parser.add_argument("--classes", metavar="NAMES", help=names)
     parser.add_argument("--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,...")
     options = parser.parse_args(arguments)
     try:

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, add_folds_flag, run_command
 
-WEIGHTS, STABLEHLO = ".safetensors", ".stablehlo"
+WEIGHTS = ".safetensors"
+STABLEHLO = ".stablehlo"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layout = "spes (Tmax, TTP, DWI) or isles2022 (DWI and ADC, mixed spacings); default %(default)s"
     parser.add_argument("--layout", choices=("spes", "isles2022"), default=keys.layout, help=layout)
     parser.add_argument("--shape", default=shape, metavar="XxYxZ", help="voxels of a volume (default %(default)s)")
-    difficulty = "0: clean images; 1 (default): thresholds make the mistakes they make on patients; above 1: harder"
+    difficulty = "0: clean images; 1 (default): thresholds make the same mistakes as on patients; above 1: harder"
     parser.add_argument("--difficulty", type=float, default=keys.difficulty, metavar="D", help=difficulty)
     seed = "equal seeds give equal patients (default %(default)s)"
     parser.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help=seed)
@@ -40,10 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.phantoms import phantom
 
-    phantom.write_phantom(
-        options.output, cases=options.cases, shape=sides, difficulty=options.difficulty, seed=options.seed,
-        layout=options.layout,
-    )  # fmt: skip
+    settings = {key: getattr(options, key) for key in ("cases", "difficulty", "seed", "layout")}
+    phantom.write_phantom(options.output, shape=sides, **settings)
     if options.figure:
         phantom.write_figure(options.output, options.output / "phantom.png")
     print(f"{options.output}: {options.cases} phantom patients")

@@ -22,12 +22,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, metavar="RUN", help=run)
     cases = "a case folder, a folder of cases, or an nnU-Net imagesTs folder"
     parser.add_argument("--input", required=True, metavar="DIR", help=cases)
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="folder or bucket for CASE.nii.gz, CASE.json and CASE.html of each case, and summary.csv",
-    )
+    written = "folder or bucket for CASE.nii.gz, CASE.json and CASE.html of each case, and summary.csv"
+    parser.add_argument("--output", required=True, metavar="DIR", help=written)
     add_folds_flag(parser)
     flips = "average with the mirrored slices' predictions; takes twice the time; default: the run's predict.flips"
     parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help=flips)
@@ -54,7 +50,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Segments new cases with the networks of a run, averaged over its folds: label volumes and numbers."""
     options = _parse(arguments)
-    output, images = files.location(options.output), files.fetch(options.input)
+    output = files.location(options.output)
+    images = files.fetch(options.input)
     files.check_folder(images)
     files.refuse_inside(options.output, options.input)
     files.check_run(options.workdir)

@@ -392,7 +392,7 @@ BAD |= {
     "gzip without its trailer": (lambda r: compressed(r, lambda c: c[:-8]), "Tmax.nii.gz: not a readable NIfTI"),
     "gzip with another checksum": (
         lambda r: compressed(r, lambda c: c[:-8] + bytes([c[-8] ^ 1]) + c[-7:]),
-        "Tmax.nii.gz: not a readable NIfTI volume .*incorrect data check",
+        "Tmax.nii.gz: not a readable NIfTI volume .*CRC check failed",
     ),
     "gzip that goes on": (lambda r: compressed(r, bomb), "Tmax.nii.gz: goes on after the"),
 }

@@ -296,9 +296,9 @@ BAD = {
     "cases.csv: no columns": (table(""), "cases.csv: has the columns ; expected case, and"),
     "cases.csv: case alone": (table("case\na\n"), "cases.csv: has the columns case; expected case, and"),
     "cases.csv: another column": (table("case,age\na,4\n"), "cases.csv: has the columns case, age"),
-    "cases.csv: a case without a row": (table(f"case,patient\n{ROWS.splitlines()[0]}\n"), "has no row for the case"),
+    "cases.csv: a case without a row": (table(f"case,patient\n{ROWS.splitlines()[0]}\n"), "does not hold the case"),
     "cases.csv: a case that is not there": (table(f"case,patient\n{ROWS}x,y\n"), "a case that the data lack, x"),
-    "cases.csv: a case twice": (table(f"case,patient\n{ROWS}{ROWS}"), "two rows for the case sub"),
+    "cases.csv: a case twice": (table(f"case,patient\n{ROWS}{ROWS}"), "holds twice the case sub"),
     "cases.csv: an empty field": (table(f"case,patient\n{ROWS.replace('p1', '')}"), "a row has an empty field"),
     "cases.csv: a field too many": (table(f"case,patient\n{ROWS.replace('p1', 'p1,x')}"), "empty field or too many"),
     "cases.csv: bytes": (

@@ -1,4 +1,4 @@
-"""The phantom: its physics against closed forms and brute force, and the data set against its documentation."""
+"""The phantom: its data set against its documentation."""
 
 import json
 
@@ -7,22 +7,13 @@ import numpy as np
 import pytest
 from helpers import checksums
 
-from isles_jax import data
 from isles_jax.config import baseline
-from isles_jax.data import folds, layouts
+from isles_jax.data import folds, layouts, profile
 from isles_jax.phantom import main as command
 from isles_jax.phantoms import phantom
 from isles_jax.phantoms.tissue import grid_mm
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import clinical
-
-# --- physics ---------------------------------------------------------------------------------------------------------
-
-
-# --- a patient -------------------------------------------------------------------------------------------------------
-
-
-# --- the data set ----------------------------------------------------------------------------------------------------
 
 
 def write(root, cases=2, shape=(16, 16, 8), difficulty=1.0, seed=0):
@@ -141,7 +132,7 @@ def test_thresholds_fail_on_the_default_phantom_and_work_on_a_clean_one(default,
 def test_the_default_lesions_are_of_a_size_to_be_measured(default):
     assert default.phantom
     assert len(default.cases) == 24
-    volumes = np.array([[data.check.volume_ml(case, value) for value in (1, 2)] for case in default.cases])
+    volumes = np.array([[profile.volume_ml(case, value) for value in (1, 2)] for case in default.cases])
     assert volumes.min(axis=0)[0] > 20
     assert volumes.min(axis=0)[1] > 5
     assert volumes.max(axis=0)[1] < 150

@@ -1,1 +1,1 @@
-"""Data sets: cases read from folders of NIfTI files, their folds and slices, and the phantom."""
+"""Data sets: cases read from folders of NIfTI files, their folds and their slices."""

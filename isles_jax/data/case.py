@@ -6,7 +6,7 @@ Arrays keep the axes and the grid of the files: nothing is reoriented or resampl
 import functools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from isles_jax.runtime.command import InputError
 # The file that marks a folder as a phantom.
 PHANTOM_MARKER = "phantom.json"
 # Names that stand beside those of the classes: in the tables of scores, and among the discriminators.
-WHOLE_LESION, ALL_CLASSES = "whole lesion", "all classes"
+WHOLE_LESION = "whole lesion"
+ALL_CLASSES = "all classes"
 # A file system's limit is 255 bytes, and a case's files have longer names than the case.
 _LONGEST_NAME = 240
 
@@ -52,7 +53,8 @@ class Case:
     @functools.cached_property
     def brain(self) -> np.ndarray:
         """Bool [X, Y, Z], True where any channel is finite and not 0."""
-        return np.any(np.isfinite(self.images) & (self.images != 0), axis=-1)
+        shown: np.ndarray = np.any(np.isfinite(self.images) & (self.images != 0), axis=-1)
+        return shown
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -104,16 +106,18 @@ class Dataset:
 
 
 def check_names(where: Path | str, cases: Sequence[str], classes: Sequence[str] = ()) -> None:
-    """Refuses names of which the files and tables of a run could not be written, or would lose a case or a class.
+    """Checks that names can stand in file names and tables, and that each one occurs once.
 
     Raises:
-      InputError: a name is empty, too long or not printable, or is there twice; a class has a reserved name.
+      InputError: a name is empty, too long, not printable or not unique; a class has a reserved name.
     """
     for kind, names in (("case", cases), ("class", classes)):
         for name in names:
             if not name or not name.isprintable() or len(os.fsencode(name)) > _LONGEST_NAME:
-                expected = f"1 to {_LONGEST_NAME} bytes of printable characters"
-                raise InputError(f"{where}: found a {kind} with the name {name!r}, expected {expected}")
+                raise InputError(
+                    f"{where}: found a {kind} with the name {name!r}, expected 1 to {_LONGEST_NAME} bytes of printable "
+                    "characters"
+                )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"{where}: found the {kind} {twice[0]!r} twice, expected each name once")
@@ -122,6 +126,17 @@ def check_names(where: Path | str, cases: Sequence[str], classes: Sequence[str] 
         raise InputError(
             f"{where}: found a class with the name {reserved[0]!r}, expected another: the name is reserved"
         )
+
+
+def check_complete(where: Path, found: Sequence[str], cases: Iterable[str], expected: str) -> None:
+    """Raises an InputError unless the names that a file holds are those of the cases, each once."""
+    for problem, names in (
+        ("does not hold the case", set(cases) - set(found)),
+        ("holds a case that the data lack,", set(found) - set(cases)),
+        ("holds twice the case", {name for name in found if found.count(name) > 1}),
+    ):
+        if names:
+            raise InputError(f"{where}: {problem} {min(names)}; expected {expected}")
 
 
 def make_dataset(
@@ -133,9 +148,9 @@ def make_dataset(
     notes: tuple[str, ...] = (),
     layout: str = "",
 ) -> Dataset:
-    """The data set of a folder; its notes are those of its cases and then `notes`.
+    """The data set of a folder. Its notes are those of its cases, and then `notes`.
 
-    A note that several cases share appears once, with their number.
+    A note that several cases share appears once, with the number of these cases.
 
     Raises:
       InputError: see `check_names`.
@@ -151,9 +166,9 @@ def radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:
     """How to show a slice [X, Y] in radiological convention: the patient's right on the left, the front at the top.
 
     Returns:
-      The steps (+1 or -1) with which to take x for a picture's columns, left to right, and y for its rows, top to
-      bottom; and the letters of the picture's left, right, top and bottom. (1, 1) and "" if the slice's axes are not
-      right-left and front-back.
+      The steps (+1 or -1) in x from a picture's left to its right, and in y from its top to its bottom. Then the
+      letters of the picture's left, right, top and bottom. (1, 1) and "" if the slice's axes are not right-left and
+      front-back.
     """
     codes = nib.aff2axcodes(affine)[:2]
     if codes[0] not in "RL" or codes[1] not in "AP":

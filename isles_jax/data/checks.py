@@ -8,9 +8,10 @@ from isles_jax.runtime.command import InputError
 
 
 def verify_labels(dataset: Dataset) -> None:
-    """Checks, over all labelled cases, that core is smaller and brighter in DWI than penumbra, whose Tmax is raised.
+    """Checks that core is smaller than penumbra and brighter in DWI, and that the Tmax of penumbra is raised.
 
-    Does nothing if the classes are not called penumbra and core, or if there is no DWI or no Tmax.
+    The measures are taken over all labelled cases. Only data sets with the classes penumbra and core and the channels
+    DWI and Tmax are checked.
 
     Raises:
       InputError: the images contradict the labels; the message names the settings that would agree.
@@ -25,20 +26,21 @@ def verify_labels(dataset: Dataset) -> None:
     measured = "; ".join(
         f"{name} {fact['ml']:.0f} ml, DWI {fact['DWI']:+.2f}, Tmax {fact['Tmax']:+.2f}" for name, fact in facts.items()
     )
-    head = (
-        f"{dataset.root}: the images contradict the labels: {measured} (standard deviations above the healthy brain); "
-        "expected core smaller and brighter in DWI, and Tmax raised in penumbra"
-    )
-    if any(len(case.files) == len(dataset.channels) + 2 for case in labelled) and not penumbra["ml"] > core["ml"]:
-        raise InputError(f"{head}; exchanging the files named penumbralabel and corelabel would agree")
-    if not _agree(core, penumbra):
-        raise InputError(f"{head}; exchanging the two would not agree either")
-    if (dataset.root / "dataset.json").is_file():
-        raise InputError(f"{head}; exchanging the names penumbra and core in dataset.json would agree")
     first, second = dataset.label_values
+    if any(len(case.files) == len(dataset.channels) + 2 for case in labelled) and not penumbra["ml"] > core["ml"]:
+        remedy = "exchanging the files named penumbralabel and corelabel would agree"
+    elif not _agree(core, penumbra):
+        remedy = "exchanging the two would not agree either"
+    elif (dataset.root / "dataset.json").is_file():
+        remedy = "exchanging the names penumbra and core in dataset.json would agree"
+    else:
+        remedy = (
+            f"--config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"
+            f" (evaluate: --values={second},{first}; convert: --penumbra={second} --core={first})"
+        )
     raise InputError(
-        f"{head}; --config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"
-        f" (evaluate: --values={second},{first}; convert: --penumbra={second} --core={first})"
+        f"{dataset.root}: the images contradict the labels: {measured} (standard deviations above the healthy brain); "
+        f"expected core smaller and brighter in DWI, and Tmax raised in penumbra; {remedy}"
     )
 
 
@@ -49,15 +51,16 @@ def _agree(penumbra: dict[str, float], core: dict[str, float]) -> bool:
 def _class_facts(cases: list[Case], channels: tuple[str, ...], value: int) -> dict[str, float]:
     """The total volume of a class in ml, and its mean elevation over the healthy brain in DWI and in Tmax.
 
-    The elevation is in standard deviations of the healthy brain and averaged over cases. A class that no case has gets
-    volume 0 and NaN for the elevations, so that every comparison with it fails.
+    The elevation is in standard deviations of the healthy brain, and is the mean over cases. If no case has the class,
+    the elevations are NaN, so that every comparison with them fails.
     """
     facts = {"ml": sum(volume_ml(case, value) for case in cases)}
     for name in ("DWI", "Tmax"):
         elevations = []
         for case in cases:
             assert case.labels is not None
-            inside, channel = case.labels == value, case.images[..., channels.index(name)]
+            inside = case.labels == value
+            channel = case.images[..., channels.index(name)]
             healthy = channel[case.brain & (case.labels == 0)]
             if inside.any() and healthy.size:
                 elevations.append((channel[inside].mean() - np.median(healthy)) / (healthy.std() + 1e-12))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from isles_jax.data.case import Case
+from isles_jax.data.case import Case, check_complete
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import read_json, write_json
 
 
 def group(cases: Sequence[Case], by: str) -> dict[str, str]:
-    """The group of each case, by its name: the patient, or the site if `by` is "site". A group is never divided.
+    """The group of each case, by the case's name: its patient, or its site if `by` is "site".
 
     Raises:
       InputError: the site of a case is not known; a patient was scanned at two sites.
@@ -25,13 +25,15 @@ def group(cases: Sequence[Case], by: str) -> dict[str, str]:
         if not case.site:
             raise InputError(f"--config.folds_by=site: found no site of the case {case.name}, expected it in cases.csv")
         if sites.setdefault(patient, case.site) != case.site:
-            both = f"{sites[patient]} and {case.site}"
-            raise InputError(f"--config.folds_by=site: the patient {patient} has scans at {both}; expected one site")
+            raise InputError(
+                f"--config.folds_by=site: the patient {patient} has scans at {sites[patient]} and {case.site}; "
+                "expected one site"
+            )
     return {case.name: case.site for case in cases}
 
 
 def make_folds(names: Sequence[str], folds: int, seed: int, groups: Mapping[str, str] | None = None) -> list[list[str]]:
-    """Divides the cases at random into folds whose numbers of groups differ by at most one.
+    """Divides the cases at random into folds whose numbers of groups differ by at most one. No group is divided.
 
     Args:
       names: of the cases; their order does not matter.
@@ -63,15 +65,10 @@ def read_or_write(
     groups: Mapping[str, str] | None = None,
     given: Path | None = None,
 ) -> list[list[str]]:
-    """Reads the folds from `path`. If the file does not exist, writes those of `given`, or else new ones.
+    """Reads a run's folds from `path`. If the file does not exist, writes the folds of `given`, or else new ones.
 
-    Args:
-      path: of the run's folds.json.
-      names: see `make_folds`.
-      folds: see `make_folds`.
-      seed: see `make_folds`.
-      groups: see `make_folds`.
-      given: the user's own folds: lists of the held-out cases, or nnU-Net's splits_final.json.
+    `given` is the user's own file: lists of the held-out cases, or nnU-Net's splits_final.json. The other arguments are
+    those of `make_folds`.
 
     Raises:
       InputError: a file is damaged; it does not hold `folds` folds of exactly these cases; a group is in two folds.
@@ -85,24 +82,16 @@ def read_or_write(
 
 def _read(path: Path, names: Sequence[str], folds: int, groups: Mapping[str, str] | None) -> list[list[str]]:
     try:
-        read = read_json(path)
+        read: list[list[str]] = read_json(path)
         if isinstance(read, list):
             read = [part["val"] if isinstance(part, dict) and "val" in part else part for part in read]
         assigned = [name for part in read for name in part]
         well_formed = all(isinstance(name, str) for name in assigned) and all(isinstance(part, list) for part in read)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a readable list of folds ({' '.join(str(error).split())}); expected lists of case names"
-        ) from error
+        raise InputError(f"{path}: not a readable list of folds ({error}); expected lists of case names") from error
     if not well_formed or len(read) != folds:
         raise InputError(f"{path}: holds {len(read)} folds; expected {folds} lists of case names")
-    for problem, cases in (
-        ("does not hold the case", set(names) - set(assigned)),
-        ("holds a case that the data lack,", set(assigned) - set(names)),
-        ("holds twice the case", {name for name in assigned if assigned.count(name) > 1}),
-    ):
-        if cases:
-            raise InputError(f"{path}: {problem} {min(cases)}; expected the folds of these data")
+    check_complete(path, assigned, names, "the folds of these data")
     if not all(read):
         raise InputError(f"{path}: one of its folds is empty; expected a case in each")
     fold_of: dict[str, int] = {}

@@ -25,7 +25,7 @@ class Target(NamedTuple):
 
     Attributes:
       spacing_mm: of the network's voxels; None: every case as stored.
-      crop: whether every case is cut to its brain's box. A case that is resampled is cut in any case.
+      crop: cut every case to its brain's box. A case that is resampled is always cut.
     """
 
     spacing_mm: tuple[float, float, float] | None = None
@@ -36,7 +36,7 @@ AS_STORED = Target()
 
 
 class Grid(NamedTuple):
-    """The network's grid of one case: its voxel i lies at voxel start + step * i of the case, along each axis."""
+    """The network's grid of one case. Along each axis, its voxel i lies at voxel start + step * i of the case."""
 
     start: np.ndarray
     step: np.ndarray
@@ -108,7 +108,10 @@ def to_case(probabilities: np.ndarray, grid: Grid | None, shape: Sequence[int]) 
 
 
 def _steps(case: Case, spacing_mm: Sequence[float]) -> np.ndarray:
-    """The network's voxel in voxels of the case, along each axis; 1 where the two are the same or must not be mixed."""
+    """The side of the network's voxel in voxels of the case, along each axis.
+
+    It is 1 where the two are nearly equal, and between thick slices, which must not be mixed.
+    """
     have, wanted = np.array(case.spacing_mm), np.array(spacing_mm)
     step = np.where(abs(wanted / have - 1) <= SAME, 1.0, wanted / have)
     if any(sides[2] > THICK * sides[:2].min() for sides in (have, wanted)):

@@ -19,7 +19,16 @@ import numpy as np
 
 from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, Dataset, make_dataset
-from isles_jax.data.nifti import is_nifti, list_folder, read_all, read_images, read_labels, stem
+from isles_jax.data.nifti import (
+    is_nifti,
+    list_folder,
+    only,
+    read_all,
+    read_images,
+    read_labels,
+    stem,
+    with_labels,
+)
 from isles_jax.runtime.command import InputError
 
 
@@ -40,10 +49,8 @@ LAYOUTS = (
     Layout("ISLES-2016 or 2017", ("ADC", "MTT", "rCBF", "rCBV", "Tmax", "TTP")),
     Layout("ISLES-2018", ("CBF", "CBV", "MTT", "Tmax")),
 )
-LOOKED_FOR = "; ".join([
-    "dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz (ISLES-2022)",
-    *(f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layout in LAYOUTS),
-])  # fmt: skip
+_CASES = (f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layout in LAYOUTS)
+LOOKED_FOR = "; ".join(["dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz (ISLES-2022)", *_CASES])
 
 
 def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int) -> Dataset:
@@ -97,18 +104,18 @@ def _recognise(root: Path, folders: list[Path]) -> Layout:
 def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
     """Reads a case without labels; an InputError unless each channel has exactly one file."""
     files = _nifti_files(folder)
-    paths = [_only(folder, channel, _named(files, channel)) for channel in channels]
+    paths = [_only(folder, channel, _named(files, channel), files) for channel in channels]
     _check_one_patient(folder, channels, paths)
     return in_one_unit(read_images(_name(folder), paths), channels)
 
 
 def _name(folder: Path) -> str:
-    """The name of a case: that of its folder, or of the link to it. Links of two cases may lead to equal names."""
+    """The name of a case: that of its folder or link. Two links may lead to folders with equal names."""
     return Path(os.path.abspath(folder)).name
 
 
 def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path]) -> None:
-    """Raises an InputError if the images lie in inner folders that are not named after their sequences."""
+    """Raises an InputError if the images lie in several folders that are not named after their sequences."""
     inner = [(channel, path) for channel, path in zip(channels, paths, strict=True) if path.parent != folder]
     unnamed = [path for channel, path in inner if not _named([Path(f"{path.parent.name}.nii")], channel)]
     if unnamed and len({path.parent for _, path in inner}) > 1:
@@ -117,15 +124,11 @@ def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path
 
 
 def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
-    """Reads cases without labels; `path` is one case folder or a folder of them.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
-    """
+    """Reads cases without labels; `path` is one case folder or a folder of them. Errors are those of `read`."""
     files = _nifti_files(path)
     by_channel = [_named(files, channel) for channel in channels]
-    # A case folder holds the files, or one folder for each channel. If all channels are in one inner folder, the inner
-    # one is the case folder.
+    # A case folder holds the files, or one folder for each channel. If all channels are in one inner folder, that is
+    # the case folder.
     several_folders = len({matches[0].parent for matches in by_channel if matches}) > 1
     one_each = all(len(matches) == 1 for matches in by_channel)
     is_case = (several_folders and one_each) or any(file.parent == path for file in files)
@@ -135,11 +138,9 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
 
 def _with_lesion(folder: Path, case: Case) -> Case:
     """The case with its binary labels, if it has any."""
-    volume = _named(_nifti_files(folder), "OT")
-    if not volume:
-        return case
-    path = _only(folder, "OT", volume)
-    return replace(case, labels=read_labels(path, case, (1,)), files=(*case.files, path))
+    files = _nifti_files(folder)
+    volume = _named(files, "OT")
+    return with_labels(case, _only(folder, "OT", volume, files), (1,)) if volume else case
 
 
 def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
@@ -156,24 +157,20 @@ def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: li
         raise InputError(
             f"{volume[0]}: stands beside {(penumbra + core)[0].name}; expected one form of labels, not both"
         )
-    used: tuple[Path, ...]
     if volume:
-        path = _only(folder, "OT", volume)
-        labels, used = read_labels(path, case, values), (path,)
-    else:
-        used = (_only(folder, "penumbralabel", penumbra), _only(folder, "corelabel", core))
-        masks = [read_labels(path, case, (1,)) for path in used]
-        labels = np.where(masks[1] == 1, np.uint8(2), masks[0])
-        overlaps.append((int(masks[1].sum()), int((masks[0] & masks[1]).sum())))
-    return replace(case, labels=labels, files=case.files + used)
+        return with_labels(case, _only(folder, "OT", volume, files), values)
+    paths = (_only(folder, "penumbralabel", penumbra, files), _only(folder, "corelabel", core, files))
+    penumbra_mask, core_mask = (read_labels(path, case, (1,)) for path in paths)
+    overlaps.append((int(core_mask.sum()), int((penumbra_mask & core_mask).sum())))
+    labels = np.where(core_mask == 1, np.uint8(2), penumbra_mask)
+    return replace(case, labels=labels, files=case.files + paths)
 
 
 def _nifti_files(folder: Path) -> list[Path]:
     """The NIfTI files of a case folder and of the folders in it."""
     entries = list_folder(folder)
-    return [p for p in entries if is_nifti(p)] + [
-        p for inner in entries if inner.is_dir() for p in list_folder(inner) if is_nifti(p)
-    ]
+    inner = [path for entry in entries if entry.is_dir() for path in list_folder(entry)]
+    return list(filter(is_nifti, entries + inner))
 
 
 def _named(files: list[Path], sequence: str) -> list[Path]:
@@ -182,22 +179,15 @@ def _named(files: list[Path], sequence: str) -> list[Path]:
     return [path for path in files if names & set(stem(path).lower().split("."))]
 
 
-def _only(folder: Path, sequence: str, files: list[Path]) -> Path:
-    """The only one of `files`, which are those of a sequence; an InputError if there are none or several."""
-    if len(files) == 1:
-        return files[0]
-    if files:
-        names = [path.relative_to(folder) for path in files]
-        raise InputError(f"{folder}: {len(files)} files for {sequence} ({names[0]}, {names[1]}); expected one")
-    others = ", ".join(path.name for path in _nifti_files(folder)) or "no NIfTI file"
-    raise InputError(f"{folder}: no {sequence}.nii or .nii.gz, alone or within a longer name; found {others}")
+def _only(folder: Path, sequence: str, found: list[Path], files: list[Path]) -> Path:
+    return only(folder, sequence, found, f"{sequence}.nii or .nii.gz, alone or within a longer name", files)
 
 
 def _nesting_note(overlaps: list[tuple[int, int]]) -> tuple[str, ...]:
     """A note on whether the penumbra files contain the core. A voxel that both files mark becomes core."""
-    core, both = (sum(counts) for counts in zip(*overlaps, strict=True)) if overlaps else (0, 0)
+    core = sum(marked for marked, _ in overlaps)
     if not core:
         return ()
-    share = 100 * both / core
+    share = 100 * sum(both for _, both in overlaps) / core
     verb = "contain" if share > 50 else "do not contain"
     return (f"the penumbra files {verb} the core ({share:.0f}% of it); voxels that both mark are taken as core",)

@@ -4,16 +4,15 @@
     <root>/rawdata/sub-A/ses-1/sub-A_ses-1_dwi.nii.gz and ..._adc.nii.gz, ..._flair.nii.gz       the repository
     <root>/derivatives/sub-A/ses-1/sub-A_ses-1_msk.nii.gz                                        labels of both
 
-A case is what shares a name up to the last underscore; its patient is the folder sub-A.
+The files of a case share their names up to the last underscore. Its patient is the folder sub-A.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, Dataset, make_dataset
-from isles_jax.data.nifti import is_nifti, list_folder, read_all, read_images, read_labels, stem
+from isles_jax.data.nifti import is_nifti, list_folder, only, read_all, read_images, stem, with_labels
 from isles_jax.runtime.command import InputError
 
 CHANNELS = ("DWI", "ADC")
@@ -28,11 +27,7 @@ def fits(root: Path) -> bool:
 
 
 def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
-    """Reads all cases; those without a mask have labels None.
-
-    Raises:
-      InputError: lists every bad case, one line each.
-    """
+    """Reads all cases; those without a mask have labels None. An InputError lists the bad cases, one line for each."""
     found = _cases(root, channels)
     masks = _masks(root)
 
@@ -42,25 +37,26 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
         case = _read_images(root, name, found[name], channels)
         if name not in masks:
             return case
-        path = _only(root, name, "mask (msk)", masks[name], {})
-        return replace(case, labels=read_labels(path, case, (1,)), files=(*case.files, path))
+        return with_labels(case, only(root, f"mask (msk) of {name}", masks[name], f"{name}_msk.nii"), (1,))
 
     cases = read_all(sorted(found.keys() | masks.keys()), read_case)
     return make_dataset(root, cases, channels, CLASSES, (1,), layout="ISLES-2022")
 
 
 def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
-    """Reads the images of all cases, or of one subject or session, and no labels.
-
-    Raises:
-      InputError: lists every bad case, one line each.
-    """
+    """Reads the images of all cases, or of one subject or session, without labels. Errors are those of `read`."""
     found = _cases(path, channels)
     return read_all(sorted(found), lambda name: _read_images(path, name, found[name], channels))
 
 
 def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...]) -> Case:
-    paths = [_only(root, name, channel, files.get(channel.lower(), []), files) for channel in channels]
+    every = [path for paths in files.values() for path in paths]
+
+    def find(channel: str) -> Path:
+        word = channel.lower()
+        return only(root, f"{channel} of {name}", files.get(word, []), f"{name}_{word}.nii or .nii.gz", sorted(every))
+
+    paths = [find(channel) for channel in channels]
     case = replace(in_one_unit(read_images(name, paths), channels), patient=name.split("_")[0])
     if "flair" not in files or "FLAIR" in {channel.upper() for channel in channels}:
         return case
@@ -68,7 +64,7 @@ def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...])
 
 
 def _subjects(root: Path) -> list[Path]:
-    """The folders of the subjects; of a subject's or session's own folder that folder alone."""
+    """The folders of the subjects in `root`; only `root` if it is the folder of a subject or a session."""
     if root.resolve().name.startswith(("sub-", "ses-")):
         return [root]
     base = root / "rawdata" if (root / "rawdata").is_dir() else root
@@ -76,19 +72,16 @@ def _subjects(root: Path) -> list[Path]:
 
 
 def _cases(root: Path, channels: tuple[str, ...]) -> dict[str, Files]:
-    """{case: {sequence in lower case: files}} of every case that has one of the channels.
-
-    Raises:
-      InputError: a subject has none of them.
-    """
-    wanted, empty = {channel.lower() for channel in channels}, []
+    """{case: {sequence in lower case: files}} of every case with a channel; an InputError if a subject has no case."""
+    wanted = {channel.lower() for channel in channels}
+    empty = []
     found: dict[str, Files] = {}
     for subject in _subjects(root):
         here = {name: files for name, files in _grouped(subject).items() if wanted & files.keys()}
         found |= here
         if not here:
-            names = f"{subject.name}_…_{channels[0].lower()}.nii.gz"
-            empty.append(f"{subject}: no {names} in it; expected one file for each of {', '.join(channels)}")
+            name = f"{subject.name}_…_{channels[0].lower()}.nii.gz"
+            empty.append(f"{subject}: no {name} in it; expected one file for each of {', '.join(channels)}")
     if empty:
         raise InputError("\n".join(empty))
     return found
@@ -112,13 +105,3 @@ def _grouped(folder: Path, depth: int = 3) -> dict[str, Files]:
             name, _, word = stem(path).rpartition("_")
             groups.setdefault(name, {}).setdefault(word.lower(), []).append(path)
     return groups
-
-
-def _only(root: Path, name: str, word: str, files: list[Path], others: Mapping[str, list[Path]]) -> Path:
-    if len(files) == 1:
-        return files[0]
-    if files:
-        there = [path.relative_to(root) if path.is_relative_to(root) else path for path in files]
-        raise InputError(f"{root}: {len(files)} files for {word} of {name} ({there[0]}, {there[1]}); expected one")
-    have = ", ".join(sorted(path.name for paths in others.values() for path in paths))
-    raise InputError(f"{root}: no {name}_{word.lower()}.nii or .nii.gz; found {have}")

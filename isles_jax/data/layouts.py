@@ -15,8 +15,8 @@ def load(root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core:
       root: a folder in the nnU-Net raw layout if it holds dataset.json, of ISLES-2022 if it holds folders sub-..., and
         of one of the challenges from 2015 to 2018 otherwise.
       channels: to be read, in this order; none for all those of the layout.
-      penumbra: the integer that marks penumbra in a SPES label volume.
-      core: the integer that marks core in a SPES label volume.
+      penumbra: its integer in a SPES label volume.
+      core: its integer in a SPES label volume.
 
     Returns:
       All cases; the labels of a case without a reference are None.

@@ -20,18 +20,20 @@ import numpy as np
 
 from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import gunzip, write_atomic
+from isles_jax.runtime.files import write_atomic
 from isles_jax.runtime.progress import track
 
 SUFFIXES = (".nii", ".nii.gz")
 # The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
 _GEOMETRY_FIELDS = (
-    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
-    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
-)  # fmt: skip
+    *("qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
 # The highest compression ratio of deflate (RFC 1951: 258 bytes in 2 bits).
 _MAX_DEFLATE_RATIO = 1032
-# The images of a data set take at most this share of the memory; those of further cases lie in a temporary file.
+# The images of a data set take at most this share of the memory. Those of further cases lie in temporary files.
 KEPT_SHARE = 0.25
 # The images of one case may take this share of the memory.
 _CASE_SHARE = 0.5
@@ -41,9 +43,6 @@ _PADDING = 1 << 20
 _LONGEST_SIDE = 32767
 
 Item = TypeVar("Item")
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -66,7 +65,7 @@ def stem(path: Path) -> str:
 
 
 def volumes_by_name(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by their names without suffix; an InputError if two have the same one."""
+    """The NIfTI files of a folder by their names without suffix; an InputError if two have the same name."""
     paths: dict[str, Path] = {}
     for path in filter(is_nifti, list_folder(folder)):
         other = paths.setdefault(stem(path), path)
@@ -75,10 +74,18 @@ def volumes_by_name(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
-    """Reads one 3-D NIfTI-1 or NIfTI-2 volume.
+def only(folder: Path, what: str, files: Sequence[Path], name: str, others: Sequence[Path] = ()) -> Path:
+    """The only one of `files`; an InputError if there are several or none. One would be called `name`."""
+    if not files:
+        raise InputError(f"{folder}: no {name}; found {', '.join(path.name for path in others) or 'no NIfTI file'}")
+    if len(files) > 1:
+        first, second = (path.relative_to(folder) if path.is_relative_to(folder) else path for path in files[:2])
+        raise InputError(f"{folder}: {len(files)} files for {what} ({first}, {second}); expected one")
+    return files[0]
 
-    A compressed file is read to its end, where its checksum is.
+
+def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    """Reads one 3-D volume in the format NIfTI-1 or NIfTI-2.
 
     Args:
       path: ends in .nii or .nii.gz.
@@ -105,11 +112,10 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
     except Exception as error:  # what nibabel and gzip raise for damaged files has no common class
         raise InputError(f"{path}: not a readable NIfTI volume ({_reason(error)})") from error
     with np.errstate(over="ignore", invalid="ignore"):
-        # NIfTI-1 holds the affine in float32.
+        # NIfTI-1 holds the geometry in float32, in which a large number becomes infinite.
         regular = np.isfinite(affine.astype(np.float32)).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
-        regular &= all(
-            np.all(np.isfinite(geometry[field]) >= np.isfinite(image.header[field])) for field in _GEOMETRY_FIELDS
-        )
+        for field in _GEOMETRY_FIELDS:
+            regular &= np.all(np.isfinite(geometry[field]) >= np.isfinite(image.header[field]))
     if not regular:
         raise InputError(
             f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
@@ -118,7 +124,7 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    """Opens a volume. Where nibabel mends the header, a note on stderr names the file and says what it did."""
+    """Opens a volume. If nibabel mends its header, a note on stderr names the file and says what nibabel did."""
 
     def note(record: logging.LogRecord) -> bool:
         if record.levelno < nib.imageglobals.error_level:  # from this level on, it also raises an error
@@ -149,7 +155,7 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     Args:
       path: a file of any data type.
       case: the labels must lie on its grid.
-      values: the integers, from 1 to 255, that mark the classes 1, 2, ... in the file; 0 marks background.
+      values: the integers, from 1 to 255, that mark the classes in the file; 0 marks background.
 
     Returns:
       uint8 [X, Y, Z]: 0 background, 1.. the classes.
@@ -158,8 +164,7 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
       InputError: as for `read_volume`; another grid; a value that is neither 0 nor one of `values`.
     """
     data, affine, _ = read_volume(path)
-    other = case.files[0] if case.files else Path(case.name)
-    check_grid(path, data.shape, affine, other, case.images.shape[:3], case.affine)
+    _check_grid(path, data.shape, affine, case)
     with np.errstate(invalid="ignore"):
         valid = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
     if not valid.all():
@@ -174,21 +179,21 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     return table[labels]
 
 
-def check_grid(
-    path: Path,
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    other: Path,
-    other_shape: tuple[int, ...],
-    other_affine: np.ndarray,
-) -> None:
-    """Raises an InputError unless two volumes have the same shape and corners that lie within 5% of a voxel's side."""
-    if shape != other_shape:
-        raise InputError(f"{path}: shape {_times(shape)}; expected {_times(other_shape)} as in {other.name}")
+def with_labels(case: Case, path: Path, values: Sequence[int]) -> Case:
+    """The case with the labels of a file; the arguments and errors are those of `read_labels`."""
+    return replace(case, labels=read_labels(path, case, values), files=(*case.files, path))
+
+
+def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, case: Case) -> None:
+    """Raises an InputError unless the shape is the case's and each corner lies within 5% of a voxel's side of its."""
+    other = case.files[0].name if case.files else case.name
+    expected = case.images.shape[:3]
+    if shape != expected:
+        raise InputError(f"{path}: shape {_times(shape)}; expected {_times(expected)} as in {other}")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
-    apart = np.linalg.norm(((affine - other_affine) @ corners)[:3], axis=0).max()
-    if apart > 0.05 * np.linalg.norm(other_affine[:3, :3], axis=0).min():
-        raise InputError(f"{path}: its affine lies {apart:.3g} mm away from that of {other.name}; expected one grid")
+    apart = np.linalg.norm(((affine - case.affine) @ corners)[:3], axis=0).max()
+    if apart > 0.05 * min(case.spacing_mm):
+        raise InputError(f"{path}: its affine lies {apart:.3g} mm away from that of {other}; expected one grid")
 
 
 def read_images(name: str, files: Sequence[Path]) -> Case:
@@ -201,27 +206,24 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     """
     notes = []
     for index, path in enumerate(files):
-        data, this_affine, this_header = read_volume(path, len(files))
+        data, affine, header = read_volume(path, len(files))
         if index == 0:
             images = np.empty((*data.shape, len(files)), np.float32)
-            affine, header = this_affine, this_header
-        check_grid(path, data.shape, this_affine, files[0], images.shape[:3], affine)
+            case = Case(name, images, None, affine, header, tuple(files))
+        _check_grid(path, data.shape, affine, case)
         broken = ~np.isfinite(data)
         if broken.any():
             notes.append(f"{path}: {int(broken.sum())} voxels are not finite; taken as background")
         images[..., index] = np.where(broken, np.float32(0), data)
     if not images.any():
         raise InputError(f"{files[0]}: no voxel of this case differs from 0 in any sequence; expected a brain")
-    return Case(name, images, None, affine, header, tuple(files), tuple(notes))
+    return replace(case, notes=tuple(notes))
 
 
 def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
-    """Reads all cases.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
-    """
-    cases, problems = [], []
+    """Reads all cases with `read`. An InputError lists the bad ones, one line for each."""
+    cases = []
+    problems = []
     kept = 0
     for item in track(items, "reading", "case"):
         try:
@@ -236,7 +238,7 @@ def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case,
 
 
 def _on_disk(images: np.ndarray) -> np.ndarray:
-    """The images in a temporary file without a name, which the system reads where they are used."""
+    """The images in a temporary file without a name. The system reads them where they are used."""
     with tempfile.TemporaryFile() as file:
         file.write(images.data)
         return np.memmap(file, images.dtype, "r", shape=images.shape)
@@ -269,7 +271,7 @@ def _check_size(path: Path, image: nib.Nifti1Image, channels: int) -> int:
     """
     voxels = math.prod(int(n) for n in image.shape)
     assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy)
-    claimed = int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
+    claimed: int = image.dataobj.offset + voxels * image.get_data_dtype().itemsize
     held = path.stat().st_size
     if path.name.lower().endswith(".gz"):
         held *= _MAX_DEFLATE_RATIO
@@ -285,8 +287,9 @@ def _check_size(path: Path, image: nib.Nifti1Image, channels: int) -> int:
 
 
 def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arrayproxy.ArrayProxy:
-    """The voxels of a compressed volume, read to the end of the file, where gzip compares its checksum and length."""
-    content = gunzip(path.read_bytes(), claimed + _PADDING + 1)
+    """The voxels of a compressed volume. The file is read to its end, where gzip checks its sum and length."""
+    with gzip.open(path) as file:
+        content = file.read(claimed + _PADDING + 1)
     if len(content) < claimed:
         raise InputError(f"{path}: the header claims {claimed} bytes; the file holds {len(content)}")
     if len(content) > claimed + _PADDING:
@@ -297,9 +300,9 @@ def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arraypr
     return nib.arrayproxy.ArrayProxy(io.BytesIO(content), layout, mmap=False)
 
 
-def machine_memory() -> float:
+def machine_memory() -> int:
     """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
 
 
 def _times(shape: Sequence[int]) -> str:
@@ -312,17 +315,14 @@ def _reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 def write_labels(path: Path, labels: np.ndarray, case: Case, label_values: Sequence[int]) -> None:
     """Writes a label volume on the case's grid, atomically.
 
     Args:
       path: ends in .nii or .nii.gz.
       labels: [X, Y, Z] integers, 0 background and 1.. the classes.
-      case: the file gets its affine, qform and sform with their codes; its shape must be that of `labels`.
-      label_values: the integers, from 1 to 255, that the file holds for the classes 1, 2, ...
+      case: the file gets its affine, qform and sform with their codes.
+      label_values: the integers, from 1 to 255, that the file holds for the classes.
     """
     table = np.array([0, *label_values], np.uint8)
     _write(path, table[labels], case)

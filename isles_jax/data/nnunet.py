@@ -10,13 +10,8 @@ import json
 import re
 import reprlib
 import shutil
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import nibabel as nib
-import numpy as np
 
 from isles_jax.data import patients
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
@@ -26,14 +21,14 @@ from isles_jax.data.nifti import (
     list_folder,
     read_all,
     read_images,
-    read_labels,
     stem,
     volumes_by_name,
+    with_labels,
     write_labels,
-)  # fmt: skip
-from isles_jax.runtime import interrupt
+    write_volume,
+)
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import refuse_inside, writing
+from isles_jax.runtime.files import new_folder, read_json, refuse_inside
 
 # Spellings of the sequences that the package knows by name.
 _KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI", "adc": "ADC"}
@@ -50,16 +45,16 @@ def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
     Raises:
       InputError: dataset.json is damaged or not supported; some cases are bad (one line for each).
     """
-    content = _read_json(root / "dataset.json")
-    names = _channels(root / "dataset.json", content)
+    description = root / "dataset.json"
+    content = _read_json(description)
+    names = _channels(description, content, wanted)
     channels = wanted or names
-    _require_channels(root / "dataset.json", names, channels)
-    classes, values = _classes(root / "dataset.json", content)
+    classes, values = _classes(description, content)
     ending = content.get("file_ending", ".nii.gz")
     if ending not in SUFFIXES:
-        raise InputError(f"{root / 'dataset.json'}: file_ending is {ending!r}; expected .nii or .nii.gz")
-    training = _find_cases(root / "imagesTr", ending) if (root / "imagesTr").is_dir() else {}
-    testing = _find_cases(root / "imagesTs", ending) if (root / "imagesTs").is_dir() else {}
+        raise InputError(f"{description}: file_ending is {ending!r}; expected .nii or .nii.gz")
+    training = _find_cases(root / "imagesTr", ending)
+    testing = _find_cases(root / "imagesTs", ending)
     in_both = sorted(set(training) & set(testing))
     if in_both:
         raise InputError(f"{root}: the case {in_both[0]} is in imagesTr and in imagesTs; expected it in one")
@@ -70,10 +65,13 @@ def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
     def read_case(item: str | Path) -> Case:
         if isinstance(item, Path):
             raise InputError(f"{item}: a label volume whose images are not in imagesTr")
-        folder = root / ("imagesTr" if item in training else "imagesTs")
-        files = _in_order(folder / item, (training | testing)[item], len(names))
-        case = read_images(item, [files[names.index(channel)] for channel in channels])
-        return _with_labels(case, root / "labelsTr" / f"{item}{ending}", values) if item in training else case
+        if item in testing:
+            return _read_images(root / "imagesTs" / item, testing[item], names, channels)
+        labels = root / "labelsTr" / f"{item}{ending}"
+        case = _read_images(root / "imagesTr" / item, training[item], names, channels)
+        if not labels.is_file():
+            raise InputError(f"{labels}: missing; expected labels for every case of imagesTr")
+        return with_labels(case, labels, values)
 
     items: list[str | Path] = [*sorted(training | testing), *stray]
     cases = read_all(items, read_case)
@@ -90,53 +88,35 @@ def is_image_folder(path: Path) -> bool:
 def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
-    The channel of a file follows from a dataset.json in the folder or the one above it. Without one, the file's number
-    is an index into `channels`.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
+    A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
+    file is an index into `channels`. Errors are those of `read`.
     """
     inner = [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
     folder = next((each for each in inner if any(map(is_nifti, list_folder(each)))), path)
     names = channels
     description = next((p / "dataset.json" for p in (folder, folder.parent) if (p / "dataset.json").is_file()), None)
     if description is not None:
-        names = _channels(description, _read_json(description))
-        _require_channels(description, names, channels)
+        names = _channels(description, _read_json(description), channels)
     cases: dict[str, dict[int, Path]] = {}
     for ending in SUFFIXES:
         for name, files in _find_cases(folder, ending).items():
             cases.setdefault(name, {}).update(files)
     if not cases:
         raise InputError(f"{folder}: no <case>_0000.nii.gz; expected one file for each of {', '.join(channels)}")
-
-    def read_case(name: str) -> Case:
-        files = _in_order(folder / name, cases[name], len(names))
-        return read_images(name, [files[names.index(channel)] for channel in channels])
-
-    return read_all(sorted(cases), read_case)
+    return read_all(sorted(cases), lambda name: _read_images(folder / name, cases[name], names, channels))
 
 
 def write(dataset: Dataset, root: Path) -> None:
-    """Writes a data set in the nnU-Net raw layout, with float32 images and uint8 labels, and without headers' texts.
+    """Writes a data set in the nnU-Net raw layout: float32 images, uint8 labels, and headers without texts.
 
     Raises:
-      InputError: `root` exists already.
+      InputError: `root` exists, lies in the data set or cannot be written.
     """
     refuse_inside(root, dataset.root)
-    with writing(root):
-        if root.exists():
-            raise InputError(f"{root}: exists; expected a name for a new folder")
-        root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name[:100]}.", dir=root.parent))
-        interrupt.remove_at_exit(temporary)
-        try:
-            _write_files(dataset, temporary)
-            temporary.chmod(0o755)
-            temporary.rename(root)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    if root.exists():
+        raise InputError(f"{root}: exists; expected a name for a new folder")
+    with new_folder(root) as temporary:
+        _write_files(dataset, temporary)
 
 
 def _write_files(dataset: Dataset, temporary: Path) -> None:
@@ -144,14 +124,15 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
         folder = temporary / ("imagesTs" if case.labels is None else "imagesTr")
         folder.mkdir(exist_ok=True)
         for index in range(len(dataset.channels)):
-            _write_image(folder / f"{case.name}_{index:04d}.nii.gz", case, index)
+            write_volume(folder / f"{case.name}_{index:04d}.nii.gz", case.images[..., index], case)
         if case.labels is not None:
             path = temporary / "labelsTr" / f"{case.name}.nii.gz"
             path.parent.mkdir(exist_ok=True)
             write_labels(path, case.labels, case, range(1, len(dataset.classes) + 1))
     if dataset.phantom:
         shutil.copyfile(dataset.root / PHANTOM_MARKER, temporary / PHANTOM_MARKER)
-    if table := patients.text(dataset.cases):
+    table = patients.text(dataset.cases)
+    if table:
         (temporary / patients.NAME).write_text(table)
     content = {
         "channel_names": {str(index): name for index, name in enumerate(dataset.channels)},
@@ -162,17 +143,11 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
     (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _write_image(path: Path, case: Case, index: int) -> None:
-    header = case.header.copy()
-    header.set_data_dtype(np.float32)
-    nib.save(nib.Nifti1Image(case.images[..., index], None, header), path)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; expected an object with channel_names and labels")
     if "dataset" in content:
@@ -180,8 +155,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    """The channels' names in the order of their numbers; Tmax, TTP and DWI get the package's spelling."""
+def _channels(path: Path, content: dict[str, Any], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The channels' names in the order of their numbers, in the package's spelling; an InputError if one is missing."""
     named = content.get("channel_names", content.get("modality"))
     if not isinstance(named, dict) or set(named) != {str(index) for index in range(len(named))} or not named:
         raise InputError(f"{path}: channel_names is {reprlib.repr(named)}; expected names for 0, 1, …")
@@ -191,13 +166,9 @@ def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     names = tuple(_KNOWN.get(name.lower(), name) for name in names)
     if len(set(names)) < len(names):
         raise InputError(f"{path}: channel_names holds a name twice ({', '.join(names)}); expected each once")
-    return names
-
-
-def _require_channels(path: Path, names: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    """InputError unless dataset.json has the channels that are wanted."""
     if not set(wanted) <= set(names):
         raise InputError(f"{path}: has the channels {', '.join(names)}; expected {', '.join(wanted)}")
+    return names
 
 
 def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -221,8 +192,10 @@ def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tupl
 
 
 def _find_cases(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
-    """{case: {channel number: file}} of a folder."""
+    """{case: {channel number: file}} of a folder; empty if there is no such folder."""
     cases: dict[str, dict[int, Path]] = {}
+    if not folder.is_dir():
+        return cases
     for name, path in volumes_by_name(folder).items():
         match = _NUMBERED.fullmatch(name)
         if match and path.name == name + ending:
@@ -230,22 +203,16 @@ def _find_cases(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
     return cases
 
 
-def _in_order(case: Path, files: dict[int, Path], channels: int) -> list[Path]:
-    """The files in the order of their channel numbers; an InputError unless these are 0 to `channels` - 1."""
-    if set(files) != set(range(channels)):
+def _read_images(path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...]) -> Case:
+    """Reads the images of a case, `path` without numbers; an InputError unless there is one for each of `names`."""
+    if set(files) != set(range(len(names))):
         numbers = ", ".join(f"{number:04d}" for number in sorted(files))
-        raise InputError(f"{case}: has the channels {numbers}; expected 0000 to {channels - 1:04d}")
-    return [files[index] for index in range(channels)]
-
-
-def _with_labels(case: Case, path: Path, values: tuple[int, ...]) -> Case:
-    if not path.is_file():
-        raise InputError(f"{path}: missing; expected labels for every case of imagesTr")
-    return replace(case, labels=read_labels(path, case, values), files=(*case.files, path))
+        raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}")
+    return read_images(path.name, [files[names.index(channel)] for channel in channels])
 
 
 def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]]) -> list[Path]:
-    """Label volumes that have no images, which happens in a data set that was copied in part."""
+    """The label volumes without images; a data set that was copied in part has some."""
     if not folder.is_dir():
         return []
     labels = volumes_by_name(folder).items()

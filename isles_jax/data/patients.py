@@ -1,4 +1,4 @@
-"""cases.csv in a data set's folder: whose scan each case is, and which centre scanned it; for any layout, optional.
+"""cases.csv, an optional file in the folder of a data set: whose scan each case is, and which centre scanned it.
 
 Its columns are `case` and one or both of `patient` and `site`, with a row for each case.
 """
@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isles_jax.data.case import Case, Dataset
+from isles_jax.data.case import Case, Dataset, check_complete
 from isles_jax.runtime.command import InputError
 
 NAME = "cases.csv"
@@ -25,21 +25,16 @@ def apply(dataset: Dataset) -> Dataset:
         return dataset
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-        columns, rows = tuple(reader.fieldnames or ()), list(reader)
+        columns = tuple(reader.fieldnames or ())
+        rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: not readable as CSV ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: not readable as CSV ({error})") from error
     if len(columns) < 2 or not {"case"} < set(columns) <= {"case", "patient", "site"}:
         raise InputError(f"{path}: has the columns {', '.join(columns)}; expected case, and patient or site or both")
     if any(None in row or not all(row.values()) for row in rows):
         raise InputError(f"{path}: a row has an empty field or too many; expected {', '.join(columns)} in each")
-    names, cases = [row["case"] for row in rows], {case.name for case in dataset.cases}
-    for problem, wrong in (
-        ("has no row for the case", cases - set(names)),
-        ("has a row for a case that the data lack,", set(names) - cases),
-        ("has two rows for the case", {name for name in names if names.count(name) > 1}),
-    ):
-        if wrong:
-            raise InputError(f"{path}: {problem} {min(wrong)}; expected one row for each case")
+    cases = [case.name for case in dataset.cases]
+    check_complete(path, [row["case"] for row in rows], cases, "one row for each case")
     by_name = {row["case"]: row for row in rows}
 
     def known(case: Case) -> Case:
@@ -57,6 +52,6 @@ def text(cases: Sequence[Case]) -> str:
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(["case", *columns])
-    # A case of which the patient is not known is a patient of its own.
+    # A case whose patient is not known is a patient of its own.
     writer.writerows([case.name, *(getattr(case, key) or case.name for key in columns)] for case in cases)
     return output.getvalue()

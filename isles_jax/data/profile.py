@@ -20,7 +20,7 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
     Returns:
       shape and spacing_mm; axes: where the stored axes point to, such as "RAS"; brain_ml; empty: the share of voxels
       that are 0 in all channels; percentiles: of each channel in the brain; covered: the share of the brain in the box
-      of a channel's values that are not 0. Single zeros do not count: Tmax is 0 wherever blood arrives early.
+      around a channel's values that are not 0. Zeros inside the box are no gap: Tmax is 0 where blood arrives early.
     """
     inside = case.images[case.brain]
     quantiles = np.percentile(inside, PERCENTILES, axis=0).T
@@ -45,13 +45,14 @@ def _covered(case: Case, channel: int) -> float:
 def right_side(case: Case) -> np.ndarray:
     """Bool [X, Y, Z]: the voxels on the patient's right.
 
-    The midline is the plane of constant left-right position in the world, by the affine, with half of the brain on each
+    The affine gives the left-right position in the world. The midline is the position with half of the brain on each
     side.
     """
     steps = (np.arange(n) * step for n, step in zip(case.images.shape[:3], case.affine[0, :3], strict=True))
     x, y, z = np.ix_(*steps)
     position = x + y + z
-    return position > np.median(np.broadcast_to(position, case.brain.shape)[case.brain])
+    right: np.ndarray = position > np.median(np.broadcast_to(position, case.brain.shape)[case.brain])
+    return right
 
 
 def across_ml(labels: np.ndarray, case: Case) -> float:
@@ -69,7 +70,7 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
       description: a run's data.json; those of earlier versions hold fewer facts.
 
     Returns:
-      cases: their number; ranges: fact -> [least, largest], for the facts of `numbers` that are known; axes: all that
+      cases: their number; ranges: {fact: [least, largest]} for the facts of `numbers` that are known; axes: all that
       occur, empty if they are not known.
     """
     profiles = description.get("profiles", {})
@@ -87,7 +88,7 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(facts: Mapping[str, Any], channels: Sequence[str]) -> dict[str, float]:
-    """The facts of one case that have a range, flat."""
+    """The facts of one case that have a range, {name: number}."""
     flat = {f"{key}.{axis}": facts[key][axis] for key in ("shape", "spacing_mm") for axis in range(3)}
     flat |= {key: facts[key] for key in ("brain_ml", "empty", "across_ml") if key in facts}
     for name in channels:
@@ -103,14 +104,18 @@ def volume_ml(case: Case, value: int) -> float:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Describes what was read, for data.json. Two descriptions are equal only if files and settings are equal.
+    """What was read, for data.json. Two descriptions are equal only if files and settings are equal.
 
     Returns:
       channels, classes and label values; for each case its shape, its spacing in mm, its class volumes in ml (None
       without labels), the percentiles of each channel in the brain, and the SHA-256 of each file; profiles: for each
       case the other facts of `profile`, and `across_ml` if it has labels.
     """
-    profiles = {case.name: _profile(case, dataset) for case in dataset.cases}
+    profiles = {}
+    for case in dataset.cases:
+        profiles[case.name] = profile(case, dataset.channels)
+        if case.labels is not None:
+            profiles[case.name]["across_ml"] = across_ml(case.labels, case)
     return {
         "channels": list(dataset.channels),
         "classes": list(dataset.classes),
@@ -118,17 +123,12 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "phantom": dataset.phantom,
         "layout": dataset.layout,
         "cases": {case.name: _describe_case(case, dataset, profiles[case.name]) for case in dataset.cases},
-        # Apart from the cases, which are compared with those of runs of earlier versions.
+        # Not among the cases, because those are compared with the cases of runs of earlier versions.
         "profiles": {
             name: {key: facts[key] for key in facts if key not in ("shape", "spacing_mm", "percentiles")}
             for name, facts in profiles.items()
         },
     }
-
-
-def _profile(case: Case, dataset: Dataset) -> dict[str, Any]:
-    facts = profile(case, dataset.channels)
-    return facts if case.labels is None else facts | {"across_ml": across_ml(case.labels, case)}
 
 
 def _describe_case(case: Case, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def largest_sides(cases: Sequence[Case], target: Target = AS_STORED) -> tuple[in
 def make_slices(
     cases: tuple[Case, ...], size: tuple[int, int], target: Target = AS_STORED, dtype: str = "float32"
 ) -> Slices:
-    """Normalises, pads and stacks the slices of all cases that show brain, in the order of the cases.
+    """Normalises, pads and stacks all slices that show brain, in the order of the cases.
 
     Args:
       cases: all have labels; their shapes may differ.
@@ -120,15 +120,17 @@ def make_slices(
         if case.labels is None:
             raise ValueError(f"{case.name} has no labels")
         stack, indices = network_input(case, size)
-        start, end = end, end + len(stack)
-        images[start:end], numbers[start:end] = stack, number
+        start = end
+        end += len(stack)
+        images[start:end] = stack
+        numbers[start:end] = number
         labels[start:end] = np.moveaxis(pad(case.labels[:, :, indices].astype(np.int8), size, -1), 2, 0)
     labels = labels[:end]
     return Slices(images[:end], labels, numbers[:end], np.any(labels > 0, axis=(1, 2)))
 
 
 def draw_batch(pool: np.ndarray, lesion: np.ndarray, batch_size: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Draws the slices of one batch: one half from those with lesion, the rest from all. A pure function.
+    """Draws the slices of one batch: one half from those with lesion, the rest from all.
 
     Args:
       pool: [P] indices of the training slices, at least one of them with lesion.

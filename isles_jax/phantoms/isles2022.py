@@ -1,13 +1,12 @@
-"""The phantom's patients as ISLES-2022 holds its own: DWI and ADC, the mask of what restricts diffusion, no perfusion.
+"""The phantom's patients in the layout of ISLES-2022: DWI, ADC and the mask of the core, without perfusion.
 
-The same physics as in `scans.py`. As in the real set spacings and shapes are mixed, ADC comes in three units, some
+The physics is that of `scans.py`. As in the real set, spacings and shapes are mixed, ADC comes in three units, some
 lesions are smaller than 1 ml, some patients have two scans, and two scans show no lesion.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from isles_jax.data.adc import UNITS
@@ -16,7 +15,7 @@ from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM, grid_mm, make_tissue
 
 # Voxels in the plane and slices, as multiples of the shape asked for; most scans have that shape.
 GRIDS = ((1.0, 1.0), (1.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.25, 0.75), (1.0, 1.0), (0.75, 1.25))
-# Of this many scans the last one is the second of the patient before.
+# The last of every six scans is a second scan of the patient before.
 REPEATED = 6
 WITHOUT_LESION = (3, 8)
 
@@ -27,7 +26,8 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
     number = index - 1 if again else index
     drawn = np.random.default_rng([seed, number, 1])
     # Volumes spread over two orders of magnitude; every fourth lesion is a small one.
-    size = 0.0 if number in WITHOUT_LESION else drawn.uniform(0.27, 0.34) if number % 4 == 1 else drawn.uniform(0.3, 1)
+    low, high = (0.27, 0.34) if number % 4 == 1 else (0.3, 1)
+    size = 0.0 if number in WITHOUT_LESION else drawn.uniform(low, high)
     in_plane, through = GRIDS[index % len(GRIDS)]
     sides = [max(round(n * factor), 4) for n, factor in zip(shape, (in_plane, in_plane, through), strict=True)]
     points = grid_mm(tuple(sides))
@@ -36,7 +36,8 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
     dwi, adc = scans.scan_adc(points, tissue, difficulty, scan)
     mask = scans.read_labels(points, tissue, difficulty, scan) == 2
     unit = 1 / UNITS[number % len(UNITS)][1]
-    subject, session = f"sub-phantom{number + 1:04d}", f"ses-{1 + again:04d}"
+    subject = f"sub-phantom{number + 1:04d}"
+    session = f"ses-{1 + again:04d}"
     affine, cut = _placed(tissue.brain, scan)
     volumes = (
         (f"{subject}/{session}/dwi", "dwi", dwi, (2, 1)),
@@ -44,13 +45,8 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
         (f"derivatives/{subject}/{session}", "msk", mask.astype(np.uint16), (0, 2)),
     )
     for folder, word, volume, codes in volumes:
-        (root / folder).mkdir(parents=True, exist_ok=True)
         # Stored from right to left, as the real ones are.
-        image = nib.Nifti1Image(volume[cut][::-1], affine)
-        image.header.set_xyzt_units("mm")
-        image.set_qform(affine, codes[0])
-        image.set_sform(affine, codes[1])
-        nib.save(image, root / folder / f"{subject}_{session}_{word}.nii.gz")
+        scans.save(root / folder / f"{subject}_{session}_{word}.nii.gz", volume[cut][::-1], affine, codes)
 
 
 def _placed(brain: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[slice, ...]]:

@@ -19,6 +19,8 @@ import numpy as np
 SAMPLES = 48
 INTERVAL = 1.5
 TIMES = (INTERVAL * np.arange(SAMPLES)).astype(np.float32)
+# Area of a gamma-variate of peak 1 and width 1: 3! (e / 3)^3.
+AREA = 6 * float(np.exp(3)) / 27
 # Peak arterial concentration, mM; transverse relaxivity in tissue, 1/(s mM); echo time, s.
 ARTERIAL_PEAK = 6.0
 RELAXIVITY = 87.0
@@ -28,11 +30,7 @@ ECHO_TIME = 0.03
 def arterial_input(times: np.ndarray, arrival: float, width: float) -> np.ndarray:
     """The gamma-variate C_a in mM at `times`: peak at arrival + 3 * width, area ARTERIAL_PEAK * AREA * width."""
     u = np.maximum(times - arrival, 0) / width
-    return (ARTERIAL_PEAK * (u / 3) ** 3 * np.exp(3 - u)).astype(np.float32)
-
-
-# Area of a gamma-variate of peak 1 and width 1: 3! (e / 3)^3.
-AREA = 6 * float(np.exp(3)) / 27
+    return np.asarray(ARTERIAL_PEAK * (u / 3) ** 3 * np.exp(3 - u), np.float32)
 
 
 def tissue_curves(
@@ -41,9 +39,12 @@ def tissue_curves(
     """Concentrations in tissue, in mM.
 
     Args:
-      times: [T].
-      cbf, mtt, delay: arrays of one shape [...]; every MTT exceeds `width`.
-      arrival, width: those of the arterial input.
+      times: [T], in s.
+      cbf: [...], in ml/100 ml/min.
+      mtt: [...], in s; every one exceeds `width`.
+      delay: [...], in s.
+      arrival: of the arterial input, in s.
+      width: of the arterial input, in s.
 
     Returns:
       float32 [..., T].
@@ -55,25 +56,27 @@ def tissue_curves(
     # 1 - exp(-x) (1 + x + x^2/2 + x^3/6) is the regularised incomplete gamma function of order 4.
     share = 1 - np.exp(-x) * (1 + x * (1 + x / 2 * (1 + x / 3)))
     scale = ARTERIAL_PEAK * np.exp(3) / 27 / width**3 * 6 / rate**4 * flow / 6000
-    return (scale * np.exp(-u / mtt) * share).astype(np.float32)
+    return np.asarray(scale * np.exp(-u / mtt) * share, np.float32)
 
 
 def signal(concentration: np.ndarray) -> np.ndarray:
     """Relative signal of a T2*-weighted image: exp(-TE * r2 * C)."""
-    return np.exp(-ECHO_TIME * RELAXIVITY * concentration)
+    relative: np.ndarray = np.exp(-ECHO_TIME * RELAXIVITY * concentration)
+    return relative
 
 
 def concentration(relative_signal: np.ndarray) -> np.ndarray:
     """The inverse of `signal`, for signals above a thousandth."""
-    return np.log(np.maximum(relative_signal, 1e-3)) / (-ECHO_TIME * RELAXIVITY)
+    amount: np.ndarray = np.log(np.maximum(relative_signal, 1e-3)) / (-ECHO_TIME * RELAXIVITY)
+    return amount
 
 
 def deconvolution(arterial: np.ndarray, cutoff: float, interval: float = INTERVAL) -> np.ndarray:
     """The linear operator [2 T, T] that turns a tissue curve into its residue function CBF * R, in 1/s.
 
     Block-circulant deconvolution by truncated singular values (Wu et al., MRM 2003): the singular values of a
-    circulant matrix are the moduli of the Fourier transform of its first column, so truncation removes
-    frequencies. Times from T on stand for negative times, at which tissue is reached before the measured artery.
+    circulant matrix are the moduli of the Fourier transform of its first column, so truncation removes frequencies.
+    The samples from T on are negative times: blood may reach tissue before it reaches the measured artery.
 
     Args:
       arterial: [T] the arterial input, every `interval` seconds.
@@ -84,9 +87,8 @@ def deconvolution(arterial: np.ndarray, cutoff: float, interval: float = INTERVA
     spectrum = np.fft.rfft(arterial.astype(np.float64), 2 * count) * interval
     kept = np.abs(spectrum) >= cutoff * np.abs(spectrum).max()
     inverse = np.where(kept, 1 / np.where(kept, spectrum, 1), 0)
-    return np.fft.irfft(inverse[:, None] * np.fft.rfft(np.eye(count), 2 * count, axis=0), 2 * count, axis=0).astype(
-        np.float32
-    )
+    impulses = np.fft.rfft(np.eye(count), 2 * count, axis=0)
+    return np.fft.irfft(inverse[:, None] * impulses, 2 * count, axis=0).astype(np.float32)
 
 
 def peak_time(curves: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
@@ -95,13 +97,14 @@ def peak_time(curves: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
     before, at, after = (np.take_along_axis(curves, index[..., None] + d, -1)[..., 0] for d in (-1, 0, 1))
     bend = before - 2 * at + after
     shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, 1), 0)
-    return interval * (index + np.clip(shift, -0.5, 0.5))
+    peak: np.ndarray = interval * (index + np.clip(shift, -0.5, 0.5))
+    return peak
 
 
 def tmax(residues: np.ndarray, interval: float = INTERVAL) -> np.ndarray:
     """The time of each residue function's peak in s, [..., 2 T] -> [...]; negative times become 0."""
     count = residues.shape[-1] // 2
-    # The search begins at -6 s, so that the peak of early tissue is not missed for a later, smaller one.
+    # The search begins at -6 s: otherwise a later, smaller peak would be taken for that of early tissue.
     early = round(6 / interval)
     ordered = np.concatenate([residues[..., -early:], residues[..., :count]], axis=-1)
     return np.maximum(peak_time(ordered, interval) - early * interval, 0)

@@ -6,40 +6,31 @@ clinical software does (`perfusion.py`). docs/data.md gives the equations, the n
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from etils import epath
 
 from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
 from isles_jax.phantoms import isles2022 as isles2022_phantom
-from isles_jax.phantoms.scans import make_patient
+from isles_jax.phantoms.scans import make_patient, save
 from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
-from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import copy, is_bucket, part_of, writing
+from isles_jax.runtime.files import copy, is_bucket, new_folder, part_of
 
 
 def provide(root: epath.Path, *, replace: bool, **settings: Any) -> None:
-    """Writes the phantom of a run to a folder or bucket, unless it is there.
+    """Writes the phantom of a run to a folder or bucket, unless it is there and `replace` is false.
 
-    Args:
-      root: the phantom's place in the workdir.
-      replace: write a new phantom in place of the one that is there.
-      **settings: those of `write_phantom`.
-
-    Raises:
-      InputError: as `write_phantom`.
+    The settings and errors are those of `write_phantom`.
     """
     if replace and (root / PHANTOM_MARKER).exists():
-        # The folder is renamed first, because a kill during the removal must not leave half a phantom.
+        # The folder is renamed first, so that a kill during the removal does not leave half a phantom.
         root.replace(part_of(root)).rmtree()
     if (root / PHANTOM_MARKER).exists():
         return
@@ -63,7 +54,7 @@ def write_phantom(
       root: a new or empty folder.
       cases: number of cases.
       shape: voxels of a volume, which always covers 192 x 192 x 112 mm.
-      difficulty: 0 for clean images; at 1 thresholds make the mistakes they make on patients; above 1 is harder.
+      difficulty: 0 for clean images; at 1 thresholds make the same mistakes as on patients; above 1 is harder.
       seed: equal arguments give equal files.
       layout: "spes" or "isles2022".
 
@@ -78,20 +69,12 @@ def write_phantom(
         )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
-    temporary = Path(part_of(root))
-    shutil.rmtree(temporary, ignore_errors=True)
-    interrupt.remove_at_exit(temporary)
-    try:
-        with writing(root), ThreadPoolExecutor(2) as pool:
-            write = _write_case if layout == "spes" else isles2022_phantom.write_case
-            list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
-            settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
-            content = json.dumps({"digital perfusion phantom": settings}, indent=1)
-            (temporary / PHANTOM_MARKER).write_text(content + "\n")
-            temporary.replace(root)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    write = _write_case if layout == "spes" else isles2022_phantom.write_case
+    with new_folder(root) as temporary, ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
+        settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
+        content = json.dumps({"digital perfusion phantom": settings}, indent=1)
+        (temporary / PHANTOM_MARKER).write_text(content + "\n")
 
 
 def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
@@ -102,13 +85,7 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
     volumes = (("MR_Tmax", patient.tmax), ("MR_TTP", patient.ttp), ("MR_DWI", patient.dwi), ("OT", patient.labels))
     for number, (sequence, volume) in enumerate(volumes):
         name = f"VSD.Brain.XX.O.{sequence}.{10 * (index + 1) + number}"
-        folder = root / f"{index + 1:02d}" / name
-        folder.mkdir(parents=True)
-        image = nib.Nifti1Image(volume, affine)
-        image.header.set_xyzt_units("mm")
-        image.set_qform(affine, 1)
-        image.set_sform(affine, 1)
-        nib.save(image, folder / f"{name}.nii")
+        save(root / f"{index + 1:02d}" / name / f"{name}.nii", volume, affine)
 
 
 def write_figure(root: Path, path: Path) -> None:
@@ -147,7 +124,7 @@ def write_figure(root: Path, path: Path) -> None:
             if column == 0:
                 axis.set_ylabel(title)
         for value, colour in ((1, "tab:green"), (2, "tab:red")):
-            inside = (labels == value) if value == 2 else (labels > 0)
+            inside = labels >= value
             if inside.any():
                 axes[3, column].contour(inside.T.astype(float), levels=[0.5], colors=[colour], linewidths=1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """The scans of a phantom's patient, and the labels of a reader; `perfusion.py` holds the physics of the scans."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -34,12 +36,9 @@ class Patient(NamedTuple):
 
 
 def make_patient(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator) -> Patient:
-    """Draws a random patient and their scans.
+    """Draws a random patient and their scans, of `shape` X, Y, Z.
 
-    Args:
-      shape: X, Y and Z.
-      difficulty: scales noise, artefacts and look-alikes; 0 has none.
-      rng: the patient is a function of its state.
+    `difficulty` scales noise, artefacts and look-alikes; 0 has none.
     """
     points = grid_mm(shape)
     tissue = make_tissue(points, difficulty, rng)
@@ -50,7 +49,8 @@ def make_patient(shape: tuple[int, ...], difficulty: float, rng: np.random.Gener
 
 def scan_perfusion(tissue: Tissue, difficulty: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Tmax and TTP [X, Y, Z] in s, 0 outside the brain, from a noisy T2*-weighted series, smoothed and deconvolved."""
-    arrival, width = rng.uniform(8, 14), rng.uniform(1.3, 1.9)
+    arrival = rng.uniform(8, 14)
+    width = rng.uniform(1.3, 1.9)
     cbf = np.maximum(tissue.healthy * tissue.flow, 1.0)
     mtt = np.clip(60 * tissue.volume / cbf, 3.0, 25.0)
     # Times are relative to the measured artery, which may lie up- or downstream of where the blood arrives first.
@@ -78,7 +78,8 @@ def _smooth_in_plane(series: np.ndarray) -> np.ndarray:
     """Smooths [X, Y, Z, T] with (1, 2, 1) / 4 along X and Y."""
     for axis in (0, 1):
         padded = np.pad(series, [(1, 1) if a == axis else (0, 0) for a in range(4)])
-        middle, count = np.moveaxis(padded, axis, 0), series.shape[axis]
+        middle = np.moveaxis(padded, axis, 0)
+        count = series.shape[axis]
         series = np.moveaxis((middle[:count] + middle[2:]) / 4 + middle[1:-1] / 2, 0, axis)
     return series
 
@@ -138,6 +139,16 @@ def _motion(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     middle = (np.array(shape) - 1) / 2
     return turn, middle - turn @ middle + 0.25 * difficulty * rng.normal(size=3)
+
+
+def save(path: Path, volume: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1, 1)) -> None:
+    """Writes a volume as NIfTI, with `codes` for its qform and its sform."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(volume, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, codes[0])
+    image.set_sform(affine, codes[1])
+    nib.save(image, path)
 
 
 def read_labels(points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator) -> np.ndarray:

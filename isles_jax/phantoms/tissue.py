@@ -3,10 +3,10 @@
 docs/data.md gives the equations, the numbers and their sources.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 FIELD_OF_VIEW_MM = (192.0, 192.0, 112.0)
 # Healthy CSF, grey and white matter: flow (ml/100 ml/min) and blood volume (ml/100 ml).
@@ -67,7 +67,7 @@ def random_field(points: np.ndarray, shortest: float, longest: float, rng: np.ra
         step = np.moveaxis(points, axis + 1, 1)[:, 1, 0, 0] - start
         along.append(np.exp(1j * np.arange(count)[:, None] * (number @ step)))
     plane = (np.exp(1j * phase) * along[0][:, None] * along[1]).reshape(-1, waves)
-    field = (plane @ along[2].T).real * np.sqrt(2 / waves)
+    field: np.ndarray = (plane @ along[2].T).real * np.sqrt(2 / waves)
     return field.reshape(points.shape[1:]).astype(np.float32)
 
 
@@ -95,32 +95,31 @@ def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator,
     benign = difficulty * _benign_delay(points, fractions, rng) + rng.uniform(0, 1.5) * old
     healthy = fractions @ np.array(CBF, np.float32) * (1 + 0.1 * random_field(points, 25, 60, rng))
     # Vessels dilate as flow falls, and collapse in the core.
-    volume = (
-        fractions @ np.array(CBV, np.float32) * (1 + 0.5 * np.minimum(1 - flow, 0.5)) * np.clip(flow / 0.35, 0.3, 1)
-    )
-    flow, volume = flow * (1 - 0.6 * old), volume * (1 - 0.5 * old)
+    dilated = 1 + 0.5 * np.minimum(1 - flow, 0.5)
+    volume = fractions @ np.array(CBV, np.float32) * dilated * np.clip(flow / 0.35, 0.3, 1)
+    flow = flow * (1 - 0.6 * old)
+    volume = volume * (1 - 0.5 * old)
     return Tissue(brain, fractions, flow, late, benign, old, healthy, volume)
 
 
 def _to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turns scanner coordinates into the patient's: rotated, shifted, and scaled to the size of the head."""
     pitch, roll, yaw = np.deg2rad(rng.normal(0, 4, 3))
-    c, s = np.cos([pitch, roll, yaw]), np.sin([pitch, roll, yaw])
-    turn = np.array([[1, 0, 0], [0, c[0], -s[0]], [0, s[0], c[0]]])
-    turn = turn @ np.array([[c[1], 0, s[1]], [0, 1, 0], [-s[1], 0, c[1]]])
-    turn = turn @ np.array([[c[2], -s[2], 0], [s[2], c[2], 0], [0, 0, 1]])
+    cos, sin = np.cos([pitch, roll, yaw]), np.sin([pitch, roll, yaw])
+    turn = np.array([[1, 0, 0], [0, cos[0], -sin[0]], [0, sin[0], cos[0]]])
+    turn = turn @ np.array([[cos[1], 0, sin[1]], [0, 1, 0], [-sin[1], 0, cos[1]]])
+    turn = turn @ np.array([[cos[2], -sin[2], 0], [sin[2], cos[2], 0], [0, 0, 1]])
     scale = rng.uniform(0.94, 1.06, 3)
-    moved = (turn / scale[:, None]) @ points.reshape(3, -1) + rng.normal(0, 2.5, (3, 1))
+    moved: np.ndarray = (turn / scale[:, None]) @ points.reshape(3, -1) + rng.normal(0, 2.5, (3, 1))
     return moved.reshape(points.shape).astype(np.float32)
 
 
-def _ellipsoid(
-    points: np.ndarray, centre: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray
-) -> np.ndarray:
+def _ellipsoid(points: np.ndarray, centre: npt.ArrayLike, radii: npt.ArrayLike) -> np.ndarray:
     """The distance from the centre in radii: 1 on the surface."""
     middle, sides = (np.asarray(vector, np.float32)[:, None, None, None] for vector in (centre, radii))
     offset = (points - middle) / sides
-    return np.sqrt((offset**2).sum(axis=0))
+    distance: np.ndarray = np.sqrt((offset**2).sum(axis=0))
+    return distance
 
 
 def soft(inside_mm: np.ndarray, width_mm: float = 1.5) -> np.ndarray:
@@ -159,7 +158,8 @@ def _severity(points: np.ndarray, side: float, rng: np.random.Generator, size: f
     inside = 1 - _ellipsoid(points, centre, size * np.array(radii) * rng.uniform(0.9, 1.08))
     inside = inside + 0.09 * random_field(points, 40, 90, rng)
     # The other hemisphere has its own artery.
-    return np.clip(inside / 0.75, 0, 1) * soft(side * points[0] - 4, 1.5)
+    severity: np.ndarray = np.clip(inside / 0.75, 0, 1) * soft(side * points[0] - 4, 1.5)
+    return severity
 
 
 def _old_lesions(points: np.ndarray, side: float, difficulty: float, rng: np.random.Generator) -> np.ndarray:
@@ -168,9 +168,8 @@ def _old_lesions(points: np.ndarray, side: float, difficulty: float, rng: np.ran
     for _ in range(rng.binomial(3, min(0.3 * difficulty, 0.9))):
         centre = (-side * rng.uniform(12, 45), rng.uniform(-50, 45), rng.uniform(-25, 30))
         radius = rng.uniform(6, 13)
-        shape = (
-            1 + 0.2 * random_field(points, 20, 40, rng) - _ellipsoid(points, centre, radius * rng.uniform(0.8, 1.3, 3))
-        )
+        rough = 0.2 * random_field(points, 20, 40, rng)
+        shape = 1 + rough - _ellipsoid(points, centre, radius * rng.uniform(0.8, 1.3, 3))
         old = np.maximum(old, soft(radius * shape))
     return old
 
@@ -186,4 +185,5 @@ def _benign_delay(points: np.ndarray, fractions: np.ndarray, rng: np.random.Gene
     zones = np.exp(-(((np.abs(x) - 26) / 6) ** 2) - ((z - 22) / 14) ** 2)
     zones = zones + np.exp(-(((np.abs(x) - 36) / 12) ** 2) - ((y + 52) / 10) ** 2)
     patchy = np.maximum(random_field(points, 25, 50, rng), 0)
-    return carotid + rng.uniform(0.5, 2) * np.minimum(zones, 1) * (0.4 + patchy) + 0.5 * fractions[..., 2]
+    delay: np.ndarray = carotid + rng.uniform(0.5, 2) * np.minimum(zones, 1) * (0.4 + patchy) + 0.5 * fractions[..., 2]
+    return delay

@@ -22,15 +22,11 @@ class Parser(argparse.ArgumentParser):
     """Parses a command's flags. A mistake in them is an `InputError`, so that it is printed like every other."""
 
     def __init__(self, **options: Any) -> None:
-        # Abbreviated flags would become ambiguous with each new one. The examples keep their lines.
+        # Abbreviations could become ambiguous with a new flag. The examples keep their lines.
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        """Reports a mistake; argparse calls this.
-
-        Raises:
-          InputError: always.
-        """
+        """Raises an InputError; argparse calls this to report a mistake."""
         raise InputError(f"{message}; --help lists the flags")
 
 
@@ -65,31 +61,39 @@ def run_command(main: Callable[[], None]) -> None:
         try:
             main()
             sys.stdout.flush()
-        except (KeyboardInterrupt, Exception) as error:
-            if isinstance(error, InputError):
-                line, code = f"error: {error}", 2
-            elif isinstance(error, KeyboardInterrupt):
-                saved = str(error) if isinstance(error, interrupt.Interrupted) else ""
-                line, code = interrupt.message(saved), interrupt.exit_code()
-            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                line, code = f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2
-            elif isinstance(error, OSError) and error.filename is not None:
-                line, code = f"error: {error.filename}: cannot be read or written ({error.strerror})", 2
-            elif type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):  # JAX loads slowly
-                advice = "in training, a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less"
-                line, code = f"error: {str(error).splitlines()[0]}; {advice}", 2
-            elif isinstance(error, BrokenPipeError) and _reader_of_stdout_has_ended():
-                # Python flushes stdout once more at exit; into the closed pipe, that would fail again.
+        except KeyboardInterrupt as error:
+            saved = str(error) if isinstance(error, interrupt.Interrupted) else ""
+            print(interrupt.message(saved), file=sys.stderr)
+            sys.exit(interrupt.exit_code())
+        except Exception as error:
+            problem = _problem(error)
+            if problem:
+                print(f"error: {problem}", file=sys.stderr)
+                sys.exit(2)
+            if isinstance(error, BrokenPipeError) and _reader_of_stdout_has_ended():
+                # Python flushes stdout once more at exit, which would fail again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(128 + signal.SIGPIPE)
-            else:
-                raise
-            print(line, file=sys.stderr)
-            sys.exit(code)
+            raise
+
+
+def _problem(error: Exception) -> str:
+    """What the user must act on; "" for an error of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: cannot be read or written ({error.strerror})"
+    # By its name, because importing JAX takes seconds.
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        advice = "in training, a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less"
+        return f"{str(error).splitlines()[0]}; {advice}"
+    return ""
 
 
 def _reader_of_stdout_has_ended() -> bool:
-    """Tells a closed stdout from a connection that broke elsewhere, which raises BrokenPipeError too."""
+    """Whether stdout is closed. A connection that breaks elsewhere raises BrokenPipeError too."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # with no event asked for, poll reports errors only
     return bool(poll.poll(0))

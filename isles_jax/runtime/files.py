@@ -5,8 +5,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def check_run(path: epath.PathLike) -> None:
 
 
 def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
-    """Raises an InputError if `output` lies in the folder that is read; the next call would read it, too."""
+    """Raises an InputError if `output` lies in the folder that is read, because the next call would read it too."""
     if is_bucket(output) or is_bucket(folder):
         return
     if Path(output).resolve().is_relative_to(Path(folder).resolve()):
@@ -45,11 +45,7 @@ def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
-    """Turns an OSError inside the block (full disk, quota, no permission) into one line that names `path`.
-
-    Raises:
-      InputError: in place of the OSError.
-    """
+    """Turns an OSError inside the block (full disk, quota, no permission) into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -68,7 +64,8 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
     Raises:
       InputError: the file cannot be written; no part of it is left.
     """
-    path, temporary = epath.Path(path), part_of(path)
+    path = epath.Path(path)
+    temporary = part_of(path)
     with interrupt.postponed(), writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -83,6 +80,22 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def new_folder(root: Path) -> Iterator[Path]:
+    """A temporary folder beside `root`. It becomes `root` at the end of the block; after an error it is removed."""
+    temporary = Path(part_of(root))
+    interrupt.remove_at_exit(temporary)
+    try:
+        with writing(root):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.replace(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def remove_parts(*folders: epath.PathLike) -> None:
@@ -107,7 +120,9 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def read_json_like(path: epath.PathLike, like: Any) -> Any:
-    """Reads a JSON file of the form `like`: types in dicts, which list the keys a file must have, and in lists.
+    """Reads a JSON file of the form `like`.
+
+    A form is a type, a tuple of types, a list of one form, or a dict of keys that the file must have and their forms.
 
     Raises:
       InputError: the file cannot be read or has another form.
@@ -133,8 +148,10 @@ def misfit(value: Any, like: Any, name: str = "its content") -> str:
         return next(filter(None, (misfit(value[key], kind, key) for key, kind in like.items())), "")
     if isinstance(like, list) and isinstance(value, list):
         return next(filter(None, (misfit(item, like[0], name) for item in value)), "")
-    kinds = (type(like),) if isinstance(like, dict | list) else like if isinstance(like, tuple) else (like,)
-    # In JSON, true is no number.
+    if isinstance(like, dict | list):
+        like = type(like)
+    kinds = like if isinstance(like, tuple) else (like,)
+    # Not isinstance, for which True is an int. In JSON, true is no number.
     return "" if type(value) in kinds else f"a {type(value).__name__} in {name}"
 
 
@@ -147,11 +164,11 @@ def location(path: epath.PathLike) -> epath.Path:
     Raises:
       InputError: the path is empty, or of another kind than gs://; the package that reads buckets is not installed.
     """
-    if not os.fspath(path) or (is_bucket(path) and not os.fspath(path).startswith("gs://")):
-        raise InputError(
-            f"{os.fspath(path)!r}: found no path of a kind that can be used, expected a folder or gs://..."
-        )
-    if os.fspath(path).startswith("gs://"):
+    text = os.fspath(path)
+    google = text.startswith("gs://")
+    if not text or (is_bucket(path) and not google):
+        raise InputError(f"{text!r}: found no path of a kind that can be used, expected a folder or gs://...")
+    if google:
         if not importlib.util.find_spec("gcsfs"):
             raise InputError(f"{path}: found no package gcsfs, expected the extra gcs: pip install -e '.[gcs]'")
         from fsspec.config import conf
@@ -175,7 +192,7 @@ def fetch(path: epath.PathLike) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix="isles_jax."))
     interrupt.remove_at_exit(temporary)
     # Messages name the copy, so its path ends like the original's.
-    target = temporary / os.fspath(path).split("://", 1)[1]
+    target: Path = temporary / os.fspath(path).split("://", 1)[1]
     copy(source, epath.Path(target))
     return target
 
@@ -193,22 +210,3 @@ def copy(source: epath.Path, target: epath.Path) -> None:
 def sha256(path: epath.PathLike) -> str:
     """The SHA-256 checksum of a file, in hexadecimal digits."""
     return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
-
-
-def gunzip(compressed: bytes, most: int) -> bytes:
-    """The content of a gzip file, or its first `most` bytes. This takes less time than reading it with `gzip.open`.
-
-    Raises:
-      EOFError: the file ends too early.
-      zlib.error: it is damaged.
-    """
-    parts = []
-    while compressed and most:
-        member = zlib.decompressobj(wbits=31)  # a gzip header, and the checksum and length at the end
-        parts.append(member.decompress(compressed, most))
-        most -= len(parts[-1])
-        if most and not member.eof:
-            raise EOFError("the compressed data end too early")
-        # Another member or zeros may follow.
-        compressed = member.unused_data.lstrip(b"\0")
-    return b"".join(parts)

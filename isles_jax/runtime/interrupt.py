@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT (Ctrl-C): a command leaves at once, except where it first has something to save.
 
-The handler ends the process itself. An exception could be swallowed, or could break a library, at the place where the
-signal arrives: a callback of the garbage collector, for example. Ending the process is safe because files are written
-under a temporary name first. A second signal ends the process at once.
+The handler ends the process itself, and raises no exception. The signal may arrive in the middle of a library's code,
+such as a callback of the garbage collector, which could lose the exception or be broken by it. Ending the process is
+safe because files are written under a temporary name first. A second signal ends the process at once.
 """
 
 import atexit
@@ -63,7 +63,8 @@ def listen() -> dict[int, Any]:
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Handles SIGTERM and SIGINT inside the block, in the main thread; restores the earlier handlers afterwards."""
-    before, advice = listen(), _advice[0]
+    before = listen()
+    advice = _advice[0]
     try:
         yield
     finally:
@@ -75,10 +76,7 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Inside the block, a signal is only recorded; the code checks `requested` where it can leave.
-
-    The process leaves at the end of the block if it received a signal.
-    """
+    """Inside the block, a signal is only recorded; see `requested`. The process leaves at the end of the block."""
     _postponed.append(None)
     try:
         yield
@@ -111,14 +109,7 @@ def requested() -> bool:
 
 
 def leave_if_requested(saved: str = "") -> None:
-    """Leaves if a signal asked for it.
-
-    Args:
-      saved: tells the user what was saved.
-
-    Raises:
-      Interrupted: a signal was received.
-    """
+    """Raises `Interrupted` if a signal asked the command to leave; `saved` tells the user what was saved."""
     if _received:
         raise Interrupted(saved)
 

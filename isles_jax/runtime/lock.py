@@ -33,8 +33,8 @@ def hold(workdir: epath.PathLike, folds: Sequence[int]) -> Iterator[Callable[[],
     Makes the workdir, and removes it at the end if it is still empty.
 
     Yields:
-      A function that returns a context manager. Only one run of the workdir is inside that context at a time; it is
-      for files that all folds share.
+      A function that returns a context manager for work on files that all folds share. Only one run of the workdir is
+      inside that context at a time.
 
     Raises:
       InputError: another run is at work on one of the folds; the workdir cannot be written.
@@ -50,7 +50,7 @@ def hold(workdir: epath.PathLike, folds: Sequence[int]) -> Iterator[Callable[[],
         if taken:
             raise InputError(
                 f"{workdir}: found another run at work on fold {taken[0]}, expected none; wait for it or choose "
-                f"another --workdir"
+                "another --workdir"
             )
         if not os.fstat(file).st_nlink:
             raise InputError(f"{path}: was removed by another run that ended; run the same command again")

@@ -27,29 +27,19 @@ def read(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     path = next((str(candidate) for candidate in candidates if candidate.is_file()), file)
     if not os.path.isfile(path):
         raise InputError(f"--config={path}: found no such file, expected one like configs/proposed.py")
-    arguments = [f"--config={path}", *overrides]
-    return _parse(
-        lambda values: config_flags.DEFINE_config_file("config", None, "", values, sys_argv=arguments), arguments
-    )
+    return _parse(config_flags.DEFINE_config_file, None, [f"--config={path}", *overrides])
 
 
 def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """A configuration with each --config.KEY=VALUE applied to it, in place.
-
-    Raises:
-      InputError: see `read`.
-    """
-    arguments = list(overrides)
-    return _parse(
-        lambda values: config_flags.DEFINE_config_dict("config", config, "", values, sys_argv=arguments), arguments
-    )
+    """The configuration with each --config.KEY=VALUE applied to it, in place; errors as in `read`."""
+    return _parse(config_flags.DEFINE_config_dict, config, list(overrides))
 
 
-def _parse(define: Callable[[flags.FlagValues], object], arguments: Sequence[str]) -> ml_collections.ConfigDict:
-    """The value of the flag "config" that `define` adds to absl's flags."""
+def _parse(define: Callable[..., object], default: object, arguments: list[str]) -> ml_collections.ConfigDict:
+    """The value that the arguments give the flag --config, which `define` adds to absl's flags."""
     values = flags.FlagValues()
     try:
-        define(values)
+        define("config", default, "", values, sys_argv=arguments)
         _, *rest = values(["program", *arguments])
         values.config.to_dict()  # loads the file now, so that its errors are reported here
     except flags.Error as error:

@@ -68,9 +68,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     except ValueError:
         return  # libtpu is installed, but there is no TPU
     except (OSError, RuntimeError) as error:
-        reason, alone = str(error).splitlines()[0], "--coordinator=127.0.0.1:1 --processes=1 --process=0"
         where = f"--coordinator={coordinator}" if coordinator else "TPU or cluster"
-        raise InputError(f"{where}: found no run to join ({reason}); for one process alone: {alone}") from error
+        raise InputError(
+            f"{where}: found no run to join ({str(error).splitlines()[0]}); for one process alone: "
+            "--coordinator=127.0.0.1:1 --processes=1 --process=0"
+        ) from error
     if count() == 1:
         jax.distributed.shutdown()  # a TPU with a single host
         return
@@ -97,7 +99,7 @@ def _check_flags(coordinator: str, processes: int, process: int) -> None:
 
 
 def _cluster() -> bool:
-    """Whether JAX may find other processes of this run; importing JAX to find out would take seconds."""
+    """Whether JAX may find other processes of this run. Asking JAX itself would take seconds."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in os.environ for name in slurm) and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         return True
@@ -145,8 +147,8 @@ def leaving() -> bool:
 def run(work: Callable[[], None]) -> None:
     """Runs the work of a whole command. A process that fails alone ends at once, so that the others notice.
 
-    The others are waiting for its part of the work, and end with an error of JAX: at once if their connection to it
-    breaks, otherwise after 100 seconds, when JAX considers a silent process dead.
+    The others then end with an error of JAX: at once if their connection to it breaks, otherwise after 100 seconds,
+    when JAX considers a silent process dead.
     """
     try:
         work()
@@ -173,7 +175,7 @@ def on_all(work: Callable[[], Result]) -> Result:
     """
     if count() == 1:
         return work()
-    result, problem = None, None
+    problem = None
     try:
         result = work()
     except InputError as error:
@@ -181,7 +183,7 @@ def on_all(work: Callable[[], Result]) -> Result:
     problems = [message for message in _gather(problem) if message]
     if problems:
         raise SharedError(problems[0])
-    return result  # type: ignore[return-value]
+    return result
 
 
 def on_first(work: Callable[[], Result]) -> Result:
@@ -195,7 +197,8 @@ def on_first(work: Callable[[], Result]) -> Result:
     """
     if count() == 1:
         return work()
-    return _gather(on_all(lambda: work() if first() else None))[0]
+    result: Result = _gather(on_all(lambda: work() if first() else None))[0]
+    return result
 
 
 def _gather(value: Any) -> list[Any]:
@@ -203,8 +206,8 @@ def _gather(value: Any) -> list[Any]:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    # Arrays must have the same shape on all processes, so the lengths are gathered first. Powers of 2 keep the number
-    # of shapes, and so of compilations, small.
+    # Arrays must have the same shape on all processes, so the lengths are gathered first. Each shape is compiled; with
+    # powers of 2, there are few.
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([encoded.size], np.int32)).ravel()
     padded = np.zeros(256 << math.ceil(math.log2(max(lengths.max() / 256, 1))), np.uint8)

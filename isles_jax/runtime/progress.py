@@ -31,18 +31,27 @@ class Bar:
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, note: str = "") -> None:
-        self._title, self._total, self._unit, self._first, self._done = title, total, unit, done, done
-        self._printed, self._note = time.monotonic(), note
+        self._title = title
+        self._total = total
+        self._unit = unit
+        self._note = note
+        self._first = done
+        self._done = done
+        self._printed = time.monotonic()
         # The speed is measured from this moment, when so many units were done.
         self._since = self._printed, done
         console = Console(file=sys.stdout)
         self._progress = None
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            )  # fmt: skip
-            self._progress = Progress(*columns, console=console)
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
             self._task = self._progress.add_task(title, total=total, completed=done, speed="", note=note)
 
     def __enter__(self) -> "Bar":
@@ -63,7 +72,8 @@ class Bar:
         if first and self._done < self._total:
             self._printed = time.monotonic()
             self._since = self._printed, self._done
-        self._note = self._note if note is None else note
+        if note is not None:
+            self._note = note
         if self._progress:
             self._progress.update(self._task, completed=self._done, speed=self._speed(), note=self._note)
         elif time.monotonic() - self._printed > 10 and self._done < self._total:
@@ -83,6 +93,7 @@ class Bar:
     def _print(self) -> None:
         self._printed = time.monotonic()
         parts = [f"{self._title}: {self._done}/{self._total} {self._unit}s"]
-        if rate := self._rate():
+        rate = self._rate()
+        if rate:
             parts += [self._speed(), f"{(self._total - self._done) / rate:.0f} s left"]
         print(f"{', '.join(parts)}  {self._note}".rstrip(), flush=True)
