@@ -46,7 +46,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.data = data_section()
 
     config.model = model = ml_collections.ConfigDict()
-    # The segmentation network: "sumnet" (the paper's), or "unet", a plain U-Net whose poolings suit the slices' size.
+    # The segmentation network: "sumnet" (the paper's).
     model.network = "sumnet"
     # Whether residual connections bypass the convolutions of each encoder stage.
     model.residual = residual
@@ -67,7 +67,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     # False: compare reference and prediction of the same slice (RSGAN); True: compare with the batch's mean (RaSGAN).
     discriminator.average = False
     # True: a discriminator sees the most probable class of each pixel, as zeros and ones like those of the reference.
-    # False: it sees probabilities, and soon tells the two apart by them alone. The gradient is theirs in both cases.
+    # False: it sees probabilities, and soon tells the two apart by them alone. The gradient is that of the
+    # probabilities in both cases.
     discriminator.hard = True
     # Adam's learning rate for the discriminators (betas 0.5 and 0.999).
     discriminator.learning_rate = 1e-3
@@ -97,8 +98,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     optimizer.name = "adam"
     # Peak learning rate. The rate rises during a short warm-up and then falls to 0 along a cosine.
     optimizer.learning_rate = 1e-3
-    # Weight decay. "adam" and "sgd" add this times the weights to the gradient. "adamw" takes it times the rate from
-    # the weights.
+    # Weight decay. "adam" and "sgd" add this times the weights to the gradient. "adamw" shrinks the weights by this
+    # times the learning rate.
     optimizer.weight_decay = 1e-5
     # Share of the last update that "sgd" keeps.
     optimizer.momentum = 0.9
@@ -108,7 +109,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.train = train = ml_collections.ConfigDict()
     # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones.
     train.init = ""
-    # SHA-256 of these weights, which the run writes here; a value that is given is checked.
+    # SHA-256 of these weights. The run writes it here, and checks a value that you give.
     train.init_sha256 = ""
     # Passes over the training slices. None: 50 on your own data, 10 on the phantom.
     train.epochs = config_dict.placeholder(int)
@@ -179,7 +180,7 @@ def data_section() -> ml_collections.ConfigDict:
     return data
 
 
-# What a run without a key did, where today's default does something else. The other keys that old runs lack change
+# What old runs without a key did, where that differs from today's default. The other keys that old runs lack change
 # nothing at their defaults.
 IMPLIED: dict[str, Any] = {
     # Version 0.1 took every case as stored, and its critics saw probabilities.
@@ -190,17 +191,19 @@ IMPLIED: dict[str, Any] = {
 # The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
 BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 10)}
 
+# No number of a configuration is negative, and these are not 0 either.
 _POSITIVE = (
-    "data.phantom.cases", "model.width", "discriminator.width", "optimizer.learning_rate", "train.epochs",
-    "train.steps_per_call", "train.log_every_steps", "train.checkpoint_every_steps",
-)  # fmt: skip
-# The losses that need no critic; one at least has a weight.
+    "data.phantom.cases",
+    "model.width",
+    "discriminator.width",
+    "optimizer.learning_rate",
+    "train.epochs",
+    "train.steps_per_call",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+)
+# The losses that need no critic. At least one of them has a weight.
 _SUPERVISED = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
-_NOT_NEGATIVE = (
-    "seed", "data.phantom.difficulty", *(f"loss.{name}" for name in _SUPERVISED), "loss.adversarial",
-    "loss.boundary_weight", "optimizer.weight_decay", "optimizer.warmup", "train.profile", "augment.rotation_degrees",
-    "augment.scale", "augment.intensity", "predict.min_volume_ml",
-)  # fmt: skip
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.dtype": ("float32", "float16"),
@@ -234,38 +237,49 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     unset = [key for key in BY_DATA if flatten(config)[key] is None]
     config.update_from_flattened_dict({key: BY_DATA[key][not config.data.root] for key in unset})
-    flat = flatten(config)
-    for key, choices in _CHOICES.items():
-        _require(flat[key] in choices, key, flat[key], " or ".join(choices))
-    for key in _POSITIVE:
-        _require(flat[key] > 0, key, flat[key], "a number above 0")
-    for key in _NOT_NEGATIVE:
-        _require(flat[key] >= 0, key, flat[key], "0 or more")
-    _require(config.folds >= 2, "folds", config.folds, "at least 2")
-    _require(config.fold is None or 0 <= config.fold < config.folds, "fold", config.fold, f"0 to {config.folds - 1}")
-    size, batch, warmup = config.loss.boundary_size, config.train.batch_size, config.optimizer.warmup
-    _require(size % 2 == 1 and size > 0, "loss.boundary_size", size, "an odd number")
-    _require(batch >= 2, "train.batch_size", batch, "at least 2")
-    _require(warmup < 1, "optimizer.warmup", warmup, "a fraction of the steps, below 1")
-    momentum = config.optimizer.momentum
-    _require(0 <= momentum < 1, "optimizer.momentum", momentum, "0 or more, below 1")
-    weights = tuple(config.loss[name] for name in _SUPERVISED)
-    _require(any(weights), "loss", weights, f"a weight above 0 for one of {', '.join(_SUPERVISED)}")
-    shape = config.data.phantom.shape
-    _require(len(shape) == 3 and min(shape) > 0, "data.phantom.shape", shape, "three numbers above 0")
-    spacing = config.data.spacing_mm
-    sides = "a side in mm, three with commas between them, 'median' or '0'"
-    _require(spacing in ("median", "0") or _sides(spacing) in (1, 3), "data.spacing_mm", spacing, sides)
-    channels, by = config.data.channels, config.folds_by
-    named = all(isinstance(name, str) and name for name in channels) and len(set(channels)) == len(channels)
-    _require(named, "data.channels", channels, "names, each once")
-    _require(by in ("patient", "site") or by.endswith(".json"), "folds_by", by, "patient, site or a .json file")
-    digest = config.train.init_sha256
-    _require(not digest or bool(config.train.init), "train.init_sha256", digest, "train.init, whose weights it is of")
-    per_call = config.train.steps_per_call
-    for key in ("train.log_every_steps", "train.checkpoint_every_steps"):
-        _require(flat[key] % per_call == 0, key, flat[key], f"a multiple of train.steps_per_call={per_call}")
+    _check(config)
     return config
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    flat = flatten(config)
+    data = config.data
+
+    def require(key: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise InputError(f"--config.{key}: found {flat[key]!r}, expected {expected}")
+
+    for key, choices in _CHOICES.items():
+        require(key, flat[key] in choices, " or ".join(choices))
+    for key in _POSITIVE:
+        require(key, flat[key] > 0, "a number above 0")
+    require("folds", config.folds >= 2, "at least 2")
+    require("fold", config.fold is None or 0 <= config.fold < config.folds, f"0 to {config.folds - 1}")
+    by = config.folds_by
+    require("folds_by", by in ("patient", "site") or by.endswith(".json"), "patient, site or a .json file")
+    named = all(isinstance(name, str) and name for name in data.channels)
+    require("data.channels", named and len(set(data.channels)) == len(data.channels), "names, each once")
+    usual = data.spacing_mm in ("median", "0")
+    sides = "a side in mm, three with commas between them, 'median' or '0'"
+    require("data.spacing_mm", usual or _sides(data.spacing_mm) in (1, 3), sides)
+    shape = data.phantom.shape
+    require("data.phantom.shape", len(shape) == 3 and min(shape) > 0, "three numbers above 0")
+    size = config.loss.boundary_size
+    require("loss.boundary_size", size % 2 == 1 and size > 0, "an odd number")
+    require("optimizer.warmup", config.optimizer.warmup < 1, "a fraction of the steps, below 1")
+    require("optimizer.momentum", 0 <= config.optimizer.momentum < 1, "0 or more, below 1")
+    train = config.train
+    require("train.batch_size", train.batch_size >= 2, "at least 2")
+    require("train.init_sha256", bool(train.init or not train.init_sha256), "train.init, whose weights it is of")
+    for key in ("train.log_every_steps", "train.checkpoint_every_steps"):
+        multiple = f"a multiple of train.steps_per_call={train.steps_per_call}"
+        require(key, flat[key] % train.steps_per_call == 0, multiple)
+    for key, value in flat.items():
+        require(key, type(value) not in (int, float) or value >= 0, "0 or more")
+    weights = tuple(config.loss[name] for name in _SUPERVISED)
+    if not any(weights):
+        names = ", ".join(_SUPERVISED)
+        raise InputError(f"--config.loss: found {weights}, expected a weight above 0 for one of {names}")
 
 
 def _sides(text: str) -> int:
@@ -275,11 +289,6 @@ def _sides(text: str) -> int:
     except ValueError:
         return 0
     return len(sides) if all(0 < side < math.inf for side in sides) else 0
-
-
-def _require(valid: bool, key: str, value: Any, expected: str) -> None:
-    if not valid:
-        raise InputError(f"--config.{key}: found {value!r}, expected {expected}")
 
 
 def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -307,4 +316,5 @@ def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The configuration as config.json stores it, in values that JSON can hold."""
-    return json.loads(config.to_json_best_effort())
+    values: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return values

@@ -20,7 +20,7 @@ _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 _TURNED = (3, 1, 2, 0)
 # With fewer channels on either side the transforms cost more than the products they save.
 _CHANNELS = 16
-# In larger slices the transforms of a forward pass are bound by memory, and the plain convolution is ahead.
+# In larger slices memory bounds the transforms of a forward pass, and the plain convolution is faster.
 _PIXELS = 4000
 
 Planes = list[list[Array]]
@@ -58,9 +58,9 @@ def conv(x: Array, kernel: Array) -> Array:
 
 
 def _convolve(x: Array, kernel: Array, transposed: bool) -> Array:
-    """Convolution with a kernel, or with the one that takes the gradient back: turned by 180 degrees, channels swapped.
+    """Convolution with a kernel, or with the transposed one: turned by 180 degrees, with its channels swapped.
 
-    The large kernels are not copied for that, since a product reads its second factor in either order.
+    The gradient of x needs the transposed kernel. Products need no copy for it: they read either order of the factor.
     """
     b, h, w, c = x.shape
     if len(kernel) == 1:
@@ -69,7 +69,8 @@ def _convolve(x: Array, kernel: Array, transposed: bool) -> Array:
         return _winograd(x, kernel, transposed)
     order = "HWIO"
     if transposed:
-        kernel, order = jnp.flip(kernel, (0, 1)), "HWOI"
+        kernel = jnp.flip(kernel, (0, 1))
+        order = "HWOI"
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", order, "NHWC"))
 
 
@@ -102,9 +103,8 @@ def _tileable(x: Array, kernel: Array) -> bool:
 def _winograd(x: Array, kernel: Array, transposed: bool) -> Array:
     weights = _both(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
     if transposed:
-        # Turning the kernel exchanges the first row of _KERNEL and the last: the forward pass's weights serve again.
+        # Turning the kernel exchanges the first row of _KERNEL and the last, so the forward pass's weights serve again.
         weights = [[weights[i][j] for j in _TURNED] for i in _TURNED]
-
     b, h, w, _ = x.shape
     # Sixteen products: one batched product is slower on CPU.
     products = [
@@ -116,7 +116,7 @@ def _winograd(x: Array, kernel: Array, transposed: bool) -> Array:
 
 
 def _winograd_of_kernel(x: Array, gradient: Array) -> Array:
-    """The kernel's gradient: the products', tile by tile, then the transformed kernel's summed over tiles."""
+    """The kernel's gradient, from those of the products and of the transformed kernel."""
     b, h, w, k = gradient.shape
     windows = gradient.reshape(b, h // 2, 2, w // 2, 2, k)
     of_products = _both(_transpose(_OUTPUT), [[windows[:, :, i, :, j].reshape(-1, k) for j in (0, 1)] for i in (0, 1)])
@@ -125,17 +125,21 @@ def _winograd_of_kernel(x: Array, gradient: Array) -> Array:
 
 
 def _margin(x: Array) -> Array:
-    # Made once: fused into each of its readers, the margin would be worked out for each of them again.
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    # The barrier keeps XLA from making the margin again for each of its readers.
+    margin: Array = lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    return margin
 
 
 def _tiles(x: Array) -> Planes:
     """The transformed 4x4 tiles: for each of 4x4 places [tiles, C]."""
     b, h, w, c = x.shape
     margin = _margin(x)
-    ends, strides = [(b, i + h - 1, j + w - 1, c) for i in range(4) for j in range(4)], (1, 2, 2, 1)
-    planes = [lax.slice(margin, (0, n // 4, n % 4, 0), end, strides) for n, end in enumerate(ends)]
-    return [[tile.reshape(-1, c) for tile in row] for row in _both(_INPUT, [planes[n : n + 4] for n in (0, 4, 8, 12)])]
+
+    def plane(i: int, j: int) -> Array:
+        return lax.slice(margin, (0, i, j, 0), (b, i + h - 1, j + w - 1, c), (1, 2, 2, 1))
+
+    planes = [[plane(i, j) for j in range(4)] for i in range(4)]
+    return [[tile.reshape(-1, c) for tile in row] for row in _both(_INPUT, planes)]
 
 
 def _both(matrix: Matrix, planes: Planes) -> Planes:

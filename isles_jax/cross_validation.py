@@ -3,14 +3,16 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
+import numpy as np
 from etils import epath
 
 from isles_jax.config import complete, flatten, resolve, to_dict
 from isles_jax.data import folds as splits
 from isles_jax.data import layouts, profile
-from isles_jax.data.case import Dataset
+from isles_jax.data.case import Case, Dataset
 from isles_jax.data.nifti import read_labels
 from isles_jax.pages import page
 from isles_jax.phantoms import phantom
@@ -41,7 +43,8 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
       InputError: a mistake in the configuration or the data; the workdir holds another run, or another process is at
         work on one of the folds; a file cannot be written.
     """
-    config, workdir = resolve(config), files.location(workdir)
+    config = resolve(config)
+    workdir = files.location(workdir)
     if config.train.init:
         config.train.init_sha256 = processes.on_first(lambda: _init_digest(config, workdir))
     if not processes.on_first(lambda: _is_done(config, workdir)):
@@ -53,21 +56,21 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
 
 def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     """SHA-256 of the weights that the run starts from; of a run that has begun, as its config.json holds it."""
-    given, path = config.train.init_sha256, workdir / "config.json"
-    if given or not path.exists():
-        found = initial.digest(config.train.init)
-        if given not in ("", found):
-            raise InputError(
-                f"--config.train.init_sha256: found {given!r}, expected {found}, as of {config.train.init}"
-            )
-        return found
-    # The weights may be gone once they are not needed; `refuse_other` compares the path.
-    return complete(files.read_json(path)).train.init_sha256
+    weights = config.train.init
+    given: str = config.train.init_sha256
+    path = workdir / "config.json"
+    if path.exists() and not given:
+        # The weights may be gone once they are not needed; `refuse_other` compares the path.
+        return str(complete(files.read_json(path)).train.init_sha256)
+    found = initial.digest(weights)
+    if given not in ("", found):
+        raise InputError(f"--config.train.init_sha256: found {given!r}, expected {found}, as of {weights}")
+    return found
 
 
 def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
     refuse_other(config, workdir)
-    return (workdir / "DONE").exists()
+    return bool((workdir / "DONE").exists())
 
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
@@ -84,7 +87,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
         for fold in folds:
             _run_fold(plan, fold, held_out[fold], workdir / f"fold_{fold}")
         with alone():
-            return processes.on_first(lambda: _finish(config, plan.dataset, held_out, workdir))
+            return processes.on_first(lambda: _finish(plan.dataset, held_out, workdir))
 
 
 # --- before the first fold -------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Pl
 
 
 def _prepare_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Removes what calls left that ended too early, and writes the phantom if the run uses it."""
+    """Removes what interrupted calls left, and writes the phantom if the run uses it."""
     # This is checked again because another run may have started here before the lock was taken.
     refuse_other(config, workdir)
     files.remove_parts(workdir)
@@ -110,12 +113,12 @@ def _prepare_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> 
         for name in ("folds.json", "data.json"):
             (workdir / name).unlink(missing_ok=True)
     if not config.data.root:
-        print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.\n"
-              "For real data: --config.data.root=/data/SPES2015_Training", flush=True)  # fmt: skip
+        print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.")
+        print("For real data: --config.data.root=/data/SPES2015_Training", flush=True)
         phantom.provide(workdir / "phantom", replace=not begun, seed=config.seed, **config.data.phantom)
 
 
-def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Dataset, dict]:
+def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Dataset, dict[str, Any]]:
     """Reads the cases with labels and a description of the data, and checks that they are those of the run.
 
     Raises:
@@ -137,18 +140,21 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     return labelled, description
 
 
-def _record_run(config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan, description: dict) -> list:
+def _record_run(
+    config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan, description: dict[str, Any]
+) -> list[list[str]]:
     """Writes the folds, the description of the data and the configuration; returns the held-out cases of each fold.
 
     From here on the workdir belongs to this configuration and these data. All checks have passed before.
     """
-    dataset, by = plan.dataset, config.folds_by
-    groups = splits.group(dataset.cases, by)
+    by = config.folds_by
+    cases = plan.dataset.cases
+    groups = splits.group(cases, by)
     given = files.fetch(by) if by.endswith(".json") else None
-    names = [case.name for case in dataset.cases]
+    names = [case.name for case in cases]
     held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed, groups, given)
-    for cases in held_out:
-        training_slices(plan, cases)  # a fold without lesions to learn from is refused now and not after hours
+    for part in held_out:
+        training_slices(plan, part)  # a fold without lesions to learn from is refused now and not after hours
     if not (workdir / "config.json").exists():
         files.write_json(workdir / "data.json", description)
         files.write_json(workdir / "config.json", to_dict(config))
@@ -156,15 +162,10 @@ def _record_run(config: ml_collections.ConfigDict, workdir: epath.Path, plan: Pl
 
 
 def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path, free: Sequence[str] = FREE) -> None:
-    """Refuses a workdir that holds a run with another configuration.
-
-    Args:
-      config: of the run that may be there.
-      workdir: where it may be.
-      free: keys that may differ.
+    """Refuses a workdir that holds a run whose configuration differs in other keys than the `free` ones.
 
     Raises:
-      InputError: it does; the message names the keys that differ.
+      InputError: it does; the message names the keys.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -173,14 +174,14 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path, free: S
     here = flatten(to_dict(config))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if key not in free and there.get(key) != here.get(key)
+        for key in files.differing(there, here)
+        if key not in free
     ]
     if differing:
         raise InputError(f"{workdir} holds another run: {'; '.join(differing)}; choose another --workdir")
 
 
-def refuse_changed(dataset: Dataset, description: dict, path: epath.Path) -> None:
+def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Path) -> None:
     """Refuses data that differ from the description in `path`, the run's data.json.
 
     Raises:
@@ -188,10 +189,9 @@ def refuse_changed(dataset: Dataset, description: dict, path: epath.Path) -> Non
     """
     if not path.exists():
         return
-    before, now = files.read_json_like(path, {"cases": {}})["cases"], description["cases"]
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if changed:
-        names = ", ".join(changed)
+    before = files.read_json_like(path, {"cases": {}})["cases"]
+    names = ", ".join(files.differing(before, description["cases"]))
+    if names:
         raise InputError(f"{dataset.root}: the data changed since this run began ({names}); choose another --workdir")
 
 
@@ -209,15 +209,15 @@ def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path)
 
 def _is_fold_done(directory: epath.Path) -> bool:
     files.remove_parts(directory, directory / "predictions", directory / "calibration")
-    return (directory / "DONE").exists()
+    return bool((directory / "DONE").exists())
 
 
 # --- after the last fold ---------------------------------------------------------------------------------------------
 
 
-def _finish(config: ml_collections.ConfigDict, dataset: Dataset, held_out: list, workdir: epath.Path) -> list[int]:
+def _finish(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> list[int]:
     """Scores the run if every fold is done; returns the folds that are not."""
-    unfinished = [fold for fold in range(config.folds) if not (workdir / f"fold_{fold}" / "DONE").exists()]
+    unfinished = [fold for fold in range(len(held_out)) if not (workdir / f"fold_{fold}" / "DONE").exists()]
     if not unfinished and not (workdir / "DONE").exists():
         _score(dataset, held_out, workdir)
         run_files.seal(workdir)
@@ -226,26 +226,29 @@ def _finish(config: ml_collections.ConfigDict, dataset: Dataset, held_out: list,
 
 def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> None:
     """Scores all held-out predictions, and the clinical rule on the same cases if it applies; writes the report."""
-    rule_applies = {"Tmax", "DWI"} <= set(dataset.channels) and {"penumbra", "core"} <= set(dataset.classes)
-    cases, classes = {case.name: case for case in dataset.cases}, dataset.classes
-    rows, rule_rows = [], []
+    channels = dataset.channels
+    classes = dataset.classes
+    rule_applies = {"Tmax", "DWI"} <= set(channels) and {"penumbra", "core"} <= set(classes)
+
+    def score(fold: int, case: Case, predicted: np.ndarray) -> list[scores.Row]:
+        assert case.labels is not None
+        return scores.score_case(case.name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
+
+    cases = {case.name: case for case in dataset.cases}
+    rows = []
+    rule_rows = []
     for fold, names in enumerate(held_out):
         interrupt.leave_if_requested()
         predictions = files.fetch(workdir / f"fold_{fold}" / "predictions")
         if rule_applies:
             training_cases = [case for case in dataset.cases if case.name not in names]
-            threshold = clinical.fit_core_threshold(training_cases, dataset.channels, classes)
+            threshold = clinical.fit_core_threshold(training_cases, channels, classes)
         for name in names:
             interrupt.leave_if_requested()
             case = cases[name]
-            assert case.labels is not None
-            predicted = read_labels(predictions / f"{name}.nii.gz", case, dataset.label_values)
-            rows += scores.score_case(name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
+            rows += score(fold, case, read_labels(predictions / f"{name}.nii.gz", case, dataset.label_values))
             if rule_applies:
-                predicted = clinical.clinical_rule(case, threshold, dataset.channels, classes)
-                rule_rows += scores.score_case(
-                    name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml
-                )
+                rule_rows += score(fold, case, clinical.clinical_rule(case, threshold, channels, classes))
     scores.write_cases_csv(workdir / "cases.csv", rows)
     files.write_json(workdir / "summary.json", scores.means(rows))
     if rule_rows:
@@ -256,9 +259,8 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
 
 def _write_calibration(held_out: list[list[str]], workdir: epath.Path) -> None:
     """Writes calibration.json, unless an earlier version predicted some of the cases and kept no counts."""
-    paths = [
-        workdir / f"fold_{fold}" / "calibration" / f"{n}.json" for fold, names in enumerate(held_out) for n in names
-    ]
+    folders = {workdir / f"fold_{fold}" / "calibration": names for fold, names in enumerate(held_out)}
+    paths = [folder / f"{name}.json" for folder, names in folders.items() for name in names]
     if all(path.exists() for path in paths):
         counts = [files.read_json_like(path, {"confidence": {}, "classes": {}}) for path in paths]
         files.write_json(workdir / "calibration.json", calibration.curves(counts))

@@ -33,7 +33,7 @@ __all__ = [
 
 # The normalised surface Dice counts distances up to this as agreement. It is the side of a voxel in SPES.
 TOLERANCE_MM = 2.0
-# In the stricter lesion F1, a predicted lesion is a hit from this intersection over union on.
+# In the stricter lesion F1, a predicted lesion is a hit if its intersection over union is at least this.
 LESION_IOU = 0.2
 # Headers store the spacing in float32, whose rounding must not push a distance of one voxel above the tolerance.
 _ROUNDING_MM = 1e-4
@@ -49,7 +49,7 @@ class Masks:
       spacing_mm: the voxel's sides, float64 [3].
       voxel_ml: the volume of a voxel.
       tolerance_mm: distances up to this agree.
-      diagonal_mm: of the image, what distances are if one of the masks is empty.
+      diagonal_mm: the image's diagonal, which is the distance if one of the masks is empty.
     """
 
     prediction: np.ndarray
@@ -206,17 +206,14 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     inside = mask.copy()
     for axis in range(3):
         inside &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
-    return mask & ~inside
+    surface: np.ndarray = mask & ~inside
+    return surface
 
 
 def _union_box(prediction: np.ndarray, truth: np.ndarray) -> tuple[slice, ...]:
     """The smallest box that holds both masks; an empty box if both are empty."""
-    union = prediction | truth
-    box = []
-    for axis in range(3):
-        used = np.flatnonzero(union.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
-    return tuple(box)
+    boxes = ndimage.find_objects((prediction | truth).astype(np.uint8))
+    return boxes[0] if boxes else (slice(0, 0),) * 3
 
 
 def lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:

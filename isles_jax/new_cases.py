@@ -12,7 +12,7 @@ from etils import epath
 
 from isles_jax import __version__
 from isles_jax.data import profile
-from isles_jax.data.case import Case, Dataset
+from isles_jax.data.case import Case
 from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
 from isles_jax.pages import patient_page
@@ -45,8 +45,8 @@ class Options:
       defuse3: add the thresholds of DEFUSE 3 to summary.csv.
       strict: write nothing of a case with a warning, and raise an error in the end.
       page: write CASE.html, see `patient_page.page`.
-      overwrite: replace existing files. None of an earlier prediction of these cases stays, so that all files of a case
-        belong together; summary.csv goes first.
+      overwrite: replace existing files. Everything of an earlier prediction of these cases goes, summary.csv first, so
+        that all files of a case belong together.
     """
 
     folds: Sequence[int] | None = None
@@ -94,7 +94,7 @@ def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, option
     settings = _settings(task.config, options)
     new = _NewCases(trained, options, settings, expected, output, _origin(trained))
     _make_room([path for case in dataset.cases for path in new.every_path(case)], output, options)
-    _announce(run, trained, settings, dataset, output)
+    new.announce(run, len(dataset.cases))
     for note in (*dataset.notes, *warning.notes(expected)):
         print(f"note: {note}")
     interrupt.advise("add --overwrite, or choose another --output")
@@ -133,8 +133,20 @@ class _NewCases:
         alone = [self.output / f"{case.name}{ending}" for ending in (".nii.gz", ".json", ".html")]
         return [*alone, *(self.output / name / f"{case.name}.nii.gz" for name in MAPS)]
 
+    def announce(self, run: epath.PathLike, cases: int) -> None:
+        """Prints in one line what will be done."""
+        trained = self.trained
+        smallest = self.settings.min_volume_ml
+        notes = [f"{cases} case{'s' if cases != 1 else ''}"]
+        notes.append(f"{len(trained.folds)} of {trained.task.config.folds} folds of {run}: {_folds(trained)}")
+        if self.settings.flips:
+            notes.append("with flips")
+        if smallest > 0:
+            notes.append(f"no lesion below {smallest:g} ml")
+        print("; ".join([*notes, f"to {self.output}"]))
+
     def predict(self, cases: Sequence[Case]) -> list[Finished]:
-        """Predicts and writes the cases. While the network works on a case, a thread finishes the one before."""
+        """Predicts and writes the cases. While the network works on a case, a thread finishes the previous one."""
         task = self.trained.task
         forward = make_forward(task.segmenter())
         folds = list(self.trained.folds.values())
@@ -161,7 +173,8 @@ class _NewCases:
         labels = predict_labels(mean, case, smallest)
         prediction = self._judge(case, labels, tuple(predict_labels(alone, case, smallest) for alone in each))
         refused = self.options.strict and bool(prediction.warnings)
-        image_path, json_path, page_path, *_ = every = self.every_path(case)
+        every = self.every_path(case)
+        image_path, json_path, page_path = every[:3]
         # The image is replaced in one go, so that a full disk does not take it away.
         for path in every[not refused :]:
             with files.writing(path):
@@ -179,7 +192,8 @@ class _NewCases:
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
-        task, expected = self.trained.task, self.expected
+        task = self.trained.task
+        expected = self.expected
         classes = numbers.of_classes(case, task.classes, labels, of_folds, expected)
         agree = numbers.agreement([alone > 0 for alone in of_folds])
         warnings = warning.of_images(profile.profile(case, task.channels), task.channels, expected)
@@ -191,38 +205,21 @@ class _NewCases:
 
 
 def _spread(each: np.ndarray) -> np.ndarray:
-    """How far the folds differ, [X, Y, Z]: the standard deviation of a class's probability, of the class with the most.
-
-    Args:
-      each: [folds, X, Y, Z, C].
-    """
-    return each.std(axis=0).max(axis=-1)
+    """The largest standard deviation of a class's probability [folds, X, Y, Z, C] over the folds: [X, Y, Z]."""
+    largest: np.ndarray = each.std(axis=0).max(axis=-1)
+    return largest
 
 
 def _origin(trained: weights.Trained) -> dict[str, str]:
     """What made the predictions; no path, which would reveal how the machine is organised."""
-    steps = ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
-    origin = {"run": str(trained.task.config.name), "folds": steps, "weights_sha256": weights.fingerprint(trained)}
+    origin = {"run": str(trained.task.config.name), "folds": _folds(trained)}
+    origin |= {"weights_sha256": weights.fingerprint(trained)}
     origin |= {f"trained with {name}": version for name, version in trained.versions.items()}
     return origin | {"isles_jax": __version__} | checkpoint.versions()
 
 
-def _announce(
-    run: epath.PathLike,
-    trained: weights.Trained,
-    settings: ml_collections.ConfigDict,
-    dataset: Dataset,
-    output: epath.Path,
-) -> None:
-    folds = ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
-    cases = len(dataset.cases)
-    notes = [
-        f"{cases} case{'s' * (cases != 1)}",
-        f"{len(trained.folds)} of {trained.task.config.folds} folds of {run}: {folds}",
-    ]
-    notes += ["with flips"] * settings.flips
-    notes += [f"no lesion below {settings.min_volume_ml:g} ml"] * (settings.min_volume_ml > 0)
-    print("; ".join([*notes, f"to {output}"]))
+def _folds(trained: weights.Trained) -> str:
+    return ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
 
 
 def _make_room(paths: Sequence[epath.Path], output: epath.Path, options: Options) -> None:
@@ -239,6 +236,6 @@ def _make_room(paths: Sequence[epath.Path], output: epath.Path, options: Options
     for folder in (output, *(output / name for name in options.maps)):
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    # It is written last, so that a folder with it is complete.
+    # summary.csv is written last, so that a folder with it is complete.
     with files.writing(table):
         table.unlink(missing_ok=True)

@@ -34,11 +34,10 @@ def test_without_rotation_scale_and_intensity_only_flips_remain(both):
     new_images, new_labels = augment(keys, images, labels, **STILL, both=both)
     seen = set()
     for image, label, new_image, new_label in zip(images, labels, new_images, new_labels, strict=True):
-        turns = [turn for turn in itertools.product((1, -1), repeat=2)
-                 if np.allclose(new_image, image[:: turn[0], :: turn[1]], atol=1e-5)]  # fmt: skip
-        assert len(turns) == 1
-        seen.add(turns[0])
-        np.testing.assert_array_equal(new_label, label[:: turns[0][0], :: turns[0][1]])
+        flipped = {(x, y): image[::x, ::y] for x, y in itertools.product((1, -1), repeat=2)}
+        [(x, y)] = [turn for turn, flip in flipped.items() if np.allclose(new_image, flip, atol=1e-5)]
+        seen.add((x, y))
+        np.testing.assert_array_equal(new_label, label[::x, ::y])
     assert seen == set(itertools.product((1, -1), (1, -1) if both else (1,)))
 
 

@@ -41,9 +41,9 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     cut.unlink()
     assert cross_validate(settings, "gs://bucket/runs/one") == text
     assert cut.read_bytes() == before
+    other = tiny_config("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)})
     with pytest.raises(InputError, match="holds another run: seed is 0 there and 1 here"):
-        cross_validate(tiny_config("bl1", **{"seed": 1, "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 6)}),
-                       "gs://bucket/runs/one")  # fmt: skip
+        cross_validate(other, "gs://bucket/runs/one")
     assert table_text([run_files.read_run("gs://bucket/runs/one")]) == text
 
     # Table 1 there: what other machines have finished is collected.

@@ -54,9 +54,14 @@ def test_rounding_is_that_of_a_direct_convolution():
 
 
 OPTIONS = [
-    {}, {"strides": 2}, {"padding": "VALID"}, {"kernel_dilation": 2}, {"feature_group_count": 2},
-    {"kernel_size": (5, 5)}, {"dtype": jnp.bfloat16},
-]  # fmt: skip
+    {},
+    {"strides": 2},
+    {"padding": "VALID"},
+    {"kernel_dilation": 2},
+    {"feature_group_count": 2},
+    {"kernel_size": (5, 5)},
+    {"dtype": jnp.bfloat16},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -75,12 +75,15 @@ def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
     assert "its classes are penumbra, core, so the output layer starts anew" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("channels", "keys", "words"), [
+MISFITS = [
     (2, {}, r"has the shape \(1, 1, 3, 3\) there and \(1, 1, 2, 3\) in this run"),
     (3, {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network of the same width"),
     (3, {"model.batch_norm": "none"}, r"there and None in this run|None there"),
     (3, {"model.batch_norm": "all"}, r"None there and|there and None"),
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize(("channels", "keys", "words"), MISFITS)
 def test_layers_that_do_not_fit_are_refused_in_one_line(channels, keys, words, untrained_run):
     made = untrained_run[1].config.copy_and_resolve_references()
     made.update_from_flattened_dict(keys)

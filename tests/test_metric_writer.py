@@ -1,5 +1,6 @@
 """Event files, read by TensorBoard's own reader."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -26,9 +27,8 @@ def read_events(folder):
 
 
 def scalars(events):
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
-    }  # fmt: skip
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def lines(folder):
@@ -75,7 +75,7 @@ def test_a_run_that_was_cut_off_has_each_event_once(tmp_path, phantom_root):
 def test_events_of_steps_that_are_done_again_are_replaced(tmp_path):
     """By the reader's rule: nothing of a file after the step that the next file begins with."""
     for first, value in ((0, 1.0), (20, 2.0), (20, 3.0), (30, 4.0)):
-        with MetricWriter(tmp_path, first, tensorboard=True) as writer:
+        with contextlib.closing(MetricWriter(tmp_path, first, tensorboard=True)) as writer:
             for step in range(first + 10, 60, 10):
                 writer.write_scalars(step, {"loss": value, "critic/all classes": -value})
                 writer.write_images(step, {"x": np.full((4, 5, 3), value, np.uint8)})
@@ -89,7 +89,7 @@ def test_events_of_steps_that_are_done_again_are_replaced(tmp_path):
 
 
 def test_event_files_are_written_only_if_asked_for(tmp_path):
-    with MetricWriter(tmp_path, 0) as writer:
+    with contextlib.closing(MetricWriter(tmp_path, 0)) as writer:
         writer.write_hparams({"a": 1})
         writer.write_images(1, {"x": np.zeros((4, 5, 3), np.uint8)})
         writer.write_scalars(1, {"loss": 1.0})

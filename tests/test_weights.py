@@ -24,16 +24,17 @@ def header_of(path):
 def test_the_file_holds_every_number_and_what_it_takes_to_use_it(untrained_run, weights_file, tmp_path):
     workdir, task, variables = untrained_run
     tensors, header = safetensors.numpy.load_file(weights_file), header_of(weights_file)
-    assert (header["classes"], header["channels"], header["label_values"]) == (
-        ["penumbra", "core"], ["Tmax", "TTP", "DWI"], [5, 9],
-    )  # fmt: skip
+    assert header["classes"] == ["penumbra", "core"]
+    assert header["channels"] == ["Tmax", "TTP", "DWI"]
+    assert header["label_values"] == [5, 9]
     assert header["config"] == to_dict(task.config)
     assert header["steps"] == {"0": 0, "1": 0}, "the finished folds"
     assert header["versions"]["jax"] == jax.__version__
     expected = {
         "/".join([f"fold_{fold}", *(key.key for key in path)]): leaf
-        for fold in (0, 1) for path, leaf in jax.tree.leaves_with_path(variables[fold])
-    }  # fmt: skip
+        for fold in (0, 1)
+        for path, leaf in jax.tree.leaves_with_path(variables[fold])
+    }
     assert tensors.keys() == expected.keys()
     for name, leaf in expected.items():
         np.testing.assert_array_equal(tensors[name], leaf, err_msg=name)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,11 @@ def misfit(value: Any, like: Any, name: str = "its content") -> str:
     kinds = like if isinstance(like, tuple) else (like,)
     # Not isinstance, for which True is an int. In JSON, true is no number.
     return "" if type(value) in kinds else f"a {type(value).__name__} in {name}"
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys, in order, at which two mappings have different values."""
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------

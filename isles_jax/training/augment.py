@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.ndimage import map_coordinates
 
-# The two one-dimensional passes differ from bilinear interpolation the more, the larger the rotation: on a smooth image
-# by less than 0.15 standard deviations at 10 degrees, and by up to 0.6 at 45.
+# Two one-dimensional passes differ from bilinear interpolation, and more so for a larger rotation: on a smooth image by
+# less than 0.15 standard deviations at 10 degrees, and by up to 0.6 at 45.
 LARGEST_ROTATION_IN_TWO_PASSES = 10.0
 
 
@@ -24,9 +24,9 @@ def augment(
 ) -> tuple[Array, Array]:
     """Changes each slice by a random flip, rotation, scale and change of intensity of its own.
 
-    On a TPU, with rotations of at most 10 degrees, slices are resampled along one axis and then along the other, as
-    matrix products, since gathering single pixels is slow there. The numbers differ from the bilinear interpolation of
-    other platforms as two interpolations differ; a label comes from within a pixel of the same place.
+    A TPU gathers single pixels slowly. There, with rotations of at most 10 degrees, matrix products resample a slice
+    along one axis and then along the other. The result differs a little from the bilinear interpolation of other
+    platforms; a label comes from within a pixel of the same place.
 
     Args:
       keys: [B] random keys, one for each slice, so that a slice's change does not depend on the device that makes it.
@@ -56,13 +56,13 @@ def augment(
         if both:
             image, label = (jnp.where(drawn[-1] < 0, x[:, ::-1], x) for x in (image, label))
         brain = jnp.any(image != 0, axis=-1, keepdims=True)
-        factor, shift = 1.0 + intensity * drawn[3 : 3 + channels], intensity * drawn[3 + channels : 3 + 2 * channels]
-        return jnp.where(brain, image * factor + shift, 0.0), label
+        gain, offset = intensity * drawn[3 : 3 + 2 * channels].reshape(2, channels)
+        return jnp.where(brain, image * (1.0 + gain) + offset, 0.0), label
 
     return jax.vmap(one)(keys, images, labels)
 
 
-# Both forms: the pixel at (x, y) from the centre comes from (mirror (cos x - sin y), sin x + cos y).
+# In both forms, the pixel at (x, y) from the centre is taken from (mirror (cos x - sin y), sin x + cos y).
 
 
 def _interpolate(image: Array, label: Array, mirror: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
@@ -76,9 +76,10 @@ def _interpolate(image: Array, label: Array, mirror: Array, cos: Array, sin: Arr
 
 
 def _in_two_passes(image: Array, label: Array, mirror: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
-    """The same by two one-dimensional interpolations (Catmull and Smith 1980), each a batch of matrix products."""
+    """The same by two one-dimensional interpolations, as batches of matrix products (Catmull and Smith 1980)."""
     height, width = label.shape
-    x, y = jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2
+    x = jnp.arange(height) - (height - 1) / 2
+    y = jnp.arange(width) - (width - 1) / 2
     # Between the passes, a pixel has its new row x and its old column v. There y is (v - sin x) / cos.
     rows = mirror * ((cos**2 + sin**2) * x - sin * y[:, None]) / cos + (height - 1) / 2
     columns = sin * x[:, None] + cos * y + (width - 1) / 2
@@ -90,7 +91,7 @@ def _in_two_passes(image: Array, label: Array, mirror: Array, cos: Array, sin: A
         return jnp.einsum("xyv,xvm->xym", of_columns, halfway, precision="highest")
 
     image = resample(image, lambda distance: jnp.maximum(0.0, 1.0 - jnp.abs(distance)))
-    # Shifted by 1, what no pixel reaches becomes -1.
+    # Labels are shifted by 1 here, so that a place that no pixel reaches becomes -1.
     found = resample(
         (label + 1).astype(jnp.float32)[..., None],
         lambda distance: ((distance > -0.5) & (distance <= 0.5)).astype(jnp.float32),

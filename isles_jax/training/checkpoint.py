@@ -29,15 +29,13 @@ META = "metadata"
 SAVING = ".saving"
 # While Orbax writes a folder, the folder's name contains this.
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# Generous bound on the bytes that a step takes beside its arrays.
+# A step takes fewer bytes than this beside its arrays.
 _OVERHEAD = 1 << 20
-_handlers = {"params": ocp.StandardCheckpointHandler, "train": ocp.StandardCheckpointHandler,
-             "meta": lambda: ocp.JsonCheckpointHandler(META)}  # fmt: skip
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        # Orbax's own calls of JAX's preemption sync point would get mixed up with those of `processes.leaving`.
+        # Orbax's own calls of JAX's preemption sync point would disturb those of `processes.leaving`.
         return False
 
 
@@ -46,12 +44,13 @@ def _manager(directory: epath.PathLike) -> _Manager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEEP), enable_async_checkpointing=False
     )
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "train": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(META),
+    }
     path = epath.Path(directory)
-    return _Manager(
-        path if files.is_bucket(path) else path.resolve(),
-        options=options,
-        item_handlers={k: make() for k, make in _handlers.items()},
-    )
+    return _Manager(path if files.is_bucket(path) else path.resolve(), options=options, item_handlers=handlers)
 
 
 def _items(state: State) -> tuple[Any, Any]:
@@ -66,12 +65,9 @@ def versions() -> dict[str, str]:
 
 
 def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
-    """Saves the state under its step number, then writes the manifest. The two newest steps are kept.
+    """Saves the replicated state under its step number, then writes the manifest. The two newest steps are kept.
 
-    Args:
-      directory: the fold's `checkpoints` folder.
-      state: replicated. Every process calls this function with it.
-      meta: JSON-able; a `Task.record` and more.
+    Every process calls this function. `meta` is a `Task.record` and more, in values that JSON can hold.
 
     Raises:
       InputError: the step cannot be written, for example because the disk is full; earlier steps are unchanged.
@@ -82,9 +78,10 @@ def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
     processes.on_first(lambda: _begin(folder, size))
     items = ocp.args.Composite(
-        params=ocp.args.StandardSave(params), train=ocp.args.StandardSave(train),
+        params=ocp.args.StandardSave(params),
+        train=ocp.args.StandardSave(train),
         meta=ocp.args.JsonSave(meta | {"versions": versions()}),
-    )  # fmt: skip
+    )
     _write(folder, items)
     processes.on_first(lambda: _finish(folder))
 
@@ -100,11 +97,7 @@ def _finish(folder: epath.Path) -> None:
 
 
 def _reserve(folder: epath.Path, size: int) -> None:
-    """Checks before Orbax starts that disk and quota have room for `size` bytes of arrays and the files around them.
-
-    Raises:
-      InputError: they have not.
-    """
+    """Raises an InputError unless disk and quota have room for `size` bytes of arrays and what Orbax adds."""
     if files.is_bucket(folder) or not hasattr(os, "posix_fallocate"):
         return
     part = files.part_of(folder)
@@ -118,7 +111,7 @@ def _reserve(folder: epath.Path, size: int) -> None:
 
 
 def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
-    """Lets Orbax write one step. An error of the operating system becomes one line, although Orbax prints pages."""
+    """Lets Orbax write one step. Where Orbax would print pages about a full disk, it raises an InputError."""
     before = set(threading.enumerate())
     with failed_save.quiet() as output:
         reason = _try_to_write(folder, items)
@@ -133,7 +126,7 @@ def _write(folder: epath.Path, items: ocp.args.Composite) -> None:
 def _try_to_write(folder: epath.Path, items: ocp.args.Composite) -> str | None:
     """Lets Orbax write one step; returns the operating system's message if it refused.
 
-    Neither the manager nor the exception outlives this function, since both refer to the coroutines of a failed save.
+    The manager and the exception refer to the coroutines of a failed save. This function lets go of both.
     """
     try:
         with _manager(folder.parent) as manager:
@@ -175,22 +168,22 @@ def _damage(folder: epath.Path) -> str | None:
         return str(error)
     if not isinstance(expected, dict):
         return f"{MANIFEST} holds a {type(expected).__name__}"
-    for name in sorted(expected.keys() | actual.keys()):
-        if actual.get(name) != expected.get(name):
-            return f"{name!r} is {'missing' if name not in actual else 'not as it was written'}"
-    return None
+    misfits = files.differing(expected, actual)
+    if not misfits:
+        return None
+    return f"{misfits[0]!r} is {'not as it was written' if misfits[0] in actual else 'missing'}"
 
 
 def steps(directory: epath.PathLike) -> list[int]:
     """The steps saved in a fold's `checkpoints` folder, oldest first."""
-    directory = epath.Path(directory)
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+    entries = epath.Path(directory).iterdir() if epath.Path(directory).exists() else ()
+    return sorted(int(path.name) for path in entries if path.name.isdigit())
 
 
 def newest(directory: epath.PathLike) -> int | None:
     """The newest step that is as it was written; None if no save was ever completed.
 
-    Prints a line for each newer step that is skipped.
+    It prints a line for each damaged step that is newer.
 
     Raises:
       InputError: checkpoints exist, and all are damaged.
@@ -201,30 +194,27 @@ def newest(directory: epath.PathLike) -> int | None:
 def _newest(directory: epath.PathLike) -> tuple[int | None, list[str]]:
     """The result of `newest`, and the lines that it prints."""
     saved = steps(directory)
-    damage: dict[int, str | None] = {}
+    damages: list[str] = []
     notes: list[str] = []
     for step in reversed(saved):
-        damage[step] = _damage(epath.Path(directory) / str(step))
-        if damage[step] is None:
+        damage = _damage(epath.Path(directory) / str(step))
+        if damage is None:
             return step, notes
-        notes.append(f"{directory}/{step} is skipped: {damage[step]}")
+        damages.append(damage)
+        notes.append(f"{directory}/{step} is skipped: {damage}")
         print(f"note: {notes[-1]}", file=sys.stderr, flush=True)
     # The very first save may have been interrupted. Any other step without a manifest was complete once.
     saving = epath.Path(directory) / SAVING
     if not saved or (saving.exists() and [saving.read_text()] == list(map(str, saved))):
         return None, notes
-    raise InputError(f"{directory}: no readable checkpoint ({damage[saved[-1]]}); move the folder away to start again")
+    raise InputError(f"{directory}: no readable checkpoint ({damages[0]}); move the folder away to start again")
 
 
 def restore(directory: epath.PathLike, like: State) -> State | None:
-    """Reads the newest undamaged state onto all devices of all processes. Removes newer, damaged checkpoints.
-
-    Args:
-      directory: the fold's `checkpoints` folder.
-      like: a state with the expected shapes and types.
+    """Reads the newest undamaged state onto all devices of all processes, and removes newer, damaged checkpoints.
 
     Returns:
-      The state, or None if no save was ever completed.
+      The state, with the shapes and types of `like`; None if no save was ever completed.
 
     Raises:
       InputError: checkpoints exist, and all are damaged.
@@ -240,21 +230,22 @@ def restore(directory: epath.PathLike, like: State) -> State | None:
 
 
 def _keep_newest(directory: epath.PathLike) -> int | None:
-    """Returns the newest undamaged step, after removing all newer ones and everything that was never finished."""
+    """Returns the newest undamaged step, and removes all newer ones and everything that was never finished."""
+    directory = epath.Path(directory)
     step = newest(directory)
     for other in steps(directory):
         if step is None or other > step:
-            (epath.Path(directory) / str(other)).rmtree()
-    for path in epath.Path(directory).glob(f"*{_UNFINISHED}*"):
+            (directory / str(other)).rmtree()
+    for path in directory.glob(f"*{_UNFINISHED}*"):
         path.rmtree()
-    (epath.Path(directory) / SAVING).unlink(missing_ok=True)
+    (directory / SAVING).unlink(missing_ok=True)
     return step
 
 
 def read_meta(directory: epath.PathLike) -> dict[str, Any]:
-    """The meta that `save` stored in the newest undamaged step, with that step's number under `step`.
+    """The meta that `save` stored in the newest undamaged step.
 
-    The lines about newer steps that are damaged are under `skipped`.
+    The step's number is under `step`, and the lines about newer, damaged steps are under `skipped`.
 
     Raises:
       InputError: there is no undamaged checkpoint.
@@ -263,7 +254,8 @@ def read_meta(directory: epath.PathLike) -> dict[str, Any]:
     if step is None:
         raise InputError(f"{directory}: found no checkpoint, expected one of a trained fold")
     # Orbax needs all processes for a read; a plain read works on one process alone.
-    return files.read_json(epath.Path(directory) / str(step) / "meta" / META) | {"step": step, "skipped": notes}
+    meta: dict[str, Any] = files.read_json(epath.Path(directory) / str(step) / "meta" / META)
+    return meta | {"step": step, "skipped": notes}
 
 
 def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], Task, dict[str, Any]]:

@@ -16,36 +16,38 @@ from isles_jax.training.task import Task
 
 Critics = dict[str, Network]
 Metrics = dict[str, Array]
+# Losses by name: (weight, value).
+Terms = dict[str, tuple[float, Array]]
+# What a critic makes of a batch of real and fake maps: verdicts on real, on fake, and the running statistics after it.
+Verdicts = tuple[Array, Array, Any]
 
 
 def make_critics(
     task: Task, steps: int, axis_name: str, platform: str
-) -> tuple[Callable[..., tuple[Critics, Metrics]], Callable[..., dict[str, tuple[float, Array]]]]:
-    """The critics' side of a step.
+) -> tuple[Callable[..., tuple[Critics, Metrics]], Callable[..., Terms]]:
+    """The critics' side of a step, for a training of `steps` steps on the device axis `axis_name`.
 
-    Args:
-      task: what the networks are for.
-      steps: steps of the whole training.
-      axis_name: the device axis.
-      platform: "cpu", "gpu" or "tpu". On a TPU, a loop over the critics makes the program smaller. Elsewhere
-        it is slow.
+    The platform is "cpu", "gpu" or "tpu". On a TPU, a loop over the critics makes the program smaller. Elsewhere it is
+    slow.
 
     Returns:
-      update(critics, logits, labels, where) -> (critics, metrics): one step of each critic; and fool(critics, logits,
-      labels, where) -> name -> (weight, value): the adversarial losses of the segmenter. Arrays are [B, H, W, C] and
-      [B, H, W].
+      update(critics, logits, labels, where) -> (critics, metrics), one step of each critic; and fool(critics, logits,
+      labels, where) -> the adversarial losses of the segmenter. Logits are [B, H, W, C], the others [B, H, W].
     """
     critic = task.critic(axis_name, steps)
-    settings, weight = task.config.discriminator, task.config.loss.adversarial
+    settings = task.config.discriminator
+    weight = task.config.loss.adversarial
     optimizer = optimizers.of_critic(settings.learning_rate)
     views = task.views
     # Compiled as part of the step; the jit saves tracing the same network for each critic again.
     judge_in_turn = jax.jit(partial(_judge_in_turn, critic))
-    judge, each, each_for_segmenter = judge_in_turn, _in_turn, _in_turn
     if platform == "tpu" and views:
         judge = jax.jit(partial(_judge_together, critic))
         each = _in_a_loop
-        each_for_segmenter = partial(_with_gradients, each)
+        each_for_segmenter = _scalars_in_a_loop
+    else:
+        judge = judge_in_turn
+        each = each_for_segmenter = _in_turn
 
     def critic_loss(params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple[Array, Any]:
         on_real, on_fake, batch_stats = judge(params, batch_stats, real, fake)
@@ -53,12 +55,13 @@ def make_critics(
         return loss, (batch_stats, _accuracy(on_real, on_fake, settings.average))
 
     def segmenter_loss(fake: Array, real: Array, params: Any, batch_stats: Any) -> Array:
-        # The updated critic. It judges the real maps again, apart: they need no backward pass, and no statistics.
+        # The critic is the updated one. It judges real maps apart from fake ones, since they need no backward pass.
         on_real, on_fake, _ = judge_in_turn(params, batch_stats, real, fake)
         return losses.relativistic_generator_loss(on_real, on_fake, average=settings.average)
 
     def update(critics: Critics, logits: Array, labels: Array, where: Array) -> tuple[Critics, Metrics]:
-        updated, metrics = {}, {}
+        updated: Critics = {}
+        metrics: Metrics = {}
         real, fake = _maps(lax.stop_gradient(logits), labels, where, settings.hard)
         arguments = [
             (critics[name].params, critics[name].batch_stats, real[..., view], fake[..., view])
@@ -71,7 +74,7 @@ def make_critics(
             metrics[f"critic_accuracy/{name}"] = accuracy
         return updated, metrics
 
-    def fool(critics: Critics, logits: Array, labels: Array, where: Array) -> dict[str, tuple[float, Array]]:
+    def fool(critics: Critics, logits: Array, labels: Array, where: Array) -> Terms:
         real, fake = _maps(logits, labels, where, settings.hard)
         arguments = [
             (fake[..., view], real[..., view], critics[name].params, critics[name].batch_stats)
@@ -86,10 +89,12 @@ def make_critics(
 def _maps(logits: Array, labels: Array, where: Array, hard: bool) -> tuple[Array, Array]:
     """What critics see of the ground truth and of a prediction, [B, H, W, C], 0 where there is no pixel.
 
-    The ground truth is one-hot. So is the prediction if `hard`: probabilities would tell the two apart, whatever their
-    shapes. Its gradient is that of the probabilities all the same (straight-through; Bengio et al. 2013).
+    The ground truth is one-hot. With `hard` the prediction is one-hot, too, because a critic would recognise
+    probabilities whatever the shapes of the lesions. The gradient is that of the probabilities in both cases
+    (straight-through; Bengio et al. 2013).
     """
-    inside, count = where[..., None], logits.shape[-1]
+    inside = where[..., None]
+    count = logits.shape[-1]
     fake = jax.nn.softmax(logits)
     if hard:
         fake = jax.nn.one_hot(logits.argmax(-1), count) + (fake - lax.stop_gradient(fake))
@@ -97,47 +102,42 @@ def _maps(logits: Array, labels: Array, where: Array, hard: bool) -> tuple[Array
 
 
 def _accuracy(on_real: Array, on_fake: Array, average: bool) -> Array:
-    """How often a critic ranks real above fake, pair by pair; with `average`, above or below the other kind's mean."""
+    """How often a critic ranks real above fake: pair by pair, or with `average` against the mean of the other kind."""
     if not average:
         return (on_real > on_fake).mean()
     return ((on_real > on_fake.mean()).mean() + (on_fake < on_real.mean()).mean()) / 2
 
 
-# What a critic makes of a batch of real and fake maps: (verdicts on real, on fake, running statistics after both).
-
-
-def _judge_in_turn(critic: Discriminator, params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple:
-    verdicts = []
-    for batch in (real, fake):
+def _judge_in_turn(critic: Discriminator, params: Any, batch_stats: Any, real: Array, fake: Array) -> Verdicts:
+    def judge(batch_stats: Any, batch: Array) -> tuple[Array, Any]:
         variables = {"params": params, "batch_stats": batch_stats}
         verdict, updates = critic.apply(variables, batch, train=True, mutable=["batch_stats"])
-        verdicts.append(verdict)
-        batch_stats = updates["batch_stats"]
-    return *verdicts, batch_stats
+        return verdict, updates["batch_stats"]
+
+    on_real, between = judge(batch_stats, real)
+    on_fake, after = judge(between, fake)
+    return on_real, on_fake, after
 
 
-def _judge_together(critic: Discriminator, params: Any, batch_stats: Any, real: Array, fake: Array) -> tuple:
+def _judge_together(critic: Discriminator, params: Any, batch_stats: Any, real: Array, fake: Array) -> Verdicts:
     """The same in one pass, each half with its own batch statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
     judge = jax.vmap(lambda batch: critic.apply(variables, batch, train=True, mutable=["batch_stats"]))
-    verdicts, updates = judge(jnp.stack([real, fake]))
-    # Both halves moved the statistics that were there before; in turn, the second moves what the first left.
+    (on_real, on_fake), updates = judge(jnp.stack([real, fake]))
+    # Here both halves started from the old statistics. In turn, the second half starts from what the first left.
     after = jax.tree.map(lambda old, new: new[1] + MOMENTUM * (new[0] - old), batch_stats, updates["batch_stats"])
-    return *verdicts, after
+    return on_real, on_fake, after
 
 
-# function(*arguments) for the arguments of each critic.
+# Each of these calls function(*arguments) with the arguments of each critic.
 
 
-def _in_turn(function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
+def _in_turn(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
     return [function(*one) for one in arguments]
 
 
-def _in_a_loop(function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
-    """One program that runs for each critic.
-
-    Arrays that differ in a side, as those with the class channels do, are padded with zeros.
-    """
+def _in_a_loop(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+    """One program that runs for each critic. Arrays with fewer class channels than others are padded with zeros."""
 
     def stack(*leaves: Array) -> Array:
         sides = [max(of_one) for of_one in zip(*(leaf.shape for leaf in leaves), strict=True)]
@@ -152,22 +152,21 @@ def _in_a_loop(function: Callable[..., Any], arguments: list[tuple]) -> list[Any
     ]
 
 
-def _with_gradients(
-    each: Callable[..., list[Any]], function: Callable[..., Array], arguments: list[tuple]
-) -> list[Array]:
-    """`each` for scalars. Their gradients for the first argument come from the same program: no layer is stored."""
+def _scalars_in_a_loop(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+    """`_in_a_loop` for scalars. One program makes values and gradients for the first argument, and stores no layer."""
     rest = [one[1:] for one in arguments]
 
     @jax.custom_vjp
     def values(first: list[Array]) -> list[Array]:
-        return each(function, [(x, *more) for x, more in zip(first, rest, strict=True)])
+        return _in_a_loop(function, [(x, *more) for x, more in zip(first, rest, strict=True)])
 
     def forward(first: list[Array]) -> tuple[list[Array], list[Array]]:
-        both = each(jax.value_and_grad(function), [(x, *more) for x, more in zip(first, rest, strict=True)])
+        both = _in_a_loop(jax.value_and_grad(function), [(x, *more) for x, more in zip(first, rest, strict=True)])
         return [value for value, _ in both], [gradient for _, gradient in both]
 
     def backward(gradients: list[Array], cotangents: list[Array]) -> tuple[list[Array]]:
         return ([c * gradient for c, gradient in zip(cotangents, gradients, strict=True)],)
 
     values.defvjp(forward, backward)
-    return values([one[0] for one in arguments])
+    results: list[Array] = values([one[0] for one in arguments])
+    return results

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import ndimage
 
 from isles_jax.data.case import Case, radiological
 from isles_jax.data.slices import Slices
@@ -30,21 +31,16 @@ def draw(
 ) -> dict[str, np.ndarray]:
     """Draws one picture for each chosen slice.
 
-    From left to right: all channels, the last channel with the reference outlined, and with the prediction outlined.
-
-    Args:
-      forward: from `networks.make_forward`; it runs once, on a batch of the size that inference uses.
-      variables: of the network, on any devices.
-      slices: of `cases`.
-      cases: in the order of the indices in `slices.case`.
-      chosen: from `choose`.
+    It shows from left to right: all channels, the last channel with the reference outlined, and the last channel with
+    the prediction outlined. `forward` (from `networks.make_forward`) runs once, on a batch of the size that inference
+    uses. The variables may lie on any devices.
 
     Returns:
-      A dict from "held-out/CASE" to uint8 [rows, columns, 3], in radiological orientation where the affine allows it.
+      "held-out/CASE" -> uint8 [rows, columns, 3], in radiological orientation where the affine allows it.
     """
     batch = np.zeros((BATCH, *slices.images.shape[1:]), np.float32)
     batch[: len(chosen)] = slices.images[chosen]
-    # The variables go through the host, so that one process can do this without the others.
+    # The variables are taken to the host, so that one process can do this without the others.
     labels = np.asarray(forward(jax.device_get(variables), batch)).argmax(axis=-1)
     pictures = {}
     for number, index in enumerate(chosen):
@@ -69,14 +65,8 @@ def _row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, affine: n
     panels = [np.repeat(show((255 * gray[..., m]).astype(np.uint8))[..., None], 3, -1) for m in range(image.shape[-1])]
     for labels in (truth, prediction):
         panel = panels[image.shape[-1] - 1].copy()
-        for value in range(1, max(int(labels.max()), 0) + 1):
-            panel[_contour(show(labels) == value)] = COLOURS[(value - 1) % len(COLOURS)]
+        for value in range(1, int(labels.max()) + 1):
+            mask = show(labels) == value
+            panel[mask & ~ndimage.binary_erosion(mask)] = COLOURS[(value - 1) % len(COLOURS)]
         panels.append(panel)
     return np.concatenate(panels, axis=1)
-
-
-def _contour(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a bool [H, W] mask with a neighbour outside the mask; everything beyond the picture is outside."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside

@@ -11,19 +11,21 @@ import time
 import warnings
 from collections.abc import Iterator
 
-# After a failed save: the longest wait for each of Orbax's threads, and the time for TensorStore's last calls. Both
-# took less than half a second.
-_JOIN_SECONDS, _CALL_SECONDS = 10, 1
+# The longest wait for each of Orbax's threads after a failed save. It took less than half a second.
+_JOIN_SECONDS = 10
+# The time for TensorStore's last calls after a failed save. They took less than half a second.
+_CALL_SECONDS = 1
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Inside, nothing is logged, and `silence` holds; afterwards all is as before.
+    """Inside the block nothing is logged and `silence` holds. Afterwards all is as before.
 
     Yields:
       A buffer that collects stderr; what it holds at the end is printed.
     """
-    disabled, hook = logging.root.manager.disable, sys.unraisablehook
+    disabled = logging.root.manager.disable
+    hook = sys.unraisablehook
     try:
         with contextlib.redirect_stderr(io.StringIO()) as output, warnings.catch_warnings():
             logging.disable(logging.CRITICAL)
@@ -37,9 +39,9 @@ def quiet() -> Iterator[io.StringIO]:
 
 
 def silence() -> None:
-    """Ends Python's complaints about coroutines, tasks and event loops that nobody finished.
+    """Silences Python about unfinished coroutines, tasks and event loops.
 
-    TensorStore keeps some of a failed save until the interpreter exits.
+    TensorStore keeps some of them until the interpreter exits.
     """
     logging.getLogger("asyncio").addFilter(_is_of_use)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -52,11 +54,11 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 
 
 def wait(before: set[threading.Thread]) -> None:
-    """Waits for the threads that a failed save left behind; `before` are the threads before the save."""
+    """Waits for the threads of a failed save: those that were not there `before`."""
     for thread in set(threading.enumerate()) - before:
         if not thread.daemon:
             threading.Thread.join(thread, _JOIN_SECONDS)  # Orbax's own `join` raises the thread's error again
-    # TensorStore's threads call event loops that are closed. They cannot be joined, and they need the interpreter.
+    # TensorStore's threads cannot be joined. They still call event loops, for which the interpreter must run.
     time.sleep(_CALL_SECONDS)
 
 
@@ -65,6 +67,7 @@ def system_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
+        # TensorStore's errors have the number of the system's error in their text.
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code:
             return os.strerror(int(code[1]))

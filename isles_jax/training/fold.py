@@ -5,12 +5,10 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Iterator
-from types import TracebackType
 
 import jax
 import ml_collections
 import numpy as np
-from clu import parameter_overview
 from etils import epath
 
 from isles_jax.config import flatten
@@ -19,7 +17,7 @@ from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, event_images, initial, parallel
 from isles_jax.training.metric_writer import MetricWriter
-from isles_jax.training.networks import make_forward
+from isles_jax.training.networks import count_parameters, make_forward
 from isles_jax.training.plan import Plan, feed, training_slices
 from isles_jax.training.state import State, init_state
 
@@ -30,18 +28,15 @@ PROFILE_AFTER = 10
 def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path) -> None:
     """Trains a fold to its last step, from its newest checkpoint if there is one.
 
-    Args:
-      plan: from `plan.prepare`.
-      fold: number of the fold.
-      held_out: names of the cases that are not trained on.
-      directory: the fold's folder; checkpoints/ and metrics.jsonl are written there.
+    It does not train on the cases with the names `held_out`. It writes checkpoints/ and metrics.jsonl to `directory`.
 
     Raises:
       InputError: no training slice holds lesion; a loss or the state is not finite; all checkpoints are damaged; a
         checkpoint cannot be written.
       Interrupted: a signal asked the command to leave; the state after the current step is saved.
     """
-    train, per_call = plan.config.train, plan.config.train.steps_per_call
+    train = plan.config.train
+    per_call = train.steps_per_call
     pool = training_slices(plan, held_out)
     checkpoints = directory / "checkpoints"
     state = _first_state(plan, fold, checkpoints)
@@ -52,7 +47,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
     profiled = _profiled_steps(plan.config, start)
     with (
         Bar(f"fold {fold}", plan.steps, "step", start, "compiling") as bar,
-        _Log(plan, fold, held_out, directory, start) as log,
+        contextlib.closing(_Log(plan, fold, held_out, directory, start)) as log,
         interrupt.postponed(),
         contextlib.ExitStack() as trace,
     ):
@@ -65,8 +60,10 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
                 trace.close()
             state, metrics = plan.run_steps(state, data, indices)
             log.add(metrics)
-            done, leave, loss = step + per_call, processes.leaving(), None
+            done = step + per_call
+            leave = processes.leaving()
             save = done % train.checkpoint_every_steps == 0 or done == plan.steps or leave
+            loss = None
             # Metrics are written with each checkpoint, so that a resumed run writes the same lines.
             if save or done % train.log_every_steps == 0:
                 loss = log.write(done)
@@ -82,23 +79,24 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
 
 def _first_state(plan: Plan, fold: int, checkpoints: epath.Path) -> State:
     """The state of the newest checkpoint, or the initial state if there is none, on all devices."""
+    train = plan.config.train
     state = init_state(plan.task, plan.steps, fold)
     restored = checkpoint.restore(checkpoints, state)
-    kind = plan.config.train.parallel
     if restored is not None:
-        return parallel.as_seen_by(kind, restored)
-    if path := plan.config.train.init:
-        digest = plan.config.train.init_sha256
-        segmenter = initial.start(state.segmenter, path, digest, fold, plan.task.classes)
+        resumed: State = parallel.as_seen_by(train.parallel, restored)
+        return resumed
+    if train.init:
+        segmenter = initial.start(state.segmenter, train.init, train.init_sha256, fold, plan.task.classes)
         state = dataclasses.replace(state, segmenter=segmenter)
-    return parallel.replicate(state, kind)
+    first: State = parallel.replicate(state, train.parallel)
+    return first
 
 
 def _announce(plan: Plan, fold: int, state: State, slices: int, start: int, directory: epath.Path) -> None:
-    count = parameter_overview.count_parameters(state.segmenter.params)
+    size = f"{count_parameters(state.segmenter.params) / 1e6:.2f} million parameters, {slices} slices"
+    steps = f"steps {start} to {plan.steps} of {plan.config.train.batch_size} slices"
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(f"fold {fold}: {count / 1e6:.2f} million parameters, {slices} slices, steps {start} to {plan.steps} of "
-          f"{plan.config.train.batch_size} slices on {device}; to {directory}", flush=True)  # fmt: skip
+    print(f"fold {fold}: {size}, {steps} on {device}; to {directory}", flush=True)
 
 
 def _refuse_broken(state: State, done: int, checkpoints: epath.Path) -> None:
@@ -115,7 +113,7 @@ def _refuse_broken(state: State, done: int, checkpoints: epath.Path) -> None:
 def _not_finite(checkpoints: epath.Path, quantity: str) -> InputError:
     return InputError(
         f"{checkpoints.parent}: not finite {quantity}; the last good checkpoint is kept, try a smaller "
-        f"--config.optimizer.learning_rate"
+        "--config.optimizer.learning_rate"
     )
 
 
@@ -123,7 +121,9 @@ class _Log:
     """The metrics file and the event images of a fold. Process 0 writes for all."""
 
     def __init__(self, plan: Plan, fold: int, held_out: list[str], directory: epath.Path, start: int) -> None:
-        self._plan, self._held_out, self._checkpoints = plan, held_out, directory / "checkpoints"
+        self._plan = plan
+        self._held_out = held_out
+        self._checkpoints = directory / "checkpoints"
         # Metrics stay on the device until they are written, because fetching them waits for the device.
         self._pending: list[dict[str, jax.Array]] = []
         self._writer = None
@@ -131,24 +131,21 @@ class _Log:
             self._writer = MetricWriter(directory, start, tensorboard=plan.config.train.tensorboard)
             self._writer.write_hparams(flatten(plan.config) | {"fold": fold})
 
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         if self._writer:
             self._writer.close()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Keeps the metrics of one call of the step."""
         self._pending.append(metrics)
 
     def write(self, done: int) -> float:
-        """Writes the means over the steps since the last `write`; returns the mean loss. Waits for the device.
+        """Waits for the device and writes the means over the steps since the last `write`; returns the mean loss.
 
         Raises:
-          InputError: one of them is not finite.
+          InputError: a mean is not finite.
         """
-        fetched, self._pending = jax.device_get(self._pending), []
+        fetched = jax.device_get(self._pending)
+        self._pending = []
         means = {name: float(np.mean([row[name] for row in fetched], dtype=np.float64)) for name in fetched[0]}
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
@@ -164,8 +161,9 @@ class _Log:
         if not (self._writer and plan.config.train.tensorboard):
             return
         forward = make_forward(plan.task.segmenter())
-        chosen = event_images.choose(plan.slices, plan.dataset.cases, self._held_out)
-        images = event_images.draw(forward, state.segmenter.variables, plan.slices, plan.dataset.cases, chosen)
+        cases = plan.dataset.cases
+        chosen = event_images.choose(plan.slices, cases, self._held_out)
+        images = event_images.draw(forward, state.segmenter.variables, plan.slices, cases, chosen)
         self._writer.write_images(done, images)
 
 

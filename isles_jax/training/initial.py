@@ -36,18 +36,13 @@ def digest(path: epath.PathLike) -> str:
 
 
 def start(network: Network, path: epath.PathLike, sha256: str, fold: int, classes: tuple[str, ...]) -> Network:
-    """The network with the weights of a run in place of its own; says in a line which ones.
+    """The network with the weights of a run in place of its own. It prints which ones.
 
-    The weights are those of the run's fold of this number, whose held-out cases they have not seen if the folds are the
-    same; without such a fold they are the mean over the run's folds. The output layer keeps its own weights if the
-    classes differ.
+    The weights are those of the run's fold of the same number: if the folds are the same, these have not seen the cases
+    that this fold holds out. Without such a fold they are the mean over the run's folds. The output layer keeps its own
+    weights if the classes differ.
 
-    Args:
-      network: newly initialised.
-      path: a run, or a .safetensors file.
-      sha256: what `digest` gave for it.
-      fold: number of the fold that starts.
-      classes: names of the foreground classes of this run.
+    `path` is a run or a .safetensors file, `sha256` its `digest`, and `classes` are the foreground classes of this run.
 
     Raises:
       InputError: as `weights.load`; the weights are others than before; a layer does not fit.
@@ -71,21 +66,20 @@ def start(network: Network, path: epath.PathLike, sha256: str, fold: int, classe
 
 def _choose(trained: Trained, fold: int) -> tuple[dict[str, Any], str]:
     """The tensors to start from by name, and where they are from."""
-    if fold in trained.folds:
-        networks, origin = [trained.folds[fold]], f"fold {fold}"
-    else:
-        networks = list(trained.folds.values())
-        names = ", ".join(map(str, trained.folds))
-        origin = f"fold {names}" if len(networks) == 1 else f"the mean of the weights of folds {names}"
+    chosen = [fold] if fold in trained.folds else list(trained.folds)
+    names = ", ".join(map(str, chosen))
+    origin = f"fold {names}" if len(chosen) == 1 else f"the mean of the weights of folds {names}"
+    networks = [trained.folds[number] for number in chosen]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float64).astype(np.float32), *networks)
     return flatten_dict(mean, sep="/"), origin
 
 
 def _require_fit(path: epath.PathLike, source: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for name in sorted(source.keys() | here.keys()):
-        shapes = [tensors[name].shape if name in tensors else None for tensors in (source, here)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"--config.train.init={path}: {name} has the shape {shapes[0]} there and {shapes[1]} in this run; "
-                "expected a network of the same width, channels and batch norm"
-            )
+    there, ours = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (source, here))
+    misfits = files.differing(there, ours)
+    if misfits:
+        name = misfits[0]
+        raise InputError(
+            f"--config.train.init={path}: {name} has the shape {there.get(name)} there and {ours.get(name)} in this "
+            "run; expected a network of the same width, channels and batch norm"
+        )

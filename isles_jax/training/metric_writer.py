@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ class MetricWriter:
     """Writes scalars to `metrics.jsonl`, and scalars, images and settings to event files. Method names are clu's."""
 
     def __init__(self, directory: epath.PathLike, first_step: int, *, tensorboard: bool = False) -> None:
-        """Opens the file. Lines after `first_step`, which an interrupted run left, are removed.
+        """Opens the file. It loses the lines after `first_step` that an interrupted run left.
 
         Args:
           directory: the fold's folder.
@@ -30,26 +29,19 @@ class MetricWriter:
         self._events = None
         if tensorboard:
             events = require_tensorboard(directory)
-            # TensorBoard reads files in the order of their names, and the time in a name has whole seconds only.
+            # TensorBoard reads files in the order of their names. The time in a name counts whole seconds only.
             suffix = f".{first_step:09d}"
             self._events = events.SummaryWriter(str(directory), purge_step=first_step + 1, filename_suffix=suffix)
         self._path = epath.Path(directory) / "metrics.jsonl"
-        self._lines = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                try:
-                    kept = json.loads(line)["step"] <= first_step
-                except (ValueError, KeyError):
-                    break  # a killed run may have left half a line at the end
-                if kept:
-                    self._lines.append(line)
-        self.flush()
-
-    def __enter__(self) -> "MetricWriter":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self._lines: list[str] = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            try:
+                kept = json.loads(line)["step"] <= first_step
+            except (ValueError, KeyError):
+                break  # a killed run may have left half a line at the end
+            if kept:
+                self._lines.append(line)
+        self._flush()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line for `step`. A value that is not finite is written as null."""
@@ -58,30 +50,27 @@ class MetricWriter:
         if self._events:
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
-        self.flush()
+        self._flush()
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Adds pictures, uint8 [H, W, 3], to the event file only."""
         if self._events:
             for name, image in images.items():
                 self._events.add_image(name, image, step, dataformats="HWC")
-            self.flush()
+            self._flush()
 
     def write_hparams(self, settings: Mapping[str, Any]) -> None:
         """Adds the settings of the run to the event file only, for TensorBoard's HPARAMS page."""
         if self._events:
             from tensorboardX.summary import hparams
 
-            values = {
-                key: value if isinstance(value, (bool, int, float, str)) else str(value)
-                for key, value in settings.items()
-            }
+            simple = (bool, int, float, str)
+            values = {key: value if isinstance(value, simple) else str(value) for key, value in settings.items()}
             for summary in hparams(values, {"loss": 0.0}):
                 self._events.file_writer.add_summary(summary)
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
-        """Brings the files on disk up to date."""
+    def _flush(self) -> None:
         files.write_atomic(self._path, "".join(line + "\n" for line in self._lines))
         if self._events:
             self._events.flush()
@@ -108,6 +97,6 @@ def require_tensorboard(directory: epath.PathLike) -> Any:
     except ImportError as error:
         raise InputError(
             f"--config.train.tensorboard: {error.name} is not installed, expected it for event files: "
-            f"pip install tensorboardX pillow, or uv run --extra tensorboard"
+            "pip install tensorboardX pillow, or uv run --extra tensorboard"
         ) from error
     return tensorboardX

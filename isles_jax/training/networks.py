@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import ml_collections
+from clu import parameter_overview
 from jax import Array
 
 from isles_jax.models import SUMNet, UNet, poolings_for
@@ -29,8 +30,8 @@ def _unet(config: ml_collections.ConfigDict, size: Size, **options: Any) -> nn.M
 
 
 # What makes the network that `model.network` names: (configuration, sides of the training slices, num_classes, dtype,
-# axis_name, conv) -> a module from images [B, H, W, M] to float32 logits [B, H, W, num_classes]. H and W are multiples
-# of its attribute `divisor`.
+# axis_name, conv) -> a module. It takes images [B, H, W, M] to float32 logits [B, H, W, num_classes]. H and W are
+# multiples of its attribute `divisor`.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"sumnet": _sumnet, "unet": _unet}
 
 
@@ -40,5 +41,10 @@ def make_forward(segmenter: nn.Module) -> Callable[[Any, Array], Array]:
 
     It compiles once for each image size. Callers with the same network share the function and its compilations.
     """
-    # By its annotation `apply` may also return a pair, which it does only with `mutable`.
+    # `apply` is annotated to return a pair, too, which it does only with `mutable`.
     return jax.jit(lambda variables, images: jax.nn.softmax(segmenter.apply(variables, images)))  # type: ignore[arg-type]
+
+
+def count_parameters(params: Any) -> int:
+    """The number of parameters in a tree of them."""
+    return int(parameter_overview.count_parameters(params))

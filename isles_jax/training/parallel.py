@@ -1,7 +1,7 @@
 """Data parallelism: where arrays lie, and how one device's step runs on all devices.
 
-With several processes, `pmap` takes and returns arrays on the devices of this process. `jit` (of `shard_map`) and Orbax
-take and return arrays on the devices of all processes. Both kinds refer to the same copies in memory, so a conversion
+With several processes, `pmap` works with arrays on the devices of this process. `jit` (of `shard_map`) and Orbax work
+with arrays on the devices of all processes. Both kinds of array refer to the same copies in memory, so a conversion
 moves no data.
 """
 
@@ -20,7 +20,7 @@ AXIS = "data"
 
 
 def mesh() -> Mesh:
-    """All devices in one row, process by process: the order in which pmap numbers them."""
+    """All devices in one row, process by process, as pmap numbers them."""
     processes = range(jax.process_count())
     return _row([device for process in processes for device in jax.local_devices(process_index=process)])
 
@@ -30,14 +30,12 @@ def _row(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
 
 
 def replicate(tree: Any, kind: str = "pmap") -> Any:
-    """Copies a tree of arrays to every device. The copies share no memory with the originals and may be donated.
+    """Copies a tree of arrays, the same on every process, to every device for a step of `kind`, as in `parallelize`.
 
-    Args:
-      tree: the same on every process.
-      kind: the kind of step that takes the tree, as in `parallelize`.
+    The copies share no memory with the originals and may be donated.
     """
-    # Each process copies to its own devices. For a placement on all devices JAX would compare the values between
-    # processes, which sends all of them over the network.
+    # Each process copies to its own devices. With all devices, JAX would send the values over the network to compare
+    # those of all processes.
     sharding = NamedSharding(_row(jax.local_devices()), PartitionSpec())
     return as_seen_by(kind, jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding), tree))
 
@@ -46,22 +44,21 @@ def as_seen_by(kind: str, tree: Any) -> Any:
     """Converts a replicated tree to what a step of `kind` ("pmap" or "shard_map") takes; no data move."""
     if jax.process_count() == 1:
         return tree
-    devices = _row(jax.local_devices()) if kind == "pmap" else mesh()
-    sharding = NamedSharding(devices, PartitionSpec())
-
-    def view(x: jax.Array) -> jax.Array:
-        copies = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
-
-    return jax.tree.map(view, tree)
+    return _view(tree, _row(jax.local_devices()) if kind == "pmap" else mesh())
 
 
 def one_each(tree: Any) -> Any:
     """A replicated tree with one copy for each process, because Orbax splits an array into one piece for each copy."""
-    sharding = NamedSharding(_row(mesh().devices[:: jax.local_device_count()]), PartitionSpec())
+    return _view(tree, _row(mesh().devices[:: jax.local_device_count()]))
+
+
+def _view(tree: Any, devices: Mesh) -> Any:
+    """The copies of a replicated tree on these devices, as arrays on them."""
+    sharding = NamedSharding(devices, PartitionSpec())
 
     def view(x: jax.Array) -> jax.Array:
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, [x.addressable_data(0)])
+        copies = [shard.data for shard in x.addressable_shards if shard.device in sharding.addressable_devices]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
 
     return jax.tree.map(view, tree)
 
@@ -80,16 +77,18 @@ def abstract(tree: Any) -> Any:
 def keep_compiled() -> None:
     """Keeps what is compiled for GPUs and TPUs on disk, so that the next run need not compile it again.
 
-    Each platform and version of jaxlib has its own folder in ~/.cache/isles_jax. JAX_COMPILATION_CACHE_DIR overrides
-    it. On CPU nothing is kept unless that variable is set.
+    Each platform and version of jaxlib has its own folder in ~/.cache/isles_jax. JAX_COMPILATION_CACHE_DIR names
+    another. On CPU nothing is kept unless that variable is set.
 
     Raises:
       InputError: JAX cannot use the platform that JAX_PLATFORMS names, or an installed one.
     """
     try:
         platform = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter, without a text, if there is no NVIDIA GPU for "cuda"
-        asked, problem = os.environ.get("JAX_PLATFORMS", ""), str(error).partition("\n")[0] or "found no NVIDIA GPU"
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        # Without an NVIDIA GPU for "cuda", the error is an AssertionError without a text.
+        problem = str(error).partition("\n")[0] or "found no NVIDIA GPU"
         raise InputError(f"JAX_PLATFORMS={asked}: {problem}; expected a device that JAX can use") from error
     if platform != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -99,16 +98,16 @@ def keep_compiled() -> None:
 
 def memory_bytes() -> int | None:
     """Memory of the smallest device of this process; None where devices do not report it, as on CPU."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    return min((known["bytes_limit"] for known in stats if "bytes_limit" in known), default=None)
+    reports = [device.memory_stats() or {} for device in jax.local_devices()]
+    return min((report["bytes_limit"] for report in reports if "bytes_limit" in report), default=None)
 
 
 def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., Any]:
     """Compiles one device's step for all devices.
 
     Args:
-      step: (state, data, indices) -> (state, metrics). It communicates with other devices over the axis `AXIS` only
-        and returns the same values on each device.
+      step: (state, data, indices) -> (state, metrics). It communicates with other devices over the axis `AXIS` only.
+        It returns the same values on each device.
       kind: "pmap" or "shard_map".
 
     Returns:
@@ -120,20 +119,23 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
     """
     if kind == "pmap":
         # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
-        mapped = jax.pmap(
-            jax.jit(step), axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,)
-        )  # fmt: skip
+        axes = (None, None, 0)
+        mapped = jax.pmap(jax.jit(step), axis_name=AXIS, in_axes=axes, out_axes=None, donate_argnums=(0,))
         count = jax.local_device_count()
         own = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
         return lambda state, data, indices: mapped(state, data, indices[own])
     if kind == "shard_map":
         whole, split = PartitionSpec(), PartitionSpec(AXIS)
-        # With check_vma=True JAX would sum the gradients over the devices a second time; the step does it itself.
-        mapped = jax.shard_map(
+        # With check_vma=True JAX would sum the gradients over the devices a second time, after the step did.
+        on_devices = jax.shard_map(
             lambda state, data, indices: step(state, data, indices[0]),
-            mesh=mesh(), in_specs=(whole, whole, split), out_specs=whole, check_vma=False,
-        )  # fmt: skip
-        compiled, sharding = jax.jit(mapped, donate_argnums=(0,)), NamedSharding(mesh(), split)
+            mesh=mesh(),
+            in_specs=(whole, whole, split),
+            out_specs=whole,
+            check_vma=False,
+        )
+        compiled = jax.jit(on_devices, donate_argnums=(0,))
+        sharding = NamedSharding(mesh(), split)
 
         def call(state: Any, data: Any, indices: np.ndarray | jax.Array) -> Any:
             if jax.process_count() > 1:

@@ -53,20 +53,17 @@ class Plan:
 
 
 def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
-    """Puts the slices on the devices and builds the step.
+    """Puts the slices on the devices and builds the step, of a resolved configuration and cases with labels.
 
-    Slices that take more than half of a device's memory stay on the host; those of the next call of the step are then
+    Slices that take more than half of a device's memory stay on the host. Then those of the next call of the step are
     sent while the current call runs.
-
-    Args:
-      config: resolved (`config.resolve`).
-      dataset: all cases have labels.
 
     Raises:
       InputError: the batch size is not a multiple of the number of devices, or too large for the data or the memory.
     """
     parallel.keep_compiled()
-    devices, batch = jax.device_count(), config.train.batch_size
+    devices = jax.device_count()
+    batch = config.train.batch_size
     if batch % devices:
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {devices} devices")
     target = grid.choose(config.data.spacing_mm, dataset.cases)
@@ -92,14 +89,15 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
 
 
 def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int, on_device: int) -> None:
-    """Raises an InputError if a batch has more slices than a fold trains on, or does not fit the memory for certain."""
+    """Raises an InputError if a batch has more slices than a fold trains on, or cannot fit the memory."""
     batch = config.train.batch_size
     if batch > training:
         raise InputError(
             f"--config.train.batch_size: found {batch}, expected at most the {training:.0f} training slices"
         )
-    # The gradient needs the feature maps of the network's first two convolutions, and much more.
-    needed, memory = 8 * on_device * pixels * config.model.width, machine_memory()
+    # The gradient needs the float32 feature maps of the network's first two convolutions, and much more.
+    needed = 8 * on_device * pixels * config.model.width
+    memory = machine_memory()
     if needed > memory:
         sizes = f"{needed / 1e9:.0f} GB at the least, of {memory / 1e9:.0f} GB"
         raise InputError(f"--config.train.batch_size: found {batch}, which needs {sizes}, expected a smaller one")
@@ -107,7 +105,7 @@ def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int
 
 @functools.lru_cache(maxsize=4)
 def _parallel_step(record: str, steps: int, kind: str) -> Callable[..., Any]:
-    """The step on all devices. Runs in one process that need the same step share it and its compilation."""
+    """The step on all devices. Runs in one process that need the same step share its compilation."""
     return parallel.parallelize(make_step(Task.read(json.loads(record)), steps, parallel.AXIS), kind)
 
 
@@ -127,20 +125,17 @@ def training_slices(plan: Plan, held_out: list[str]) -> np.ndarray:
 
 
 def feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields the data and the indices for each call of `run_steps`, prepared while the previous call runs.
+    """Prepares each call of `run_steps` while the previous call runs.
 
-    Args:
-      plan: from `prepare`.
-      pool: the indices of the slices to train on.
-      fold: number of the fold.
-      calls: the step at which each call starts.
+    The calls start at the steps `calls`. They train on the slices with the indices `pool`.
 
     Yields:
       The data, as `run_steps` takes them, and int32 [devices, steps, slices on a device], indices into the data.
     """
     ready = None
     for start in calls:
-        data, indices = plan.data, _batches(plan, pool, fold, range(start, start + calls.step))
+        data = plan.data
+        indices = _batches(plan, pool, fold, range(start, start + calls.step))
         if data is None:
             rows = indices.ravel()
             chosen = plan.slices.images[rows], plan.slices.labels[rows]
@@ -155,6 +150,7 @@ def feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tupl
 
 def _batches(plan: Plan, pool: np.ndarray, fold: int, steps: range) -> np.ndarray:
     """The indices of the slices for some steps, int32 [devices, steps, slices on a device]."""
-    seed, size = plan.config.seed, plan.config.train.batch_size
+    seed = plan.config.seed
+    size = plan.config.train.batch_size
     rows = np.stack([draw_batch(pool, plan.slices.lesion, size, (seed, fold, step)) for step in steps])
     return np.moveaxis(rows.reshape(len(steps), jax.device_count(), -1), 1, 0)

@@ -15,9 +15,9 @@ from isles_jax.models import he_normal, pass_through
 from isles_jax.training import optimizers
 from isles_jax.training.task import Task
 
-# The initialisers that take a NumPy generator in place of a key. For JAX's own, a program is compiled for each shape.
+# The initialisers that take a NumPy generator in place of a key. JAX's own compile a program for each shape.
 _OF_NUMPY = (he_normal, pass_through)
-# The first running statistics of Flax's batch norm, which has no initialisers for them.
+# The first running statistics of batch norm. Flax has no initialisers for them.
 _STATISTICS = {"mean": 0.0, "var": 1.0}
 
 
@@ -55,13 +55,7 @@ class State:
 
 
 def init_state(task: Task, steps: int, fold: int) -> State:
-    """The state before the first step. Its random numbers depend on (config.seed, fold) alone.
-
-    Args:
-      task: what the networks are for.
-      steps: number of steps of the whole training, for the learning rate.
-      fold: number of the fold.
-    """
+    """The state before the first of `steps` steps. Its random numbers depend on (config.seed, fold) alone."""
     generator = np.random.default_rng((task.config.seed, fold))
 
     def network(module: nn.Module, planes: int, optimizer: optax.GradientTransformation) -> Network:
@@ -71,9 +65,8 @@ def init_state(task: Task, steps: int, fold: int) -> State:
 
     segmenter = network(task.segmenter(), task.planes, optimizers.of_segmenter(task.config, steps))
     of_critic = optimizers.of_critic(task.config.discriminator.learning_rate)
-    critics = {
-        name: network(task.critic(), len(range(task.outputs)[view]), of_critic) for name, view in task.views.items()
-    }
+    planes = {name: len(range(task.outputs)[view]) for name, view in task.views.items()}
+    critics = {name: network(task.critic(), count, of_critic) for name, count in planes.items()}
     return State(jnp.zeros((), jnp.int32), jax.random.PRNGKey(generator.integers(2**31)), segmenter, critics)
 
 
@@ -86,13 +79,13 @@ def variables_like(task: Task) -> dict[str, Any]:
 def _first_variables(
     module: nn.Module, planes: int, sides: tuple[int, int], generator: np.random.Generator
 ) -> dict[str, Any]:
-    """Draws the variables that `module.init` would draw, by the layers' own initialisers.
+    """Draws the variables of a network with the layers' own initialisers.
 
     Raises:
       ValueError: the first value of a variable is not known.
     """
     shapes, initialisers = _blueprint(module, planes, sides)
-    # For keys, so that the numbers from NumPy are the same with and without them.
+    # Keys come from here, so that NumPy's numbers do not depend on the number of keys.
     spare = generator.spawn(1)[0]
 
     def first(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -106,7 +99,8 @@ def _first_variables(
         source = generator if initialise in _OF_NUMPY else jax.random.key(spare.integers(2**31))
         return np.asarray(initialise(source, leaf.shape, leaf.dtype))
 
-    return jax.tree.map_with_path(first, shapes)
+    variables: dict[str, Any] = jax.tree.map_with_path(first, shapes)
+    return variables
 
 
 # Cached, because tracing a network takes longer than drawing its numbers.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,18 @@ from jax import Array, lax
 from isles_jax import losses
 from isles_jax.training import optimizers
 from isles_jax.training.augment import augment
-from isles_jax.training.critics import make_critics
+from isles_jax.training.critics import Metrics, Terms, make_critics
 from isles_jax.training.state import State
 from isles_jax.training.task import Task
 
-Metrics = dict[str, Array]
 Step = Callable[[State, tuple[Array, Array], Array], tuple[State, Metrics]]
 
 
 def make_step(task: Task, steps: int, axis_name: str, platform: str | None = None) -> Step:
-    """Builds the training step of a task.
+    """Builds the step of a training of `steps` steps, on one device of the axis `axis_name`.
 
-    Args:
-      task: a loss whose weight is 0, and everything adversarial where it is not enabled, is absent from the step.
-      steps: steps of the whole training, for the schedule.
-      axis_name: the device axis.
-      platform: "cpu", "gpu" or "tpu", what the step will run on; None: JAX's default. It decides how the critics run.
+    The step has no losses with a weight of 0, and no critics if training is not adversarial. The platform, "cpu", "gpu"
+    or "tpu", decides how the critics run; None: JAX's default.
 
     Returns:
       step(state, (images [N, H, W, M], labels [N, H, W]), indices [K, B]) -> (state, metrics): K steps on the slices
@@ -50,22 +46,26 @@ def make_step(task: Task, steps: int, axis_name: str, platform: str | None = Non
             logits, updates = segmenter.apply(variables, images, train=True, mutable=["batch_stats"])
             return logits, updates.get("batch_stats", {})
 
-        # The segmenter runs once; its logits serve the critics' update and, through the pullback, its own.
+        # The segmenter runs once. Its logits serve the critics' update. Its own update follows with the pullback.
         logits, pullback, batch_stats = jax.vjp(forward, state.segmenter.params, has_aux=True)
         with jax.named_scope("critics"):
             critics, critic_metrics = update_critics(state.critics, logits, labels, where)
 
-        total, terms, gradient = _weighted(
-            "losses", lambda logits: _supervised(config, logits, labels, where, axis_name), logits
-        )
+        def supervised(logits: Array) -> Terms:
+            return _supervised(config, logits, labels, where, axis_name)
+
+        def adversarial(logits: Array) -> Terms:
+            return fool_critics(critics, logits, labels, where)
+
+        total, terms, gradient = _weighted("losses", supervised, logits)
         if critics:
-            fooling, more, push = _weighted(
-                "critics", lambda logits: fool_critics(critics, logits, labels, where), logits
-            )
-            # How much the critics say, beside the labels, where both act on the prediction; 0 where both are 0.
+            fooling, of_critics, push = _weighted("critics", adversarial, logits)
+            # The size of the critics' gradient for the prediction relative to that of the labels; 0 where both are 0.
             beside = jnp.maximum(optax.tree.norm(gradient), jnp.finfo(jnp.float32).tiny)
             critic_metrics["critic_gradient"] = optax.tree.norm(push) / beside
-            total, terms, gradient = total + fooling, terms | more, gradient + push
+            total += fooling
+            terms |= of_critics
+            gradient += push
         gradients = lax.pmean(pullback(gradient)[0], axis_name)
         trained = state.segmenter.updated(optimizer, gradients, batch_stats)
         metrics = lax.pmean({"loss": total, **terms, **critic_metrics}, axis_name)
@@ -85,7 +85,7 @@ def make_step(task: Task, steps: int, axis_name: str, platform: str | None = Non
 def _load(
     config: ml_collections.ConfigDict, state: State, data: tuple[Array, Array], indices: Array, axis_name: str
 ) -> tuple[Array, Array]:
-    """This device's slices of the batch, augmented with keys that depend on the place in the whole batch only."""
+    """This device's slices of the batch, augmented. The keys depend only on the places in the whole batch."""
     images = data[0][indices].astype(jnp.float32)
     labels = data[1][indices].astype(jnp.int32)
     if not config.augment.enabled:
@@ -97,52 +97,35 @@ def _load(
 
 def augment_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The options of `augment` that a configuration sets."""
-    options = config.augment
-    return {
-        "rotation_degrees": options.rotation_degrees,
-        "scale": options.scale,
-        "intensity": options.intensity,
-        "both": options.flips == "both",
-    }
+    sizes = {name: config.augment[name] for name in ("rotation_degrees", "scale", "intensity")}
+    return sizes | {"both": config.augment.flips == "both"}
 
 
-def _weighted(
-    scope: str, losses_of: Callable[[Array], dict[str, tuple[float, Array]]], logits: Array
-) -> tuple[Array, Metrics, Array]:
+def _weighted(scope: str, losses_of: Callable[[Array], Terms], logits: Array) -> tuple[Array, Metrics, Array]:
     """The weighted sum of some losses, their values by name, and the sum's gradient at the logits."""
 
     def loss(logits: Array) -> tuple[Array, Metrics]:
         with jax.named_scope(scope):
             terms = losses_of(logits)
-        total = cast(Array, sum(weight * value for weight, value in terms.values()))
+        total = jnp.asarray(sum(weight * value for weight, value in terms.values()))
         return total, {name: value for name, (_, value) in terms.items()}
 
     (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
     return total, terms, gradient
 
 
-def _supervised(
-    config: ml_collections.ConfigDict, logits: Array, labels: Array, where: Array, axis_name: str
-) -> dict[str, tuple[float, Array]]:
-    """The supervised losses that have a weight: name -> (weight, value)."""
+def _supervised(config: ml_collections.ConfigDict, logits: Array, labels: Array, where: Array, axis_name: str) -> Terms:
+    """The supervised losses that have a weight."""
     weights = config.loss
-    # A masked mean divides by this device's pixels; this makes the mean over devices the mean over all pixels.
+    # A loss is a mean over this device's pixels. With this factor the mean over devices is the mean over all pixels.
     count = where.sum().astype(jnp.float32)
     share = count / jnp.maximum(lax.pmean(count, axis_name), 1.0)
-    terms: dict[str, tuple[float, Array]] = {}
-    if weights.cross_entropy:
-        value = losses.cross_entropy(logits, labels, where=where)
-        terms["cross_entropy"] = weights.cross_entropy, share * value
-    if weights.lovasz:
-        value = losses.lovasz_softmax(logits, labels, per_image=weights.lovasz_per_image, where=where)
-        terms["lovasz"] = weights.lovasz, value
-    if weights.boundary:
-        value = losses.boundary_weighted_nll(
-            logits, labels, weight=weights.boundary_weight, size=weights.boundary_size, where=where
-        )
-        terms["boundary"] = weights.boundary, share * value
-    if weights.dice:
-        terms["dice"] = weights.dice, losses.soft_dice(logits, labels, where=where)
-    if weights.focal:
-        terms["focal"] = weights.focal, share * losses.focal(logits, labels, where=where)
-    return terms
+    border = {"weight": weights.boundary_weight, "size": weights.boundary_size}
+    values = {
+        "cross_entropy": lambda: share * losses.cross_entropy(logits, labels, where=where),
+        "lovasz": lambda: losses.lovasz_softmax(logits, labels, per_image=weights.lovasz_per_image, where=where),
+        "boundary": lambda: share * losses.boundary_weighted_nll(logits, labels, **border, where=where),
+        "dice": lambda: losses.soft_dice(logits, labels, where=where),
+        "focal": lambda: share * losses.focal(logits, labels, where=where),
+    }
+    return {name: (weights[name], value()) for name, value in values.items() if weights[name]}

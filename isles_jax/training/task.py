@@ -18,7 +18,7 @@ from isles_jax.models import Discriminator
 from isles_jax.training.networks import NETWORKS
 
 # The faster convolution (`isles_jax.conv`) compiles for a minute or more on two cores. A network that runs at least
-# this often saves more time than that.
+# this often saves more time.
 LONG_RUN = 1000
 # A discriminator pools four times, so a slice has at least these sides.
 SHORTEST_SIDE = 32
@@ -62,15 +62,11 @@ class Task:
           calls: how often the network will run. With `model.conv="auto"` it decides which convolution is used.
         """
         make = NETWORKS[self.config.model.network]
-        return make(
-            self.config,
-            self.size or (SHORTEST_SIDE, SHORTEST_SIDE),
-            num_classes=self.outputs,
-            **self._options(axis_name, calls),
-        )
+        size = self.size or (SHORTEST_SIDE, SHORTEST_SIDE)
+        return make(self.config, size, num_classes=self.outputs, **self._options(axis_name, calls))
 
     def critic(self, axis_name: str | None = None, calls: int = 0) -> Discriminator:
-        """The discriminator. All critics use this module. Arguments are those of `segmenter`."""
+        """The discriminator, which all critics use. The arguments are those of `segmenter`."""
         return Discriminator(width=self.config.discriminator.width, **self._options(axis_name, calls))
 
     def _options(self, axis_name: str | None, calls: int) -> dict[str, Any]:
@@ -89,12 +85,14 @@ class Task:
         if not (self.config.discriminator.enabled and self.config.loss.adversarial):
             return {}
         alone = {name: slice(number, number + 1) for number, name in enumerate(self.classes, start=1)}
-        return {**alone, ALL_CLASSES: slice(1, None)} if len(self.classes) > 1 else alone
+        together = {ALL_CLASSES: slice(1, None)} if len(self.classes) > 1 else {}
+        return alone | together
 
     @property
     def divisor(self) -> int:
         """What divides the sides of a slice that the segmenter takes."""
-        return self.segmenter().divisor
+        divisor: int = self.segmenter().divisor
+        return divisor
 
     def padded(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The sides to which slices of a shape are padded for the networks."""
@@ -102,7 +100,7 @@ class Task:
         return padded_size((height, width), self.divisor)
 
     def mirror_axes(self, flips: bool) -> tuple[int, ...]:
-        """The axes of a batch of slices along which predictions are mirrored: with `flips`, those of the training."""
+        """The axes of a batch of slices along which predictions are mirrored: none without `flips`."""
         if not flips:
             return ()
         return (1, 2) if self.config.augment.flips == "both" else (1,)

@@ -38,7 +38,7 @@ class Trained:
       steps: the number of steps that each fold was trained, by the fold's number.
       folds: variables for Flax's `apply`, by the fold's number; on one device if read from a run, on every device of
         this process if read from a file.
-      expected: of a new case, as `prediction.expected.read` gives it; empty if it is not known, or in the run's files.
+      expected: of a new case, as `prediction.expected.read` gives it; empty if it is unknown or in the run's files.
     """
 
     task: Task
@@ -63,10 +63,9 @@ def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
 
 
 def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
-    entries = [path for path in workdir.iterdir() if path.name.startswith("fold_")] if workdir.is_dir() else []
-    folders = {
-        int(path.name[5:]): path for path in entries if (path / "checkpoints").exists() and path.name[5:].isdigit()
-    }
+    entries = workdir.iterdir() if workdir.is_dir() else []
+    named = {path.name.removeprefix("fold_"): path for path in entries if path.name.startswith("fold_")}
+    folders = {int(k): path for k, path in named.items() if k.isdigit() and (path / "checkpoints").exists()}
     if not folders:
         raise InputError(f"{workdir}: found no fold_*/checkpoints, expected a run of isles_jax.main")
     finished = [number for number in sorted(folders) if (folders[number] / "DONE").exists()]
@@ -110,14 +109,12 @@ def save(path: epath.PathLike, trained: Trained) -> None:
     Raises:
       InputError: safetensors is not installed.
     """
-    header = trained.task.record() | {
-        "versions": trained.versions,
-        "steps": trained.steps,
-        "expected": trained.expected,
-    }
-    header["sha256"] = _digest(flat(trained), header)
+    tensors = flat(trained)
+    known = {"versions": trained.versions, "steps": trained.steps, "expected": trained.expected}
+    header = trained.task.record() | known
+    header["sha256"] = _digest(tensors, header)
     # There is one key only, because the library writes several keys in an order that changes from call to call.
-    files.write_atomic(path, _safetensors().save(flat(trained), {KEY: json.dumps(header)}))
+    files.write_atomic(path, _safetensors().save(tensors, {KEY: json.dumps(header)}))
 
 
 def fingerprint(trained: Trained) -> str:
@@ -127,7 +124,8 @@ def fingerprint(trained: Trained) -> str:
 
 def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
     """SHA-256 of the header, without its own `sha256`, and of the tensors with their names, types and shapes."""
-    digest = hashlib.sha256(json.dumps({key: value for key, value in header.items() if key != "sha256"}).encode())
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest).encode())
     for name in sorted(tensors):
         digest.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
         digest.update(tensors[name].tobytes())
@@ -137,19 +135,19 @@ def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str
 def _read_file(path: epath.Path, folds: Sequence[int] | None) -> Trained:
     if not path.is_file():
         raise InputError(f"{path}: found no such file, expected weights written by isles_jax.export")
-    content, reader = path.read_bytes(), _safetensors()
+    reader = _safetensors()
     try:
-        return _parse(path, content, reader, folds)
+        return _parse(path, path.read_bytes(), reader, folds)
     except InputError:
         raise
-    except Exception as error:  # the library raises its own exception, NumPy, JSON and Flax raise others
+    except Exception as error:  # the library, NumPy, JSON and Flax each raise exceptions of their own
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a readable safetensors file ({reason})") from error
 
 
 def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] | None) -> Trained:
     tensors = reader.load(content)
-    # The library reads metadata from local files only. The file starts with 8 bytes of length, then comes JSON.
+    # The library reads metadata from local files only. A file starts with the length of its header, in 8 bytes.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     if KEY not in header:
         raise InputError(f"{path}: found no {KEY!r} in its header, expected weights written by isles_jax.export")
@@ -164,15 +162,10 @@ def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] |
     task = Task.read(values)
     networks = nested(tensors)
     _check_shapes(path, networks, task)
-    steps = {int(number): step for number, step in values["steps"].items()}
     chosen = _choose(path, networks, sorted(networks) if folds is None else folds)
-    return Trained(
-        task,
-        values["versions"],
-        {number: steps[number] for number in chosen},
-        {number: parallel.replicate(networks[number]) for number in chosen},
-        values.get("expected", {}),
-    )
+    steps = {number: values["steps"][str(number)] for number in chosen}
+    placed = {number: parallel.replicate(networks[number]) for number in chosen}
+    return Trained(task, values["versions"], steps, placed, values.get("expected", {}))
 
 
 def _check_shapes(path: epath.Path, networks: Mapping[int, Any], task: Task) -> None:
@@ -180,10 +173,11 @@ def _check_shapes(path: epath.Path, networks: Mapping[int, Any], task: Task) -> 
     expected = {name: leaf.shape for name, leaf in flatten_dict(variables_like(task), sep="/").items()}
     for number, variables in networks.items():
         actual = {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}
-        for name in sorted(actual.keys() | expected.keys()):
-            if actual.get(name) != expected.get(name):
-                shapes = f"found fold_{number}/{name} of shape {actual.get(name)}, expected {expected.get(name)}"
-                raise InputError(f"{path}: {shapes} for the configuration in its header")
+        misfits = files.differing(actual, expected)
+        if misfits:
+            name = misfits[0]
+            shapes = f"found fold_{number}/{name} of shape {actual.get(name)}, expected {expected.get(name)}"
+            raise InputError(f"{path}: {shapes} for the configuration in its header")
 
 
 def _safetensors() -> Any:
