@@ -21,7 +21,7 @@ from isles_jax.training import checkpoint
 from isles_jax.training.networks import BATCH, make_forward
 from isles_jax.training.task import Task
 
-# In a fold's folder: what the reader of the report must know about its predictions, one line each.
+# A file in a fold's folder: what the reader of the report must know about its predictions, one line each.
 NOTES = "notes.txt"
 
 Images = TypeVar("Images", np.ndarray, Array)
@@ -37,7 +37,8 @@ def predict_case(
     Returns:
       float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
     """
-    return predict_folds(forward, folds, case, task, mirror=mirror).mean(axis=0)
+    mean: np.ndarray = predict_folds(forward, folds, case, task, mirror=mirror).mean(axis=0)
+    return mean
 
 
 def predict_folds(
@@ -95,7 +96,7 @@ def average(
       forward: (variables, images) -> probabilities [B, H, W, C].
       folds: variables of one network or more.
       images: [B, H, W, M].
-      mirror: average also over the mirror images of the slices along these axes, and along all of them together.
+      mirror: axes of the slices. The mean also counts their mirror images along each axis and along several axes.
     """
     probabilities = []
     for chosen in itertools.product((1, -1), repeat=len(mirror)):
@@ -108,8 +109,8 @@ def average(
 def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> np.ndarray:
     """Sets lesions smaller than `min_volume_ml` to background.
 
-    A lesion is one of all foreground classes together (`metrics.lesions`). A small core inside a
-    large penumbra therefore stays, and no lesion gets a hole.
+    `metrics.lesions` finds the lesions of all foreground classes together. So a small core inside a large penumbra
+    stays, and no lesion gets a hole.
 
     Args:
       labels: uint8 [X, Y, Z], 0 for background.
@@ -145,8 +146,9 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
     folder.mkdir(parents=True, exist_ok=True)
     if meta["skipped"]:
         # The report shows that the fold's predictions are not those of its last step.
-        text = "\n".join(f"fold {meta['fold']} is predicted from step {meta['step']}: {n}" for n in meta["skipped"])
-        processes.on_first(lambda: files.write_atomic(directory / NOTES, text + "\n"))
+        source = f"fold {meta['fold']} is predicted from step {meta['step']}"
+        text = "".join(f"{source}: {reason}\n" for reason in meta["skipped"])
+        processes.on_first(lambda: files.write_atomic(directory / NOTES, text))
     cases = [case for case in dataset.cases if case.name in held_out]
 
     def write() -> None:
