@@ -42,7 +42,11 @@ def _figures(study: Study, picture: Picture, position: int) -> str:
     background = channels.index("DWI") if "DWI" in channels else 0
     gray = pictures.data_uri(picture.gray[background][position])
     reference = stills.outlines(picture.truth[position], "reference")
-    figures = [stills.channel(picture, number, position, name) for number, name in enumerate(channels)]
+    figures = []
+    for number, name in enumerate(channels):
+        image, contour = stills.background(picture, number, position, name)
+        title = f"{name}, seconds" if name == tmax.CHANNEL else name
+        figures.append(stills.still(picture, image, contour, title))
     figures.append(stills.still(picture, gray, reference, "reference"))
     for label, result in picture.results.items():
         lines = reference + stills.outlines(result[position])
@@ -51,7 +55,6 @@ def _figures(study: Study, picture: Picture, position: int) -> str:
 
 
 def _dice_text(study: Study, label: str, case: str) -> str:
-    """A system's Dice on a case for each class, as a phrase."""
     return ", ".join(f"{row['class']} {row['dice']:.2f}" for row in study.rows[label] if row["case"] == case)
 
 

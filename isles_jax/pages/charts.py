@@ -21,9 +21,9 @@ TOP = 26
 Coordinate = Callable[[float], float]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Two to `count` + 1 round numbers from `low` to `high`."""
-    raw = (high - low) / count
+def ticks(low: float, high: float) -> list[float]:
+    """Two to six round numbers from `low` to `high`."""
+    raw = (high - low) / 5
     size = 10.0 ** np.floor(np.log10(raw))
     step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
     first = np.ceil(low / step - 1e-9)

@@ -17,8 +17,6 @@ MOST_SLICES, LEAST_SLICES = 12, 8
 # The channels on which a reader checks an infarct and the tissue at risk, if the case has them.
 CHECKED = ("DWI", tmax.CHANNEL)
 AVERAGE = "average of the networks"
-# Numbers that stand elsewhere on the page.
-ELSEWHERE = ("case", "warnings")
 
 
 def page(prediction: Prediction) -> str:
@@ -62,7 +60,6 @@ def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
 
 
 def _volumes(prediction: Prediction) -> str:
-    """The volume of each class, and how sure it is: its interval, and what the single networks say."""
     classes = prediction.classes
     rows = {"volume, ml": [_text(one.ml) for one in classes]}
     if any(one.interval for one in classes):
@@ -87,8 +84,9 @@ def _volumes(prediction: Prediction) -> str:
 
 
 def _summary(prediction: Prediction) -> str:
-    """The numbers of the whole case."""
-    shown = [number for number in prediction.numbers if not number.of and number.column not in ELSEWHERE]
+    of_case = [number for number in prediction.numbers if not number.of]
+    # These two stand elsewhere on the page.
+    shown = [number for number in of_case if number.column not in ("case", "warnings")]
     items = ""
     for number in shown:
         title = f"{number.title}, {number.unit}" if number.unit else number.title

@@ -21,13 +21,13 @@ from isles_jax.pages import tmax
 from isles_jax.runtime import files
 from isles_jax.scoring.run_files import Run
 
-# Gray levels in an image: more than an eye tells apart in a noisy scan, and a file a third smaller than with all 256.
+# Gray levels in an image. An eye tells fewer apart in a noisy scan, and the file is a third smaller than with all 256.
 # Level 0 is outside the brain; level n is stored as the byte n * STEP.
 LEVELS = 64
 STEP = 256 // LEVELS
 # Up to this number of voxels in all cases together, every slice with brain is shown; above it, the slices with lesion.
 ALL_SLICES_VOXELS = 8_000_000
-# Characters of images in one page; further cases are left out, and the page says so.
+# The most characters of images in one page. Further cases are left out, and the page says so.
 PAGE_SIZE = 16_000_000
 
 

@@ -53,7 +53,7 @@ def _dice_cell(dice: comparison.Mean, paper: float | None) -> str:
 
 def differences(study: Study) -> str:
     """Each system minus the reference, and the main effects if the runs are the eight cells of the design."""
-    if not study.comparisons:
+    if len(study.rows) < 2:
         return ""
     body = []
     for label, name, found in comparison.differences(study):

@@ -8,22 +8,10 @@ from isles_jax.pages import markup, pictures, tmax
 from isles_jax.pages.pictures import Picture
 
 
-def channel(picture: Picture, number: int, position: int, name: str) -> str:
-    """A channel without results, as a figure; see `background`."""
-    image, lines = background(picture, number, position, name)
-    return still(picture, image, lines, f"{name}, seconds" if name == tmax.CHANNEL else name)
-
-
 def background(picture: Picture, number: int, position: int, name: str) -> tuple[str, str]:
-    """A slice of a channel as a data address, and the lines in it.
+    """A slice as a data address, and the lines in it, by the places of channel and slice in the picture.
 
-    It is gray and has no lines, except for Tmax: that is in colour, with the contour of the tissue at risk.
-
-    Args:
-      picture: the case.
-      number: the channel's place in the picture.
-      position: the slice's place in the picture.
-      name: the channel's name.
+    Tmax is in colour and has the contour of the tissue at risk. Any other channel is gray and has no lines.
     """
     gray = picture.gray[number][position]
     if name != tmax.CHANNEL:

@@ -77,12 +77,12 @@ def _skull(seen: Mapping[str, float], ranges: Ranges, as_in: str) -> list[str]:
 
 def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Ranges, as_in: str) -> list[str]:
     """At most one warning for each channel: constant, missing from the brain, swapped with another, or out of range."""
-    values = {name: [seen[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))] for name in channels}
+    values = {name: _percentiles(seen, name) for name in channels}
     found = []
     for name, own in values.items():
         covered = seen[f"covered.{name}"]
         least = ranges.get(f"covered.{name}", [0.0])[0]
-        wanted = ", ".join(_text(limits) for limits in _limits(ranges, name))
+        wanted = ", ".join(map(_text, _percentiles(ranges, name)))
         if own[0] == own[-1]:
             found.append(f"{name} is {own[0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}")
         elif covered < least - _SHARE:
@@ -97,12 +97,12 @@ def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Ranges
     return found
 
 
-def _limits(ranges: Ranges, name: str) -> list[list[float]]:
-    return [ranges[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))]
+def _percentiles(facts: Facts, name: str) -> list[Any]:
+    return [facts[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))]
 
 
 def _fits(values: Sequence[float], ranges: Ranges, name: str) -> bool:
-    limits = _limits(ranges, name)
+    limits = _percentiles(ranges, name)
     floor = _RELATIVE * max(abs(value) for pair in limits for value in pair)
     return not any(_outside(value, pair, floor) for value, pair in zip(values, limits, strict=True))
 

@@ -13,7 +13,6 @@ import numpy as np
 from isles_jax.data.case import Case
 
 BINS = 10
-_KEYS = ("voxels", "probability", "hits")
 
 
 def histograms(probabilities: np.ndarray, case: Case, classes: Sequence[str]) -> dict[str, Any]:
@@ -65,7 +64,8 @@ def curves(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _curve(histograms: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
-    voxels, probability, hits = (np.sum([histogram[key] for histogram in histograms], axis=0) for key in _KEYS)
+    keys = ("voxels", "probability", "hits")
+    voxels, probability, hits = (np.sum([histogram[key] for histogram in histograms], axis=0) for key in keys)
     return {
         "voxels": voxels.tolist(),
         "probability": _per_voxel(probability, voxels),

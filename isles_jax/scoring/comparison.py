@@ -54,11 +54,6 @@ class Study:
         return list(dict.fromkeys(row["case"] for row in self.first.rows))
 
     @property
-    def comparisons(self) -> int:
-        """The number of systems compared with the reference."""
-        return len(self.rows) - 1
-
-    @property
     def measures(self) -> tuple[Measure, ...]:
         """The measures that are known of every system."""
         return scores.measures_of([row for rows in self.rows.values() for row in rows])

@@ -18,10 +18,8 @@ OUTRIGHT = 0.99
 SMALL = 0.01
 
 
-def limitations(study: Study) -> list[str]:
-    """What so few cases cannot show, one sentence each."""
-    cases = len(study.case_names)
-    comparisons = study.comparisons
+def limitations(cases: int, comparisons: int) -> list[str]:
+    """What a number of cases and of comparisons cannot show, one sentence each."""
     smallest = min(1.0, max(comparisons, 1) * statistics.smallest_wilcoxon_p(cases))
     sentences = [
         "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the folds' "
@@ -36,7 +34,7 @@ def limitations(study: Study) -> list[str]:
             "half-width of its interval is missed in more than one study of five, even before Holm's correction."
         )
     if comparisons and smallest > 0.05:
-        compared = f"{comparisons} comparison{'s' * (comparisons > 1)}"
+        compared = "1 comparison" if comparisons == 1 else f"{comparisons} comparisons"
         sentences.append(
             f"With {cases} cases and {compared} the Wilcoxon test cannot give p below {smallest:.2g}: "
             "it can find no difference significant, however large."
@@ -92,4 +90,4 @@ def notes(study: Study) -> list[str]:
         other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
         texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
     texts += [f"{label}: {note}." for label, run in study.runs.items() for note in (*run.notes, *critics(run))]
-    return [*texts, *limitations(study)]
+    return [*texts, *limitations(len(study.case_names), len(study.rows) - 1)]

@@ -116,11 +116,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) -> dict[str, Comparison]:
-    """Each system minus the reference on the same cases, with Holm's correction of p values over the systems.
+    """The Dice of each system minus that of the reference, with Holm's correction over the systems.
 
-    Args:
-      systems: Dice of each case by name of the system; the cases are in the order of `reference`.
-      reference: Dice of each case of the system that the others are compared with.
+    All hold the Dice of each case, and the order of the cases is the same everywhere.
     """
     differences = {name: np.subtract(values, reference) for name, values in systems.items()}
     wilcoxon = holm([wilcoxon_p(values) for values in differences.values()])
@@ -132,14 +130,7 @@ def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) 
 
 
 def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> dict[str, tuple[float, float, float]]:
-    """The means over cases of `case_effects`, with their intervals.
-
-    Args:
-      cells: Dice of each case for the eight combinations of `FACTORS`; the order of the cases is the same everywhere.
-
-    Returns:
-      {factor: (effect, lower end, upper end)}.
-    """
+    """The mean of `case_effects` over the cases and its interval, {factor: (mean, lower end, upper end)}."""
     effects = case_effects({cell: np.asarray(values) for cell, values in cells.items()})
     return {factor: (float(each.mean()), *interval(each, (-1.0, 1.0))) for factor, each in effects.items()}
 
@@ -148,10 +139,11 @@ def case_effects(cells: Mapping[tuple[bool, bool, bool], np.ndarray]) -> dict[st
     """The effect of each factor on each case: the mean of the four cells with it minus that of the four without it.
 
     Args:
-      cells: as in `main_effects`, arrays of one shape whose last axis is the case.
+      cells: Dice for the eight combinations of `FACTORS`: arrays of one shape whose last axis is the case.
     """
     effects = {}
     for axis, factor in enumerate(FACTORS):
-        on, off = ([values for cell, values in cells.items() if cell[axis] is state] for state in (True, False))
+        on = [values for cell, values in cells.items() if cell[axis]]
+        off = [values for cell, values in cells.items() if not cell[axis]]
         effects[factor] = np.mean(on, axis=0) - np.mean(off, axis=0)
     return effects

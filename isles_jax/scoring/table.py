@@ -16,7 +16,7 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
     data = "the built-in phantom, not patients" if first.data["phantom"] else first.config.data.root
     head = f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}"
     parts = [head, "", *_dice_lines(study, width), "", *_measure_lines(study, width)]
-    if study.comparisons:
+    if len(study.rows) > 1:
         parts += ["", *_comparison_lines(study, width)]
     effects = comparison.design_effects(study)
     if effects:
