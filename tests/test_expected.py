@@ -1,4 +1,4 @@
-"""What a run leads to expect: quantiles and intervals against their definitions."""
+"""What is expected of a new case: quantiles and intervals against their definitions."""
 
 import json
 import math

@@ -93,7 +93,7 @@ def test_page_names_the_folder_of_the_data_and_not_its_path(report_file, finishe
     assert root.startswith("/")
     assert root not in text
     assert str(finished_runs[0].workdir.parent) not in text
-    assert run_sections.data_name(finished_runs[0]) == root.rpartition("/")[2] == "phantom"
+    assert run_files.name_of(root) == root.rpartition("/")[2] == "phantom"
 
 
 def test_every_table_has_a_caption_and_headers_of_rows_and_columns(report_file):

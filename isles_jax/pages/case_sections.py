@@ -9,11 +9,11 @@ from isles_jax.scoring.comparison import Study
 
 
 def best_median_worst(study: Study, cases: Sequence[Picture], chosen: Mapping[str, str]) -> str:
-    """The paper's Figure 2: inputs, reference and each system's contours for three cases.
+    """The paper's Figure 2: inputs, reference and each system's contours; nothing if there are no pictures.
 
     Args:
       study: the runs.
-      cases: pictures of their cases; nothing is shown if there are none.
+      cases: pictures of their cases.
       chosen: {"best": case, "median": case, "worst": case}.
     """
     if not cases:
@@ -37,21 +37,24 @@ def best_median_worst(study: Study, cases: Sequence[Picture], chosen: Mapping[st
 
 def _figures(study: Study, picture: Picture, position: int) -> str:
     """The channels, the reference and each system's result in one slice of a case."""
-    channels = study.first.data["channels"]
-    background = picture.gray[channels.index("DWI") if "DWI" in channels else 0][position]
     assert picture.truth is not None
-    truth = picture.truth[position]
-    gray = pictures.data_uri(background)
-    figures = [stills.channel(picture, number, position, name) for number, name in enumerate(channels)]
-    figures.append(stills.still(picture, gray, stills.outlines(truth, "reference"), "reference"))
+    channels = study.first.data["channels"]
+    background = channels.index("DWI") if "DWI" in channels else 0
+    gray = pictures.data_uri(picture.gray[background][position])
+    reference = stills.outlines(picture.truth[position], "reference")
+    figures = []
+    for number, name in enumerate(channels):
+        image, contour = stills.background(picture, number, position, name)
+        title = f"{name}, seconds" if name == tmax.CHANNEL else name
+        figures.append(stills.still(picture, image, contour, title))
+    figures.append(stills.still(picture, gray, reference, "reference"))
     for label, result in picture.results.items():
-        lines = stills.outlines(truth, "reference") + stills.outlines(result[position])
+        lines = reference + stills.outlines(result[position])
         figures.append(stills.still(picture, gray, lines, label, _dice_text(study, label, picture.name)))
     return "".join(figures)
 
 
 def _dice_text(study: Study, label: str, case: str) -> str:
-    """A system's Dice on a case for each class, as a phrase."""
     return ", ".join(f"{row['class']} {row['dice']:.2f}" for row in study.rows[label] if row["case"] == case)
 
 
@@ -64,11 +67,10 @@ def every_slice(study: Study, cases: Sequence[Picture]) -> str:
     """The viewer of every slice of the cases."""
     text = '<h2 class="screen">Every slice</h2>'
     if not cases:
-        return (
-            text + "<p>The images are no longer in the folder that the run read, so this page has no pictures of "
-            "cases.</p>"
-        )
-    labels, count = list(cases[0].results), len(study.case_names)
+        gone = "The images are no longer in the folder that the run read, so this page has no pictures of cases."
+        return f"{text}<p>{gone}</p>"
+    labels = list(cases[0].results)
+    count = len(study.case_names)
     if len(cases) < count:
         text += f'<p class="soft screen">{len(cases)} of {count} cases; more would make the file too large.</p>'
     data = study.first.data

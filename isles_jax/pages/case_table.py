@@ -9,12 +9,7 @@ from isles_jax.scoring.comparison import Study
 
 
 def section(study: Study, cases: Sequence[Picture]) -> str:
-    """A row for every case, system and class.
-
-    Args:
-      study: the runs.
-      cases: those in the viewer; the name of such a case is a button that opens it there.
-    """
+    """A row for every case, system and class; the name of a case that has a picture opens the case in the viewer."""
     shown = {picture.name for picture in cases}
     measures = [measure for measure in study.measures if measure.in_cases]
     body = []
@@ -23,7 +18,7 @@ def section(study: Study, cases: Sequence[Picture]) -> str:
         for label, rows in study.rows.items():
             body += [
                 [name, markup.system_name(label), escape(row["class"]), str(row["fold"])]
-                + [f"{row[measure.name]:.{1 if measure.unit else 3}f}" for measure in measures]
+                + [f"{row[measure.name]:.1f}" if measure.unit else f"{row[measure.name]:.3f}" for measure in measures]
                 for row in rows
                 if row["case"] == case
             ]
@@ -36,7 +31,8 @@ def section(study: Study, cases: Sequence[Picture]) -> str:
         for column, title, values in ((1, "system", study.rows), (2, "class", study.classes))
     )
     caption = "Scores of every case. A column’s title sorts the rows by it"
-    caption += "; a case’s name opens the case in the viewer" if shown else ""
+    if shown:
+        caption += "; a case’s name opens the case in the viewer"
     return (
         f'<section id="cases"><h2>Every case</h2><p class="filters screen">{filters}</p>'
         f"{markup.table(caption, buttons, body, row_headers=3, css_class='tall')}</section>"

@@ -6,7 +6,8 @@ from html import escape
 import numpy as np
 
 WIDTH = 420
-LEFT, RIGHT = 46, 12
+LEFT = 46
+RIGHT = 12
 # The left edge where a label stands beside the vertical axis.
 AXIS = 62
 # Room for the labels beside the lines of a Bland-Altman chart.
@@ -14,13 +15,15 @@ MARGIN = 120
 ROW = 30
 # Room below a chart for the tick labels and the axis label.
 BOTTOM = 40
+# Room above a chart for its title.
+TOP = 26
 
 Coordinate = Callable[[float], float]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Two to `count` + 1 round numbers from `low` to `high`."""
-    raw = (high - low) / count
+def ticks(low: float, high: float) -> list[float]:
+    """Two to six round numbers from `low` to `high`."""
+    raw = (high - low) / 5
     size = 10.0 ** np.floor(np.log10(raw))
     step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
     first = np.ceil(low / step - 1e-9)
@@ -42,13 +45,12 @@ def strip(
       title: name of the quantity, at the axis and for screen readers.
     """
     smallest = min(min(value for _, value in pairs) for pairs in values.values())
-    low = min(0.9, np.floor(10 * min(smallest, *(lower for _, lower, _ in means.values()))) / 10)
-    left, top = 14 + 6.6 * max(map(len, values)), 8
+    least = min(smallest, *(lower for _, lower, _ in means.values()))
+    low = min(0.9, float(np.floor(10 * least)) / 10)
+    left = 14 + 6.6 * max(map(len, values))
+    top = 8
     height = top + ROW * len(values)
-
-    def x(value: float) -> float:
-        return left + (value - low) / (1 - low) * (WIDTH - RIGHT - left)
-
+    x = _linear(low, 1.0, left, WIDTH - RIGHT)
     parts = [_grid_x(x, ticks(low, 1.0), top, height), _x_label(title, (left + WIDTH - RIGHT) / 2, height)]
     for index, (label, pairs) in enumerate(values.items()):
         y = top + ROW * (index + 0.5)
@@ -63,12 +65,10 @@ def strip(
             f'<line x1="{x(lower):.1f}" x2="{x(upper):.1f}" y1="{y + 7:.1f}" y2="{y + 7:.1f}"/>'
             f'<line x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y + 2:.1f}" y2="{y + 12:.1f}"/></g>'
         )
-        if paper.get(label) is not None:
-            position = x(max(paper[label], low))
-            parts.append(
-                f'<path class="paper" d="M{position:.1f} {y + 2:.1f}l5 5-5 5-5-5z"><title>the paper: '
-                f"{paper[label]:.3f}</title></path>"
-            )
+        published = paper.get(label)
+        if published is not None:
+            diamond = f"M{x(max(published, low)):.1f} {y + 2:.1f}l5 5-5 5-5-5z"
+            parts.append(f'<path class="paper" d="{diamond}"><title>the paper: {published:.3f}</title></path>')
     return _svg("".join(parts), height + BOTTOM, title)
 
 
@@ -90,16 +90,15 @@ def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     finite = [point for points in lines.values() for point in points]
     if not finite:
         return ""
-    top, height = 26, 168
+    height = 168
     x, x_ticks = _scale([step for step, _ in finite], LEFT, WIDTH - RIGHT)
-    y, y_ticks = _scale([value for _, value in finite], height, top)
-    parts = [_grid_x(x, x_ticks, top, height), _grid_y(y, y_ticks, LEFT, WIDTH - RIGHT)]
+    y, y_ticks = _scale([value for _, value in finite], height, TOP)
+    parts = [_grid_x(x, x_ticks, TOP, height), _grid_y(y, y_ticks, LEFT, WIDTH - RIGHT)]
     for number, (label, points) in enumerate(lines.items()):
         if points:
             path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
             parts.append(f'<path class="curve c{number % 6}" d="M{path}"><title>{escape(label)}</title></path>')
-    parts.append(f'<text x="{LEFT}" y="14" class="title">{escape(title)}</text>')
-    parts.append(_x_label("training step", (LEFT + WIDTH - RIGHT) / 2, height))
+    parts.append(_title(title, LEFT) + _x_label("training step", (LEFT + WIDTH - RIGHT) / 2, height))
     return _svg("".join(parts), height + BOTTOM, f"{title} over training steps")
 
 
@@ -110,31 +109,23 @@ def reliability(title: str, series: Mapping[str, Sequence[tuple[float, float, in
       title: plain text above the chart.
       series: {label: [(mean probability, frequency, voxels) of each bin to draw]}, for colours c0, c1, ...
     """
-    top, height = 26, 258
-
-    def x(value: float) -> float:
-        return AXIS + value * (WIDTH - RIGHT - AXIS)
-
-    def y(value: float) -> float:
-        return height - value * (height - top)
-
+    height = 258
+    x = _linear(0.0, 1.0, AXIS, WIDTH - RIGHT)
+    y = _linear(0.0, 1.0, height, TOP)
     places = ticks(0.0, 1.0)
     parts = [
-        _grid_x(x, places, top, height) + _grid_y(y, places, AXIS, WIDTH - RIGHT),
+        _grid_x(x, places, TOP, height) + _grid_y(y, places, AXIS, WIDTH - RIGHT),
         f'<line class="limit" x1="{x(0):.1f}" y1="{y(0):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>',
         _x_label("predicted probability", (AXIS + WIDTH - RIGHT) / 2, height),
-        f'<text transform="translate(11 {(top + height) / 2}) rotate(-90)" class="middle">frequency</text>',
-        f'<text x="{AXIS}" y="14" class="title">{escape(title)}</text>',
+        _y_label("frequency", height),
+        _title(title, AXIS),
     ]
     for number, (label, bins) in enumerate(series.items()):
         path = "L".join(f"{x(probability):.1f} {y(frequency):.1f}" for probability, frequency, _ in bins)
         parts.append(f'<path class="curve c{number % 6}" d="M{path}"/>' if path else "")
-        parts += [
-            _dot(
-                x(probability), y(frequency), f"{label}: {probability:.2f} predicted, {frequency:.2f} seen, {n} voxels"
-            )
-            for probability, frequency, n in bins
-        ]
+        for probability, frequency, voxels in bins:
+            text = f"{label}: {probability:.2f} predicted, {frequency:.2f} seen, {voxels} voxels"
+            parts.append(_dot(x(probability), y(frequency), text))
     return _svg("".join(parts), height + BOTTOM, f"Reliability curve of {title}")
 
 
@@ -150,23 +141,21 @@ def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float
     lines = {label: _agreement([change for _, _, change in triples]) for label, triples in points.items()}
     means = [mean for triples in points.values() for _, mean, _ in triples]
     changes = [change for triples in points.values() for _, _, change in triples]
-    top, height = 26, 198
+    height = 198
     x, x_ticks = _scale([0.0, *means], AXIS, WIDTH - MARGIN)
-    y, y_ticks = _scale([0.0, *changes, *(value for one in lines.values() for value in one.values())], height, top)
+    y, y_ticks = _scale([0.0, *changes, *(value for one in lines.values() for value in one.values())], height, TOP)
     axes = (
-        _grid_x(x, x_ticks, top, height)
+        _grid_x(x, x_ticks, TOP, height)
         + _grid_y(y, y_ticks, AXIS, WIDTH - MARGIN)
         + _x_label("mean of predicted and reference volume, ml", (AXIS + WIDTH - MARGIN) / 2, height)
-        + f'<text transform="translate(11 {(top + height) / 2}) rotate(-90)" class="middle">'
-        "predicted − reference, ml</text>"
+        + _y_label("predicted − reference, ml", height)
     )
     drawn = []
     for label, triples in points.items():
-        dots = [
-            _dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml") for case, mean, change in triples
-        ]
-        title = f'<text x="{AXIS}" y="14" class="title">{escape(label)}</text>'
-        content = axes + "".join(dots) + _agreement_lines(lines[label], y) + title
+        content = axes
+        for case, mean, change in triples:
+            content += _dot(x(mean), y(change), f"{case}: {change:+.2f} ml at {mean:.2f} ml")
+        content += _agreement_lines(lines[label], y) + _title(label, AXIS)
         drawn.append(_svg(content, height + BOTTOM, f"Bland-Altman chart of the volumes of {class_name}, {label}"))
     return drawn
 
@@ -202,14 +191,23 @@ def _scale(values: Sequence[float], start: float, end: float) -> tuple[Coordinat
     """A function from a value to a coordinate between `start` and `end`, and round values for ticks."""
     low, high = float(min(values)), float(max(values))
     if high - low <= 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
+        low -= 0.5 * max(abs(low), 1e-3)
+        high += 0.5 * max(abs(high), 1e-3)
     margin = 0.04 * (high - low)
-    low, high = low - margin * (low != 0), high + margin
+    high += margin
+    # An axis that begins at 0 has no negative part.
+    if low != 0:
+        low -= margin
+    return _linear(low, high, start, end), ticks(low, high)
+
+
+def _linear(low: float, high: float, start: float, end: float) -> Coordinate:
+    """The function that takes `low` to `start` and `high` to `end`."""
 
     def coordinate(value: float) -> float:
         return start + (value - low) / (high - low) * (end - start)
 
-    return coordinate, ticks(low, high)
+    return coordinate
 
 
 def _dot(x: float, y: float, text: str) -> str:
@@ -234,6 +232,15 @@ def _grid_y(y: Coordinate, values: Sequence[float], start: float, end: float) ->
 
 def _x_label(text: str, centre: float, height: float) -> str:
     return f'<text x="{centre:.1f}" y="{height + 33:g}" class="middle">{escape(text)}</text>'
+
+
+def _y_label(text: str, height: float) -> str:
+    turned = f"translate(11 {(TOP + height) / 2}) rotate(-90)"
+    return f'<text transform="{turned}" class="middle">{text}</text>'
+
+
+def _title(text: str, left: float) -> str:
+    return f'<text x="{left}" y="14" class="title">{escape(text)}</text>'
 
 
 def _svg(content: str, height: float, title: str) -> str:

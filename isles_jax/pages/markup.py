@@ -22,10 +22,8 @@ def document(title: str, content: str, styles: Sequence[str], scripts: Sequence[
       styles: names of style sheets of this package.
       scripts: names of scripts of this package.
     """
-    assets = importlib.resources.files("isles_jax.pages")
-    style, script = (
-        "".join((assets / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
-    )
+    style = _assets(styles)
+    script = _assets(scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser itself refuses every request that would leave the file, and every script but this one.
     policy = (
@@ -41,8 +39,13 @@ def document(title: str, content: str, styles: Sequence[str], scripts: Sequence[
     )
 
 
+def _assets(names: Sequence[str]) -> str:
+    folder = importlib.resources.files("isles_jax.pages")
+    return "".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+
 def class_colour(value: int) -> str:
-    """The CSS class, and the name of the colour, of the label value 1, 2, ..."""
+    """The CSS class of the label value 1, 2, ...; its colour has the same name."""
     return f"k{(value - 1) % CLASS_COLOURS + 1}"
 
 
@@ -65,7 +68,8 @@ def table(
     rows = []
     for row in body:
         names = "".join(f'<th scope="row">{cell}</th>' for cell in row[:row_headers])
-        rows.append(f"<tr>{names}{''.join(f'<td>{cell}</td>' for cell in row[row_headers:])}</tr>")
+        cells = "".join(f"<td>{cell}</td>" for cell in row[row_headers:])
+        rows.append(f"<tr>{names}{cells}</tr>")
     return (
         f'<div class="wide {css_class}" role="region" tabindex="0" aria-label="{escape(caption, quote=True)}"><table>'
         f"<caption><span>{escape(caption)}</span></caption><thead><tr>{columns}</tr></thead>"
@@ -99,9 +103,8 @@ def contour_legend(channels: Sequence[str], classes: Sequence[str], styles: Mapp
     items = []
     for style, source in styles.items():
         for value, name in enumerate(classes, 1):
-            items.append(
-                f'<span class="{style}" style="--colour: var(--{class_colour(value)})">{escape(name)}, {source}</span>'
-            )
+            colour = f"--colour: var(--{class_colour(value)})"
+            items.append(f'<span class="{style}" style="{colour}">{escape(name)}, {source}</span>')
     if tmax.CHANNEL in channels:
         items.append(f'<span class="solid" style="--colour: #fff">Tmax {tmax.CONTOUR_S:g} s</span>')
     return f'<p class="key contours">{"".join(items)}</p>'

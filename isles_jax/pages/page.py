@@ -22,7 +22,7 @@ from isles_jax.training import checkpoint
 def write_report(
     path: epath.PathLike, runs: Sequence[Run], reference: str | None = None, dataset: Dataset | None = None
 ) -> None:
-    """Writes one HTML file about one or more runs on the same data, atomically; it needs nothing outside itself.
+    """Writes one HTML file about one or more runs on the same data, atomically. The file needs nothing outside itself.
 
     Args:
       path: where the file is written.
@@ -38,7 +38,8 @@ def write_report(
     chosen = _best_median_worst(study.runs.get(study.reference, runs[-1]))
     dataset = dataset or _read_data(runs[0])
     cases = pictures.make(dataset, study.runs, list(chosen.values())) if dataset else []
-    versions, damages = {}, []
+    versions: dict[str, Mapping[str, str]] = {}
+    damages: list[str] = []
     for label, run in study.runs.items():
         versions[label], sentences = _read_checkpoints(run)
         damages += [f"{label}, {sentence}" for sentence in sentences]
@@ -56,7 +57,7 @@ def _read_data(run: Run) -> Dataset | None:
 def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:
     """The versions of the packages that trained a run, and a sentence for each fold whose last checkpoint is damaged.
 
-    Versions are empty, and nothing is said, where no checkpoints were kept.
+    Both are empty where no checkpoints were kept.
     """
     versions: dict[str, str] = {}
     sentences = []
@@ -75,10 +76,9 @@ def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:
             continue
         versions = versions or meta["versions"]
         if meta["step"] < last:
-            sentences.append(
-                f"fold {fold}: the checkpoint of step {last} is damaged or missing; what predicts or exports now uses "
-                f"the one of step {meta['step']}."
-            )
+            found = f"the checkpoint of step {last} is damaged or missing"
+            used = f"what predicts or exports now uses the one of step {meta['step']}"
+            sentences.append(f"fold {fold}: {found}; {used}.")
     return versions, sentences
 
 
@@ -99,15 +99,15 @@ def page(
     cases: Sequence[Picture],
     chosen: Mapping[str, str],
     versions: Mapping[str, Mapping[str, str]],
-    damages: Sequence[str] = (),
+    damages: Sequence[str],
 ) -> str:
     """The page as text.
 
     Args:
       study: the runs.
       cases: pictures of their cases; if there are none, the page says that the images were not found.
-      chosen: {"best": case, "median": case, "worst": case} for the still pictures.
-      versions: for each run, {package: version} of the packages that trained it; empty where they were not kept.
+      chosen: see `case_sections.best_median_worst`.
+      versions: see `run_sections.configuration`.
       damages: sentences about checkpoints that are not whole.
     """
     title = ", ".join(run.name for run in study.runs.values())
@@ -124,13 +124,14 @@ def page(
         run_sections.learning_curves(study),
         run_sections.configuration(study, versions),
     ]
-    styles, scripts = ("page.css",), ("outline.js", "viewer.js", "tables.js")
-    return markup.document(f"{title}: lesion segmentation", "".join(sections), styles, scripts)
+    scripts = ("outline.js", "viewer.js", "tables.js")
+    return markup.document(f"{title}: lesion segmentation", "".join(sections), ("page.css",), scripts)
 
 
 def _head(title: str, study: Study, damages: Sequence[str]) -> str:
     first = study.first
-    data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {run_sections.data_name(first)}"
+    folder = run_files.name_of(first.config.data.root)
+    data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {folder}"
     text = (
         f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
         f'<p class="lead">{escape(run_files.design(first))} Every case is scored by networks that never saw it. '

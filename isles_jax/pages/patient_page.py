@@ -12,21 +12,21 @@ from isles_jax.prediction import expected, numbers
 from isles_jax.prediction.numbers import Prediction
 
 RESEARCH = "Research software, not for clinical use"
-# At most so many slices fit on a sheet of paper; fewer lesion slices are joined by their neighbours up to the least.
+# At most so many slices fit on a sheet of paper. Where fewer slices than the least have a lesion, neighbours join them.
 MOST_SLICES, LEAST_SLICES = 12, 8
 # The channels on which a reader checks an infarct and the tissue at risk, if the case has them.
 CHECKED = ("DWI", tmax.CHANNEL)
 AVERAGE = "average of the networks"
-# Numbers that stand elsewhere on the page.
-ELSEWHERE = ("case", "warnings")
 
 
 def page(prediction: Prediction) -> str:
     """The page as text: one HTML file that needs nothing outside itself."""
-    folds = {f"network {number}": labels for number, labels in enumerate(prediction.fold_labels, 1)}
-    results = {AVERAGE: prediction.labels} | (folds if len(folds) > 1 else {})
+    results = {AVERAGE: prediction.labels}
+    styles = {"solid": "prediction"}
+    if len(prediction.fold_labels) > 1:
+        results |= {f"network {number}": labels for number, labels in enumerate(prediction.fold_labels, 1)}
+        styles["thin"] = "each network alone"
     picture = pictures.picture(dataclasses.replace(prediction.case, labels=None), results)
-    styles = {"solid": "prediction"} | ({"thin": "each network alone"} if len(folds) > 1 else {})
     legend = markup.contour_legend(prediction.task.channels, prediction.task.classes, styles)
     title = f"Case {prediction.case.name}"
     sections = [
@@ -39,7 +39,7 @@ def page(prediction: Prediction) -> str:
         "</div>",
         _slices(prediction, picture, legend),
         '<h2 class="screen">Every slice</h2>',
-        viewer.viewer(prediction.task.channels, prediction.task.classes, [picture], AVERAGE, legend),
+        viewer.viewer(prediction.task.channels, prediction.task.classes, [picture], AVERAGE, legend, {}),
         _origin(prediction),
     ]
     scripts = ("outline.js", "viewer.js")
@@ -53,48 +53,48 @@ def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
             '<p class="soft">No check of the input and of the networks raised a warning. The prediction can be wrong '
             f"all the same: compare it with the pictures.</p>{left_out}"
         )
-    count = f"{len(sentences)} warning{'s' * (len(sentences) > 1)}: check before you use any number"
+    warned = "1 warning" if len(sentences) == 1 else f"{len(sentences)} warnings"
+    count = f"{warned}: check before you use any number"
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f'<section class="banner warnings"><h2>{count}</h2><ul>{items}</ul></section>{left_out}'
 
 
 def _volumes(prediction: Prediction) -> str:
-    """The volume of each class, and how sure it is: its interval, and what the single networks say."""
     classes = prediction.classes
     rows = {"volume, ml": [_text(one.ml) for one in classes]}
     if any(one.interval for one in classes):
-        rows[f"{expected.LEVEL:.0%} interval, ml"] = [
-            _span(*one.interval) if one.interval else "unknown" for one in classes
-        ]
+        intervals = [_span(*one.interval) if one.interval else "unknown" for one in classes]
+        rows[f"{expected.LEVEL:.0%} interval, ml"] = intervals
     if len(prediction.fold_labels) > 1:
         rows["networks alone, ml"] = [_span(one.least_ml, one.most_ml) for one in classes]
-    for title, values in (
-        ("coverage of such intervals", [one.coverage for one in classes]),
-        ("Dice between networks", [one.agreement for one in classes]),
-        ("Dice in cross-validation", [one.dice for one in classes]),
-    ):
+    shares = {
+        "coverage of such intervals": [one.coverage for one in classes],
+        "Dice between networks": [one.agreement for one in classes],
+        "Dice in cross-validation": [one.dice for one in classes],
+    }
+    for title, values in shares.items():
         if any(value is not None for value in values):
             rows[title] = [_text(value) for value in values]
     head = [
         f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>{escape(one.name)}'
         for value, one in enumerate(classes, 1)
     ]
-    return markup.table(
-        "Volume of each class, and how sure it is", ["class", *head], [[title, *cells] for title, cells in rows.items()]
-    )
+    body = [[title, *cells] for title, cells in rows.items()]
+    return markup.table("Volume of each class, and how sure it is", ["class", *head], body)
 
 
 def _summary(prediction: Prediction) -> str:
-    """The numbers of the whole case."""
-    shown = [number for number in prediction.numbers if not number.of and number.column not in ELSEWHERE]
-    items = "".join(
-        f"<div><dt>{escape(', '.join(filter(None, (number.title, number.unit))))}</dt>"
-        f"<dd>{escape(_text(number.value))}</dd></div>"
-        for number in shown
-    )
-    source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
-    has_source = any(number.title.startswith(numbers.DEFUSE3) for number in shown)
-    return f'<div><dl class="facts">{items}</dl>{source * has_source}</div>'
+    of_case = [number for number in prediction.numbers if not number.of]
+    # These two stand elsewhere on the page.
+    shown = [number for number in of_case if number.column not in ("case", "warnings")]
+    items = ""
+    for number in shown:
+        title = f"{number.title}, {number.unit}" if number.unit else number.title
+        items += f"<div><dt>{escape(title)}</dt><dd>{escape(_text(number.value))}</dd></div>"
+    source = ""
+    if any(number.title.startswith(numbers.DEFUSE3) for number in shown):
+        source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
+    return f'<div><dl class="facts">{items}</dl>{source}</div>'
 
 
 def _span(low: float, high: float) -> str:
@@ -175,7 +175,8 @@ def _even(positions: np.ndarray, most: int) -> list[int]:
     """At most so many of the positions, at even steps."""
     if len(positions) > most:
         positions = positions[np.rint(np.linspace(0, len(positions) - 1, most)).astype(int)]
-    return positions.tolist()
+    chosen: list[int] = positions.tolist()
+    return chosen
 
 
 def _origin(prediction: Prediction) -> str:

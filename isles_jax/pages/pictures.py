@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,13 @@ from isles_jax.pages import tmax
 from isles_jax.runtime import files
 from isles_jax.scoring.run_files import Run
 
-# Gray levels in an image: more than an eye tells apart in a noisy scan, and a file a third smaller than with all 256.
+# Gray levels in an image. An eye tells fewer apart in a noisy scan, and the file is a third smaller than with all 256.
 # Level 0 is outside the brain; level n is stored as the byte n * STEP.
 LEVELS = 64
 STEP = 256 // LEVELS
 # Up to this number of voxels in all cases together, every slice with brain is shown; above it, the slices with lesion.
 ALL_SLICES_VOXELS = 8_000_000
-# Characters of images in one page; further cases are left out, and the page says so.
+# The most characters of images in one page. Further cases are left out, and the page says so.
 PAGE_SIZE = 16_000_000
 
 
@@ -56,12 +57,13 @@ class Picture:
 
     @functools.cached_property
     def sheets(self) -> list[str]:
-        """For each channel its slices below each other, as a data address of a PNG."""
-        return [data_uri(_sheet(gray)) for gray in self.gray]
+        """The sheet of each channel, see `_sheet`."""
+        return [_sheet(gray) for gray in self.gray]
 
     def values(self, channel: int) -> np.ndarray:
         """A channel's approximate values, float [S, H, W]; its lowest value outside the brain."""
-        return _value_of_byte(self.ranges[channel])[self.gray[channel]]
+        values: np.ndarray = _value_of_byte(self.ranges[channel])[self.gray[channel]]
+        return values
 
 
 def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> list[Picture]:
@@ -109,8 +111,8 @@ def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = Tr
     brain = case.brain
     volumes = [*results.values()] if case.labels is None else [case.labels, *results.values()]
     lesion = np.any([volume > 0 for volume in volumes], axis=0)
-    mask, margin = (brain, 0) if all_slices or not lesion.any() else (lesion, 2)
-    crop = (_extent(brain, 0, 2), _extent(brain, 1, 2), _extent(mask, 2, margin))
+    slices = _extent(brain, 2, 0) if all_slices or not lesion.any() else _extent(lesion, 2, 2)
+    crop = (_extent(brain, 0, 2), _extent(brain, 1, 2), slices)
     flips, sides = radiological(case.affine)
 
     def show(volume: np.ndarray) -> np.ndarray:
@@ -118,15 +120,16 @@ def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = Tr
         return np.ascontiguousarray(volume[crop].T[:, :: flips[1], :: flips[0]])
 
     x_mm, y_mm, _ = case.spacing_mm
-    ranges = [_range(channel[brain]) for channel in np.moveaxis(case.images, -1, 0)]
-    gray = [_gray(channel, brain, *ends) for channel, ends in zip(np.moveaxis(case.images, -1, 0), ranges, strict=True)]
+    channels = np.moveaxis(case.images, -1, 0)
+    ranges = [_range(channel[brain]) for channel in channels]
+    gray = [show(_gray(channel, brain, *ends)) for channel, ends in zip(channels, ranges, strict=True)]
     return Picture(
         name=case.name,
-        gray=np.stack([show(channel) for channel in gray]),
+        gray=np.stack(gray),
         ranges=ranges,
         truth=None if case.labels is None else show(case.labels),
         results={label: show(result) for label, result in results.items()},
-        slices=list(range(*crop[2].indices(brain.shape[2]))),
+        slices=list(range(*slices.indices(brain.shape[2]))),
         pixel_mm=(y_mm, x_mm),
         sides=sides,
     )
@@ -186,12 +189,12 @@ def tmax_palette(picture: Picture, channel: int) -> np.ndarray:
     return palette
 
 
-def _sheet(stack: np.ndarray) -> np.ndarray:
-    """[S, H, W] -> [S * H, W]: the slices below each other."""
-    return stack.reshape(-1, stack.shape[2])
+def _sheet(stack: np.ndarray) -> str:
+    """The slices of a stack, uint8 [S, H, W], below each other as one data address."""
+    return data_uri(stack.reshape(-1, stack.shape[2]))
 
 
-def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
+def viewer_case(picture: Picture, channels: Sequence[str]) -> dict[str, Any]:
     """A picture as the page's script reads it; every channel, the reference and every result is one sheet of slices."""
     _, _, height, width = picture.gray.shape
     return {
@@ -202,8 +205,9 @@ def viewer_case(picture: Picture, channels: Sequence[str]) -> dict:
         "sides": picture.sides,
         "images": dict(zip(channels, picture.sheets, strict=True)),
         "ranges": picture.ranges,
-        "truth": None if picture.truth is None else data_uri(_sheet(picture.truth)),
-        "results": {label: data_uri(_sheet(result)) for label, result in picture.results.items()},
+        "truth": None if picture.truth is None else _sheet(picture.truth),
+        "results": {label: _sheet(result) for label, result in picture.results.items()},
+        "start": representative_slice(picture),
     }
 
 

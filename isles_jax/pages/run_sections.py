@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
-
-import ml_collections
+from typing import Any
 
 from isles_jax import __version__
 from isles_jax.config import flatten
@@ -38,30 +37,14 @@ def _curves(run: Run) -> str:
     return "".join(drawn)
 
 
-def data_name(run: Run) -> str:
-    """The name of the data's folder."""
-    return run_files.name_of(run.config.data.root)
-
-
-def _without_folders(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """The keys that hold paths, with the last part of each path alone."""
-    paths = {"data.root": config.data.root, "folds_by": config.folds_by, "train.init": config.train.init}
-    return {key: run_files.name_of(path) for key, path in paths.items()}
-
-
 def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:
     """Every key of every run's configuration, and the versions of the packages that trained the runs.
 
     Args:
       study: the runs.
-      versions: for each run, {package: version}; empty where they were not kept.
+      versions: by label of the run, {package: version}; empty where they were not kept.
     """
-    columns = [
-        flatten(run.config)
-        | _without_folders(run.config)
-        | {f"version of {package}": version for package, version in versions[label].items()}
-        for label, run in study.runs.items()
-    ]
+    columns = [_column(run, versions[label]) for label, run in study.runs.items()]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     head = ["key", *map(escape, study.runs)]
     body = [[escape(key), *(escape(str(column.get(key, ""))) for column in columns)] for key in keys]
@@ -81,3 +64,11 @@ def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> st
     ]
     trained = f"Trained with {escape(', '.join(shared))}; this" if shared else "This"
     return text + f'<p class="soft">{trained} page was made by isles_jax {__version__}.</p>'
+
+
+def _column(run: Run, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration of a run with its versions; a path is shown without the folders above it."""
+    config = run.config
+    paths = {"data.root": config.data.root, "folds_by": config.folds_by, "train.init": config.train.init}
+    shown = {key: run_files.name_of(path) for key, path in paths.items()}
+    return flatten(config) | shown | {f"version of {package}": version for package, version in versions.items()}

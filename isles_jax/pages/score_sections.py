@@ -1,14 +1,14 @@
 """The page's sections about scores: Dice, differences between systems, other measures, volumes."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from isles_jax.metrics import Measure
 from isles_jax.pages import charts, markup
-from isles_jax.scoring import comparison, notes, scores, statistics
+from isles_jax.scoring import comparison, notes
 from isles_jax.scoring.comparison import Study
 
-# Of a curve of calibration.json.
-CURVE = ("probability", "frequency", "voxels")
 # The frequency in a bin of fewer voxels is mostly chance, so such a bin is not drawn.
 FEW_VOXELS = 100
 FACTOR_NAMES = {
@@ -20,7 +20,8 @@ FACTOR_NAMES = {
 
 def dice(study: Study) -> str:
     """The paper's Table 1 with intervals and the paper's numbers, charts with a dot for each case, and the notes."""
-    columns, strips = [], []
+    columns = []
+    strips = []
     for name in study.classes:
         means = comparison.dice_means(study.rows, name)
         paper = {label: study.paper(label, name) for label in study.rows}
@@ -35,7 +36,8 @@ def dice(study: Study) -> str:
     body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
     caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
     if any(study.paper(label, name) for label in study.runs for name in study.classes):
-        caption += "; paper*: Table 1 of the paper" + ", on other data" * study.first.data["phantom"]
+        caption += "; paper*: Table 1 of the paper"
+        caption += ", on other data" if study.first.data["phantom"] else ""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
     return (
         f"<h2>Dice</h2>{markup.table(caption, head, body, css_class='dice')}"
@@ -51,20 +53,13 @@ def _dice_cell(dice: comparison.Mean, paper: float | None) -> str:
 
 def differences(study: Study) -> str:
     """Each system minus the reference, and the main effects if the runs are the eight cells of the design."""
-    if not study.comparisons:
+    if len(study.rows) < 2:
         return ""
-    compared = {name: comparison.compare(study, name) for name in study.classes}
-    body = [
-        [
-            markup.system_name(label),
-            escape(name),
-            markup.signed(one.difference, one.low, one.high),
-            comparison.format_p(one.wilcoxon),
-            comparison.format_p(one.bootstrap),
-        ]
-        for label in compared[study.classes[0]]
-        for name, one in ((name, compared[name][label]) for name in study.classes)
-    ]
+    body = []
+    for label, name, found in comparison.differences(study):
+        change = markup.signed(found.difference, found.low, found.high)
+        tests = [comparison.format_p(found.wilcoxon), comparison.format_p(found.bootstrap)]
+        body.append([markup.system_name(label), escape(name), change, *tests])
     head = ["system", "class", "difference of Dice", "p, Wilcoxon", "p, bootstrap"]
     caption = (
         f"Dice minus that of {study.reference}, paired over cases [95% interval of the mean]; p values have Holm’s "
@@ -81,11 +76,8 @@ def _main_effects(study: Study) -> str:
     if not effects:
         return ""
     body = [
-        [
-            escape(FACTOR_NAMES[factor]),
-            *(markup.signed(*effects[name][factor]) for name in study.classes),
-        ]
-        for factor in statistics.FACTORS
+        [title, *(markup.signed(*effects[name][factor]) for name in study.classes)]
+        for factor, title in FACTOR_NAMES.items()
     ]
     head = ["factor", *map(escape, study.classes)]
     caption = "Mean Dice of the four systems with a factor minus that of the four without it [95% interval]"
@@ -94,21 +86,17 @@ def _main_effects(study: Study) -> str:
 
 def measures(study: Study) -> str:
     """The means of the other measures."""
-    # Dice has a section of its own.
-    shown = [measure for measure in study.measures if measure.in_means and measure.name != "dice"]
-    body = []
-    for label, rows in study.rows.items():
-        means = scores.means(rows)["classes"]
-        for name in study.classes:
-            cells = [f"{means[name][measure.name]['mean']:.3f}" for measure in shown]
-            body.append([markup.system_name(label), escape(name), *cells])
-    head = ["system", "class", *(_heading(measure) for measure in shown)]
+    shown, found = comparison.other_means(study)
+    body = [
+        [markup.system_name(label), escape(name), *(f"{mean:.3f}" for mean in means)] for label, name, means in found
+    ]
+    head = ["system", "class", *map(_heading, shown)]
     caption = "Means over the cases of a fold, then over the folds"
     return f"<h2>Other measures</h2>{markup.table(caption, head, body, row_headers=2)}"
 
 
 def _heading(measure: Measure) -> str:
-    """A measure's title with its unit, and an explanation on pointing of which values are better."""
+    """A measure's title with its unit; pointing at it shows which values are better."""
     text = escape(measure.heading)
     return f'<abbr title="{measure.better} is better">{text}</abbr>' if measure.better else text
 
@@ -138,20 +126,13 @@ def calibration(study: Study) -> str:
     known = {label: run.calibration for label, run in study.runs.items() if run.calibration}
     if not known:
         return ""
-    body, drawn = [], []
+    body = []
+    drawn = []
     names = list(study.first.data["classes"])
     for label, one in known.items():
         curves = {"predicted class": one["confidence"]} | {name: one["classes"][name] for name in names}
         body.append([markup.system_name(label), *(f"{curve['error']:.3f}" for curve in curves.values())])
-        bins = {
-            name: [
-                (probability, frequency, voxels)
-                for probability, frequency, voxels in zip(*(curve[key] for key in CURVE), strict=True)
-                if voxels >= FEW_VOXELS
-            ]
-            for name, curve in curves.items()
-        }
-        drawn.append(charts.reliability(label, bins))
+        drawn.append(charts.reliability(label, {name: _bins(curve) for name, curve in curves.items()}))
     head = ["system", "predicted class", *map(escape, names)]
     caption = "Expected calibration error: mean difference of probability and frequency over the brain’s voxels"
     colours = {name: f"c{number % 6}" for number, name in enumerate(["predicted class", *names])}
@@ -161,3 +142,9 @@ def calibration(study: Study) -> str:
         f"of fewer than {FEW_VOXELS} voxels is not drawn. On the dashed line, a probability of 0.7 is right in 70% of "
         "the voxels. Below it, the networks are too sure.</p>"
     )
+
+
+def _bins(curve: Mapping[str, Sequence[Any]]) -> list[tuple[float, float, int]]:
+    """The probability, the frequency and the voxels of each bin that is drawn."""
+    bins = zip(curve["probability"], curve["frequency"], curve["voxels"], strict=True)
+    return [(probability, frequency, voxels) for probability, frequency, voxels in bins if voxels >= FEW_VOXELS]

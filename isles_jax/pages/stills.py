@@ -8,23 +8,10 @@ from isles_jax.pages import markup, pictures, tmax
 from isles_jax.pages.pictures import Picture
 
 
-def channel(picture: Picture, number: int, position: int, name: str) -> str:
-    """A channel without results, as a figure; see `background`."""
-    image, lines = background(picture, number, position, name)
-    return still(picture, image, lines, f"{name}, seconds" if name == tmax.CHANNEL else name)
-
-
 def background(picture: Picture, number: int, position: int, name: str) -> tuple[str, str]:
-    """A slice of a channel, in gray; but Tmax in colour, with the contour of the tissue at risk.
+    """A slice as a data address, and the lines in it, by the places of channel and slice in the picture.
 
-    Args:
-      picture: the case.
-      number: the channel.
-      position: the slice's place in the picture.
-      name: the channel's name.
-
-    Returns:
-      The slice as a data address, and the contour's lines.
+    Tmax is in colour and has the contour of the tissue at risk. Any other channel is gray and has no lines.
     """
     gray = picture.gray[number][position]
     if name != tmax.CHANNEL:
@@ -43,7 +30,7 @@ def still(picture: Picture, image: str, lines: str, title: str, note: str = "") 
       title: plain text below the figure, and its name for screen readers.
       note: plain text below the title.
     """
-    below = f"{escape(title)}{f'<br>{escape(note)}' if note else ''}"
+    below = f"{escape(title)}<br>{escape(note)}" if note else escape(title)
     return f"<figure>{scan(picture, image, lines, title)}<figcaption>{below}</figcaption></figure>"
 
 
@@ -76,7 +63,7 @@ def outlines(labels: np.ndarray, css_class: str = "") -> str:
 
 
 def line(mask: np.ndarray, css_class: str) -> str:
-    """The outline of a mask, on a dark halo so that it also shows on bright tissue; thin lines have none."""
+    """The outline of a mask. A dark halo makes it visible on bright tissue; a thin line has none."""
     path = pictures.outline(mask)
     if not path:
         return ""

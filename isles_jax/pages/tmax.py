@@ -24,7 +24,8 @@ def colours(seconds: np.ndarray) -> np.ndarray:
 def colour_bar() -> str:
     """The colour scale as inline SVG, with ticks in seconds."""
     low, high = WINDOW_S
-    width, cells = 240, 48
+    width = 240
+    cells = 48
     seconds = low + (np.arange(cells) + 0.5) / cells * (high - low)
     # Each rectangle reaches to the end and the next one covers it, so that no seam shows.
     rectangles = "".join(

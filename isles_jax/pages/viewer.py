@@ -14,17 +14,18 @@ def viewer(
     cases: Sequence[Picture],
     shown: str,
     legend: str,
-    notes: Mapping[str, Mapping[str, str]] | None = None,
+    notes: Mapping[str, Mapping[str, str]],
 ) -> str:
     """The viewer's controls and data.
 
     Args:
       channels: names of the images' channels.
       classes: names of the classes.
-      cases: one picture or more, all with the same results. Reference and choice of a case are offered where they are.
+      cases: one picture or more, all with the same results. The reference is offered if the cases have one, and the
+        choice of a case if there are several.
       shown: label of the result that is shown first. Without references, the others are offered as thin lines.
       legend: HTML below the pictures.
-      notes: {case: {label of a result: plain text about it}}.
+      notes: {case: {label of a result: plain text about it}}; cases may be missing.
     """
     seconds = {"unit": "s", "window": tmax.WINDOW_S, "contour": tmax.CONTOUR_S}
     data = {
@@ -33,10 +34,7 @@ def viewer(
         "levels": pictures.LEVELS,
         "colours": tmax.COLOURS.tolist(),
         "cases": [
-            pictures.viewer_case(picture, channels)
-            | {"start": pictures.representative_slice(picture)}
-            | {"notes": (notes or {}).get(picture.name, {})}
-            for picture in cases
+            pictures.viewer_case(picture, channels) | {"notes": notes.get(picture.name, {})} for picture in cases
         ],
     }
     # In a script element only "<" could end the text early.
@@ -56,30 +54,32 @@ def _controls(channels: Sequence[str], cases: Sequence[Picture], shown: str) -> 
     text = ""
     if len(cases) > 1:
         options = "".join(f"<option>{escape(picture.name)}</option>" for picture in cases)
-        text += (
-            '<button type="button" data-part="previous-case" aria-label="previous case">◀ case</button>'
-            f'<select data-part="case" aria-label="case">{options}</select>'
-            '<button type="button" data-part="next-case" aria-label="next case">case ▶</button>'
-        )
-    systems = "".join(f"<option{' selected' * (label == shown)}>{escape(label)}</option>" for label in labels)
-    text += (
-        f'<select data-part="system" aria-label="result shown">{systems}<option value="">no result</option></select>'
-    )
+        text += _button("previous-case", "◀ case", "previous case")
+        text += f'<select data-part="case" aria-label="case">{options}</select>'
+        text += _button("next-case", "case ▶", "next case")
+    systems = ""
+    for label in labels:
+        systems += f"<option{' selected' if label == shown else ''}>{escape(label)}</option>"
+    systems += '<option value="">no result</option>'
+    text += f'<select data-part="system" aria-label="result shown">{systems}</select>'
     if cases[0].truth is not None:
         text += _checkbox("truth", "reference")
     elif len(labels) > 1:
         text += _checkbox("others", "the other results, thin")
     if tmax.CHANNEL in channels:
         text += _checkbox("risk", f"Tmax {tmax.CONTOUR_S:g} s") + _checkbox("coloured", "Tmax in colour")
-    return (
-        f'<div class="controls">{text}<span class="slide">'
-        '<button type="button" data-part="previous-slice" aria-label="previous slice">◀ slice</button>'
-        '<input type="range" min="0" max="0" value="0" data-part="slice" aria-label="slice">'
-        '<button type="button" data-part="next-slice" aria-label="next slice">slice ▶</button></span>'
-        '<span class="zoom"><button type="button" data-part="zoom-out">zoom out</button>'
-        '<button type="button" data-part="zoom-in">zoom in</button>'
-        '<button type="button" data-part="whole">whole image</button></span></div>'
+    slides = (
+        _button("previous-slice", "◀ slice", "previous slice")
+        + '<input type="range" min="0" max="0" value="0" data-part="slice" aria-label="slice">'
+        + _button("next-slice", "slice ▶", "next slice")
     )
+    zooms = _button("zoom-out", "zoom out") + _button("zoom-in", "zoom in") + _button("whole", "whole image")
+    return f'<div class="controls">{text}<span class="slide">{slides}</span><span class="zoom">{zooms}</span></div>'
+
+
+def _button(part: str, text: str, label: str = "") -> str:
+    named = f' aria-label="{label}"' if label else ""
+    return f'<button type="button" data-part="{part}"{named}>{text}</button>'
 
 
 def _checkbox(part: str, text: str) -> str:

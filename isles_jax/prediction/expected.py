@@ -1,16 +1,16 @@
-"""What a run leads to expect of a new case: the ranges of its training cases, and the errors on its held-out cases.
+"""What is expected of a new case: images like those of the training cases, and errors like those of held-out cases.
 
 The interval of a volume is a split conformal one (Lei et al., JASA 2018). The error of a held-out case is
-|log((true + 1 ml) / (predicted + 1 ml))|, so that it grows with the lesion and small lesions do not dominate. With n
-held-out cases, the ceil(0.9 (n + 1))th smallest error spans the interval. It then holds the true volume of a new case
-with a probability of at least 0.9, if this case is drawn as the training cases were.
+|log((true + 1 ml) / (predicted + 1 ml))|. It is relative to the volume, so a large lesion may have a wider interval,
+and 1 ml keeps small lesions from dominating. With n held-out cases, the ceil(0.9 (n + 1))th smallest error spans the
+interval. The interval then holds the true volume of a new case with a probability of at least 0.9, if this case is
+drawn as the training cases were.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from isles_jax.data import profile
@@ -26,19 +26,20 @@ _OFFSET_ML = 1.0
 
 
 def known(run: epath.PathLike, trained: Trained) -> Mapping[str, Any]:
-    """What is expected of a new case: as the networks' file holds it, or `read` from the workdir of a run."""
+    """What is expected of a new case: taken from a file of weights, or `read` from the workdir of a run."""
     path = files.location(run)
     return trained.expected if path.suffix == SUFFIX else read(path)
 
 
 def read(workdir: epath.Path) -> dict[str, Any]:
-    """What a run leads to expect, as JSON can hold it; no case is named.
+    """What a run tells us to expect of a new case, as JSON can hold it. It names no case.
 
     Returns:
-      norms: see `profile.norms`; missing without data.json. Of a run whose folds are all scored also dice: the mean of
-      each class; least_dice: of the whole lesion, the least over the held-out cases that have one; errors: of each
-      class's volume, ascending; coverage: of each class, the share of held-out cases whose interval from the other
-      cases' errors holds the true volume (None if there are too few).
+      norms: see `profile.norms`; missing without data.json. The other keys need cases.csv, which a run has once all its
+      folds are scored. dice: the mean of each class. least_dice: the smallest Dice of the whole lesion over the
+      held-out cases that have a lesion. errors: those of each class's volume, ascending. coverage: for each class, the
+      share of held-out cases whose interval from the other cases' errors holds the true volume; None if there are too
+      few cases.
 
     Raises:
       InputError: data.json or cases.csv is damaged, or a file of a finished run has changed.
@@ -89,10 +90,13 @@ def quantile(errors: Sequence[float]) -> float | None:
 
 def coverage(errors: Sequence[float]) -> float | None:
     """The share of errors that the quantile of the others covers; None if there are too few."""
-    spans = [quantile(np.delete(errors, place).tolist()) for place in range(len(errors))]
-    if not spans or None in spans:
-        return None
-    return round(sum(error <= span for error, span in zip(errors, spans, strict=True)) / len(errors), 4)  # type: ignore[operator]
+    inside = 0
+    for place, error in enumerate(errors):
+        span = quantile([*errors[:place], *errors[place + 1 :]])
+        if span is None:
+            return None
+        inside += error <= span
+    return round(inside / len(errors), 4) if errors else None
 
 
 def interval(volume_ml: float, errors: Sequence[float]) -> tuple[float, float] | None:

@@ -16,13 +16,10 @@ from isles_jax.data.slices import network_input, unpad
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
-from isles_jax.scoring import calibration
+from isles_jax.scoring import calibration, run_files
 from isles_jax.training import checkpoint
 from isles_jax.training.networks import BATCH, make_forward
 from isles_jax.training.task import Task
-
-# In a fold's folder: what the reader of the report must know about its predictions, one line each.
-NOTES = "notes.txt"
 
 Images = TypeVar("Images", np.ndarray, Array)
 
@@ -37,7 +34,8 @@ def predict_case(
     Returns:
       float32 [X, Y, Z, C]. Outside the brain, background has probability 1.
     """
-    return predict_folds(forward, folds, case, task, mirror=mirror).mean(axis=0)
+    mean: np.ndarray = predict_folds(forward, folds, case, task, mirror=mirror).mean(axis=0)
+    return mean
 
 
 def predict_folds(
@@ -66,16 +64,14 @@ def predict_folds(
     network_case = grid.to_network(case, made)
     shape = network_case.images.shape[:2]
     stack, places = network_input(network_case, task.padded(shape))
-    parts = []
-    for start in range(0, len(stack), BATCH):
-        part = stack[start : start + BATCH]
-        # The last batch is padded, so that one compilation serves all batches.
-        part = np.pad(part, [(0, BATCH - len(part))] + [(0, 0)] * 3)
-        parts.append([average(on_host, [variables], part, mirror) for variables in folds])
-    if not parts:
+    if not len(stack):
         raise InputError(f"{case.name}: found no voxel of brain, expected some")
+    # The last batch is filled up, so that one compilation serves all batches.
+    filled = np.pad(stack, [(0, -len(stack) % BATCH)] + [(0, 0)] * 3)
+    parts = np.split(filled, len(filled) // BATCH)
     results = []
-    for batches in zip(*parts, strict=True):
+    for variables in folds:
+        batches = [average(on_host, [variables], part, mirror) for part in parts]
         inside = np.moveaxis(np.concatenate(batches)[: len(stack)], 0, 2)
         result = np.zeros((*network_case.images.shape[:3], inside.shape[-1]), np.float32)
         result[..., 0] = 1.0
@@ -95,7 +91,7 @@ def average(
       forward: (variables, images) -> probabilities [B, H, W, C].
       folds: variables of one network or more.
       images: [B, H, W, M].
-      mirror: average also over the mirror images of the slices along these axes, and along all of them together.
+      mirror: axes of the slices. The mean also counts their mirror images along each axis and along several axes.
     """
     probabilities = []
     for chosen in itertools.product((1, -1), repeat=len(mirror)):
@@ -108,8 +104,8 @@ def average(
 def remove_small(labels: np.ndarray, min_volume_ml: float, voxel_ml: float) -> np.ndarray:
     """Sets lesions smaller than `min_volume_ml` to background.
 
-    A lesion is one of all foreground classes together (`metrics.lesions`). A small core inside a
-    large penumbra therefore stays, and no lesion gets a hole.
+    `metrics.lesions` finds the lesions of all foreground classes together. So a small core inside a large penumbra
+    stays, and no lesion gets a hole.
 
     Args:
       labels: uint8 [X, Y, Z], 0 for background.
@@ -145,8 +141,9 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
     folder.mkdir(parents=True, exist_ok=True)
     if meta["skipped"]:
         # The report shows that the fold's predictions are not those of its last step.
-        text = "\n".join(f"fold {meta['fold']} is predicted from step {meta['step']}: {n}" for n in meta["skipped"])
-        processes.on_first(lambda: files.write_atomic(directory / NOTES, text + "\n"))
+        source = f"fold {meta['fold']} is predicted from step {meta['step']}"
+        text = "".join(f"{source}: {reason}\n" for reason in meta["skipped"])
+        processes.on_first(lambda: files.write_atomic(directory / run_files.NOTES, text))
     cases = [case for case in dataset.cases if case.name in held_out]
 
     def write() -> None:
@@ -158,10 +155,10 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
                 for case in processes.share(cases[start : start + processes.count()]):
                     path = folder / f"{case.name}.nii.gz"
                     if not path.exists():
-                        maps = predict_case(forward, [variables], case, task, mirror=mirror)
-                        counts = calibration.histograms(maps, case, dataset.classes)
+                        probabilities = predict_case(forward, [variables], case, task, mirror=mirror)
+                        counts = calibration.histograms(probabilities, case, dataset.classes)
                         files.write_json(directory / "calibration" / f"{case.name}.json", counts)
-                        labels = predict_labels(maps, case, settings.min_volume_ml)
+                        labels = predict_labels(probabilities, case, settings.min_volume_ml)
                         write_labels(path, labels, case, task.label_values)
                 bar.advance(min(processes.count(), len(cases) - start))
 

@@ -1,8 +1,6 @@
 """The numbers of a new case, and the files that hold them: summary.csv and CASE.json. docs/patient.md defines them."""
 
-import csv
 import dataclasses
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ from isles_jax.data.case import Case
 from isles_jax.data.profile import right_side
 from isles_jax.prediction import expected as expectations
 from isles_jax.runtime import files
-from isles_jax.scoring.scores import quoted
+from isles_jax.scoring import scores
 from isles_jax.training.task import Task
 
 Value = float | int | str | None
@@ -71,7 +69,7 @@ class ClassNumbers:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The prediction for one new case, and what its reader needs to judge it.
+    """The prediction of one new case, and what its reader needs to judge it.
 
     Attributes:
       case: its images and affine; its labels are not used.
@@ -103,22 +101,21 @@ def volumes_ml(labels: np.ndarray, case: Case, classes: Sequence[str]) -> dict[s
 
 
 def agreement(fold_masks: Sequence[np.ndarray]) -> float | None:
-    """The mean Dice over the pairs of several folds' masks, where two empty masks agree; None for a single fold."""
-    dice = []
-    for one, other in itertools.combinations(fold_masks, 2):
-        size = int(one.sum()) + int(other.sum())
-        dice.append(2 * int((one & other).sum()) / size if size else 1.0)
+    """The mean Dice over all pairs of the folds' masks, bool [X, Y, Z]; None for a single fold."""
+    dice = [metrics.overlap(one, other)["dice"] for one, other in itertools.combinations(fold_masks, 2)]
     return sum(dice) / len(dice) if dice else None
 
 
 def side(labels: np.ndarray, case: Case) -> str:
     """Where the lesions lie, by the affine: "left" or "right" of the patient, "both", or "" without lesion."""
-    total, right = int((labels > 0).sum()), int((labels[right_side(case)] > 0).sum())
+    total = int((labels > 0).sum())
+    right = int((labels[right_side(case)] > 0).sum())
+    left = total - right
     if not total:
         return ""
-    if min(right, total - right) >= BOTH * total:
+    if min(right, left) >= BOTH * total:
         return "both"
-    return "right" if right > total - right else "left"
+    return "right" if right > left else "left"
 
 
 def of_classes(
@@ -145,14 +142,14 @@ def of_classes(
         interval = expectations.interval(volumes[name], expected.get("errors", {}).get(name, ()))
         found.append(
             ClassNumbers(
-                name,
-                volumes[name],
-                min(of_folds),
-                max(of_folds),
-                agreement([one == value for one in fold_labels]),
-                interval,
-                expected.get("coverage", {}).get(name) if interval else None,
-                expected.get("dice", {}).get(name),
+                name=name,
+                ml=volumes[name],
+                least_ml=min(of_folds),
+                most_ml=max(of_folds),
+                agreement=agreement([one == value for one in fold_labels]),
+                interval=interval,
+                coverage=expected.get("coverage", {}).get(name) if interval else None,
+                dice=expected.get("dice", {}).get(name),
             )
         )
     return tuple(found)
@@ -232,7 +229,7 @@ def _hypoperfusion(case: Case, channel: int) -> list[Number]:
 
 def _defuse3(core: float, mismatch: float) -> list[Number]:
     """Whether a case meets the thresholds of DEFUSE 3 (Albers et al., N Engl J Med 2018)."""
-    # Without core the ratio has no bound.
+    # Without core, the ratio has no bound, so nothing is divided.
     ratio = core + mismatch >= 1.8 * core and mismatch > 0
     thresholds = (
         ("defuse3_core_below_70_ml", "core below 70 ml", core < 70),
@@ -243,7 +240,7 @@ def _defuse3(core: float, mismatch: float) -> list[Number]:
 
 
 def of_command(settings: Mapping[str, Any], warnings: Sequence[str]) -> list[Number]:
-    """What summary.csv ends with: the settings of the prediction (config.predict and flags), and the warnings."""
+    """The end of a row of summary.csv: the settings of the prediction (config.predict and flags), and the warnings."""
     return [
         Number("flips", "averaged with mirror images", "yes" if settings["flips"] else "no"),
         Number("min_volume_ml", "smallest lesion kept", float(settings["min_volume_ml"]), "ml"),
@@ -252,7 +249,7 @@ def of_command(settings: Mapping[str, Any], warnings: Sequence[str]) -> list[Num
 
 
 def row_of(numbers: Sequence[Number]) -> dict[str, Value]:
-    """A row of summary.csv. A column that is taken, as by a class called "brain", gets underscores at its end."""
+    """A row of summary.csv. If two columns have one name, as by a class called "brain", the second gets underscores."""
     row: dict[str, Value] = {}
     for number in numbers:
         column = number.column
@@ -263,23 +260,12 @@ def row_of(numbers: Sequence[Number]) -> dict[str, Value]:
 
 
 def write_csv(path: epath.PathLike, rows: Sequence[Mapping[str, Value]]) -> None:
-    """Writes the rows of all cases, atomically. Numbers have six decimals, and texts are safe in a spreadsheet."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([quoted(name) for name in rows[0]])
-    writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    files.write_atomic(path, text.getvalue())
-
-
-def _cell(value: Value) -> str:
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return "" if value is None else quoted(str(value))
+    """Writes the rows of all cases, see `scores.write_csv`."""
+    scores.write_csv(path, list(rows[0]), rows)
 
 
 def write_json(path: epath.PathLike, prediction: Prediction) -> None:
     """Writes CASE.json, atomically: the row, the intervals, the warnings, the origin and the inputs' checksums."""
-    inputs = {file.name: files.sha256(file) for file in prediction.case.files}
     content = {
         "use": "research software, not for clinical use",
         "summary": row_of(prediction.numbers),
@@ -288,6 +274,6 @@ def write_json(path: epath.PathLike, prediction: Prediction) -> None:
         "warnings": list(prediction.warnings),
         "not_checked": list(prediction.not_checked),
         "origin": dict(prediction.origin),
-        "inputs_sha256": inputs,
+        "inputs_sha256": {file.name: files.sha256(file) for file in prediction.case.files},
     }
     files.write_json(path, content)

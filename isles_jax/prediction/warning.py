@@ -1,7 +1,7 @@
-"""Warnings about a new case: each names what was seen and what the training cases let expect.
+"""Warnings about a new case: each names what was seen, and what was expected from the training cases.
 
-A range is that of the training cases, widened on both sides by its own width, because a new patient often lies a
-little outside of what a few cases show.
+A fact is expected in its range over the training cases. The range is widened on both sides by its own width, because a
+new patient often lies a little outside of what a few cases show.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,12 @@ from isles_jax.data.case import Case
 from isles_jax.data.profile import PERCENTILES, across_ml, numbers
 
 Facts = Mapping[str, Any]
-# The least widening: a share of the largest value, and for shares of voxels the value itself.
-_RELATIVE, _SHARE = 0.05, 0.05
+# The smallest and the largest value over the training cases, by fact.
+Ranges = Mapping[str, list[float]]
+# A range is widened by at least this share of its largest value.
+_RELATIVE = 0.05
+# Shares of voxels that differ by no more than this count as equal.
+_SHARE = 0.05
 # A lesion may lie across the midline by this much more than in training, because the midline is only estimated.
 _ACROSS_ML = 1.0
 # A lesion may be this much larger than the largest of the training cases.
@@ -35,31 +39,32 @@ def notes(expected: Facts) -> list[str]:
 
 
 def of_images(facts: Facts, channels: Sequence[str], expected: Facts) -> list[str]:
-    """Warnings about the images.
+    """Warnings about the images of a case.
 
     Args:
-      facts: of the case, from `profile.profile`.
-      channels: of the images.
+      facts: from `profile.profile`.
+      channels: names of the images' channels.
       expected: from `expected.read`.
     """
     norms = expected.get("norms", {})
     if not norms.get("cases"):
         return []
-    ranges, as_in = norms["ranges"], f"as in the {norms['cases']} training cases"
-    seen, found = numbers(facts, channels), []
+    ranges = norms["ranges"]
+    as_in = f"as in the {norms['cases']} training cases"
+    seen = numbers(facts, channels)
+    found = []
     for key, title, unit in (("spacing_mm", "voxels", " mm"), ("shape", "shape", "")):
-        keys = [f"{key}.{axis}" for axis in range(3)]
-        if any(_outside(seen[k], ranges[k], _RELATIVE * ranges[k][1]) for k in keys):
-            sides, wanted = (
-                " x ".join(texts) for texts in ([f"{seen[k]:.4g}" for k in keys], [_text(ranges[k]) for k in keys])
-            )
-            found.append(f"{title} of {sides}{unit}; expected {wanted}{unit}, {as_in}")
+        sides = [f"{key}.{axis}" for axis in range(3)]
+        if any(_outside(seen[side], ranges[side], _RELATIVE * ranges[side][1]) for side in sides):
+            shown = " x ".join(f"{seen[side]:.4g}" for side in sides)
+            wanted = " x ".join(_text(ranges[side]) for side in sides)
+            found.append(f"{title} of {shown}{unit}; expected {wanted}{unit}, {as_in}")
     if norms["axes"] and facts["axes"] not in norms["axes"]:
         found.append(f"stored axes point to {facts['axes']}; expected {' or '.join(norms['axes'])}, {as_in}")
     return found + _skull(seen, ranges, as_in) + _channels(seen, channels, ranges, as_in)
 
 
-def _skull(seen: Mapping[str, float], ranges: Mapping[str, list], as_in: str) -> list[str]:
+def _skull(seen: Mapping[str, float], ranges: Ranges, as_in: str) -> list[str]:
     if "empty" not in ranges:
         return []
     if seen["empty"] < _SHARE < ranges["empty"][0]:
@@ -70,38 +75,34 @@ def _skull(seen: Mapping[str, float], ranges: Mapping[str, list], as_in: str) ->
     return []
 
 
-def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Mapping[str, list], as_in: str) -> list[str]:
+def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Ranges, as_in: str) -> list[str]:
     """At most one warning for each channel: constant, missing from the brain, swapped with another, or out of range."""
-    values = {name: [seen[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))] for name in channels}
+    values = {name: _percentiles(seen, name) for name in channels}
     found = []
-    for name in channels:
-        covered, least = seen[f"covered.{name}"], ranges.get(f"covered.{name}", [0.0])[0]
-        wanted = ", ".join(_text(limits) for limits in _limits(ranges, name))
-        if values[name][0] == values[name][-1]:
-            found.append(
-                f"{name} is {values[name][0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}"
-            )
+    for name, own in values.items():
+        covered = seen[f"covered.{name}"]
+        least = ranges.get(f"covered.{name}", [0.0])[0]
+        wanted = ", ".join(map(_text, _percentiles(ranges, name)))
+        if own[0] == own[-1]:
+            found.append(f"{name} is {own[0]:.4g} in the whole brain; expected percentiles of {wanted}, {as_in}")
         elif covered < least - _SHARE:
-            found.append(
-                f"{name} covers {100 * covered:.3g}% of the brain; expected at least {100 * least:.3g}%, {as_in}"
-            )
-        elif not _fits(values[name], ranges, name):
-            others = [
-                other for other in channels
-                if other != name and _fits(values[name], ranges, other) and _fits(values[other], ranges, name)
-            ]  # fmt: skip
+            shares = f"{100 * covered:.3g}% of the brain; expected at least {100 * least:.3g}%"
+            found.append(f"{name} covers {shares}, {as_in}")
+        elif not _fits(own, ranges, name):
+            fitting = [other for other in channels if other != name and _fits(own, ranges, other)]
+            others = [other for other in fitting if _fits(values[other], ranges, name)]
             hint = f"; they fit {' and '.join(others)}: are the channels swapped?" if others else ""
-            shown = ", ".join(f"{value:.4g}" for value in values[name])
+            shown = ", ".join(f"{value:.4g}" for value in own)
             found.append(f"{name} has the percentiles {shown} in the brain; expected {wanted}, {as_in}{hint}")
     return found
 
 
-def _limits(ranges: Mapping[str, list], name: str) -> list[list[float]]:
-    return [ranges[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))]
+def _percentiles(facts: Facts, name: str) -> list[Any]:
+    return [facts[f"percentile.{number}.{name}"] for number in range(len(PERCENTILES))]
 
 
-def _fits(values: Sequence[float], ranges: Mapping[str, list], name: str) -> bool:
-    limits = _limits(ranges, name)
+def _fits(values: Sequence[float], ranges: Ranges, name: str) -> bool:
+    limits = _percentiles(ranges, name)
     floor = _RELATIVE * max(abs(value) for pair in limits for value in pair)
     return not any(_outside(value, pair, floor) for value, pair in zip(values, limits, strict=True))
 
@@ -115,7 +116,8 @@ def of_prediction(labels: np.ndarray, case: Case, folds_dice: float | None, expe
       folds_dice: how far the folds agree on the whole lesion; None for a single fold.
       expected: from `expected.read`.
     """
-    found, norms = [], expected.get("norms", {})
+    found = []
+    norms = expected.get("norms", {})
     if folds_dice is not None and folds_dice < expected.get("least_dice", 0.0):
         found.append(
             f"the folds' networks agree with a Dice of {folds_dice:.3f}; expected at least "
@@ -123,19 +125,20 @@ def of_prediction(labels: np.ndarray, case: Case, folds_dice: float | None, expe
         )
     if not norms.get("cases"):
         return found
-    ranges, as_in = norms["ranges"], f"the {norms['cases']} training cases"
-    total, (least, most) = float((labels > 0).sum() * case.voxel_ml), ranges["lesion_ml"]
+    ranges = norms["ranges"]
+    cases = f"the {norms['cases']} training cases"
+    total = float((labels > 0).sum() * case.voxel_ml)
+    least, most = ranges["lesion_ml"]
     if total > most * _LARGER:
-        found.append(f"the lesion fills {total:.4g} ml; expected at most {most:.4g} ml, the largest of {as_in}")
+        found.append(f"the lesion fills {total:.4g} ml; expected at most {most:.4g} ml, the largest of {cases}")
     if total == 0 < least:
-        found.append(f"no lesion was found; expected one of {least:.4g} ml or more, as in {as_in}")
+        found.append(f"no lesion was found; expected one of {least:.4g} ml or more, as in {cases}")
     if "across_ml" in ranges:
-        across, known = across_ml(labels, case), ranges["across_ml"][1]
-        if across > known + _ACROSS_ML:
-            found.append(
-                f"a lesion crosses the midline, with {across:.4g} ml on its smaller side; expected at most "
-                f"{known + _ACROSS_ML:.4g} ml, from {as_in}"
-            )
+        across = across_ml(labels, case)
+        limit = ranges["across_ml"][1] + _ACROSS_ML
+        if across > limit:
+            sides = f"with {across:.4g} ml on its smaller side; expected at most {limit:.4g} ml"
+            found.append(f"a lesion crosses the midline, {sides}, from {cases}")
     return found
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from isles_jax.data.case import Case
 
 BINS = 10
-_KEYS = ("voxels", "probability", "hits")
 
 
 def histograms(probabilities: np.ndarray, case: Case, classes: Sequence[str]) -> dict[str, Any]:
@@ -29,14 +28,15 @@ def histograms(probabilities: np.ndarray, case: Case, classes: Sequence[str]) ->
       each a list of `BINS` numbers.
     """
     assert case.labels is not None
-    inside, truth = probabilities[case.brain], case.labels[case.brain]
+    inside = probabilities[case.brain]
+    truth = case.labels[case.brain]
     return {
         "confidence": _histogram(inside.max(axis=-1), inside.argmax(axis=-1) == truth),
         "classes": {name: _histogram(inside[:, value], truth == value) for value, name in enumerate(classes, 1)},
     }
 
 
-def _histogram(probability: np.ndarray, hit: np.ndarray) -> dict[str, list]:
+def _histogram(probability: np.ndarray, hit: np.ndarray) -> dict[str, list[float]]:
     bins = np.clip((probability * BINS).astype(int), 0, BINS - 1)
     return {
         "voxels": np.bincount(bins, minlength=BINS).tolist(),
@@ -63,12 +63,16 @@ def curves(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _curve(histograms: Sequence[dict[str, list]]) -> dict[str, Any]:
-    voxels, probability, hits = (np.sum([histogram[key] for histogram in histograms], axis=0) for key in _KEYS)
-    each = [(p / n, h / n) if n else (None, None) for n, p, h in zip(voxels, probability, hits, strict=True)]
+def _curve(histograms: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+    keys = ("voxels", "probability", "hits")
+    voxels, probability, hits = (np.sum([histogram[key] for histogram in histograms], axis=0) for key in keys)
     return {
         "voxels": voxels.tolist(),
-        "probability": [None if mean is None else round(float(mean), 6) for mean, _ in each],
-        "frequency": [None if share is None else round(float(share), 6) for _, share in each],
+        "probability": _per_voxel(probability, voxels),
+        "frequency": _per_voxel(hits, voxels),
         "error": round(float(np.abs(probability - hits).sum() / max(voxels.sum(), 1)), 6),
     }
+
+
+def _per_voxel(totals: np.ndarray, voxels: np.ndarray) -> list[float | None]:
+    return [round(float(total / n), 6) if n else None for total, n in zip(totals, voxels, strict=True)]

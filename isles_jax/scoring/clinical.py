@@ -31,7 +31,8 @@ def fit_core_threshold(
     core = list(classes).index("core") + 1
     dice = np.zeros((len(cases), len(GRID)))
     for row, case in zip(dice, cases, strict=True):
-        at_risk, dwi = _at_risk(case, channels), _relative_dwi(case, channels)
+        at_risk = _at_risk(case, channels)
+        dwi = _relative_dwi(case, channels)
         assert case.labels is not None
         truth = case.labels == core
         # A search in the sorted values counts the voxels above all thresholds at once.
@@ -43,10 +44,7 @@ def fit_core_threshold(
 
 
 def clinical_rule(
-    case: Case,
-    threshold: float,
-    channels: Sequence[str] = SPES_CHANNELS,
-    classes: Sequence[str] = SPES_CLASSES,
+    case: Case, threshold: float, channels: Sequence[str] = SPES_CHANNELS, classes: Sequence[str] = SPES_CLASSES
 ) -> np.ndarray:
     """Segments a case by thresholds.
 

@@ -54,11 +54,6 @@ class Study:
         return list(dict.fromkeys(row["case"] for row in self.first.rows))
 
     @property
-    def comparisons(self) -> int:
-        """The number of systems compared with the reference."""
-        return len(self.rows) - 1
-
-    @property
     def measures(self) -> tuple[Measure, ...]:
         """The measures that are known of every system."""
         return scores.measures_of([row for rows in self.rows.values() for row in rows])
@@ -72,12 +67,12 @@ class Study:
 
 
 def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
-    """Puts runs side by side.
+    """Puts one or more runs on the same data side by side.
 
     Args:
-      runs: one or more, on the same data.
-      reference: label of the system that the others are compared with. None: with a single run the clinical rule if it
-        applies; with several "proposed", or else the first run.
+      runs: from `run_files.read_run`.
+      reference: label of the system that the others are compared with. None: the clinical rule for a single run, if the
+        rule applies; "proposed" for several runs, if it is among them; otherwise the first run.
 
     Raises:
       InputError: there is no run; the runs are not on the same data; no system has the label `reference`.
@@ -96,12 +91,14 @@ def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
         raise InputError(f"{twice[0]}: found the run twice, expected each run once")
     labels = [run.name for run in runs]
     if len(set(labels)) < len(labels):
-        labels = [f"{run.name} ({run.workdir})" for run in runs]
+        labels = [f"{run.name} ({place})" for run, place in zip(runs, places, strict=True)]
     by_label = dict(zip(labels, runs, strict=True))
     rule = {RULE: first.rule} if _keys(first.rule) == _keys(first.rows) else {}
     rows = rule | {label: run.rows for label, run in by_label.items()}
-    if reference is None:
-        reference = next(iter(rows)) if len(runs) == 1 else "proposed" if "proposed" in rows else labels[0]
+    if reference is None and len(runs) == 1:
+        reference = next(iter(rows))
+    elif reference is None:
+        reference = "proposed" if "proposed" in rows else labels[0]
     if reference not in rows:
         raise InputError(f"found no row called {reference!r} to compare with, expected one of {', '.join(rows)}")
     return Study(by_label, rows, list(dict.fromkeys(row["class"] for row in first.rows)), reference)
@@ -118,7 +115,7 @@ def dice_of(rows: Sequence[Row], class_name: str) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean over the cases of a fold, then over folds; the standard deviation and the 95% interval over cases."""
+    """The mean over the folds of each fold's mean, with the standard deviation and the 95% interval over cases."""
 
     mean: float
     std: float
@@ -130,10 +127,9 @@ def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, 
     """Dice of one class for each system; `std` is nan if there is a single case."""
     means = {}
     for label, system_rows in rows.items():
-        class_rows = [row for row in system_rows if row["class"] == class_name]
-        dice = scores.means(class_rows)["classes"][class_name]["dice"]
+        dice = scores.means(system_rows)["classes"][class_name]["dice"]
         std = math.nan if dice["std"] is None else dice["std"]
-        interval = statistics.interval(dice_of(class_rows, class_name), (0.0, 1.0))
+        interval = statistics.interval(dice_of(system_rows, class_name), (0.0, 1.0))
         means[label] = Mean(dice["mean"], std, *interval)
     return means
 
@@ -141,8 +137,8 @@ def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, 
 def factors_of(run: Run) -> tuple[bool, bool, bool]:
     """The run's cell of the 2 x 2 x 2 design, in the order of `statistics.FACTORS`."""
     config = run.config
-    overlap = config.loss.lovasz > 0 and config.loss.boundary > 0
-    return bool(config.model.residual), bool(config.discriminator.enabled), bool(overlap)
+    overlap = bool(config.loss.lovasz > 0 and config.loss.boundary > 0)
+    return bool(config.model.residual), bool(config.discriminator.enabled), overlap
 
 
 def design_effects(study: Study) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -157,10 +153,28 @@ def design_effects(study: Study) -> dict[str, dict[str, tuple[float, float, floa
 
 
 def compare(study: Study, class_name: str) -> dict[str, statistics.Comparison]:
-    """Each other system minus the reference, on one class's Dice, with Holm's correction over the systems."""
+    """The Dice of each other system minus that of the reference, with Holm's correction over the systems."""
     dice = {label: dice_of(rows, class_name) for label, rows in study.rows.items()}
     reference = dice.pop(study.reference)
-    return statistics.compare(dice, reference) if dice else {}
+    return statistics.compare(dice, reference)
+
+
+def differences(study: Study) -> list[tuple[str, str, statistics.Comparison]]:
+    """`compare` on every class, as (system, class, comparison); the classes of a system stand together."""
+    compared = {name: compare(study, name) for name in study.classes}
+    others = [label for label in study.rows if label != study.reference]
+    return [(label, name, compared[name][label]) for label in others for name in study.classes]
+
+
+def other_means(study: Study) -> tuple[list[Measure], list[tuple[str, str, list[float]]]]:
+    """The measures beside Dice, and their means as (system, class, mean of each measure)."""
+    measures = [measure for measure in study.measures if measure.in_means and measure.name != "dice"]
+    found = []
+    for label, rows in study.rows.items():
+        means = scores.means(rows)["classes"]
+        for name in study.classes:
+            found.append((label, name, [means[name][measure.name]["mean"] for measure in measures]))
+    return measures, found
 
 
 def format_p(p: float) -> str:

@@ -28,11 +28,11 @@ def score_folders(
       labels: a folder of label volumes, or a data set in any layout that training reads.
       classes: names of the classes in a folder of label volumes; None: penumbra, core. A data set names its own.
       values: the integers that the files hold for the classes; None: 1, 2, ..., or those in nnU-Net's dataset.json.
-      subset: leave out the cases without a prediction, with a note; otherwise, such a case is an error.
+      subset: leave out the cases without a prediction, with a note; otherwise such a case is an error.
 
     Raises:
-      InputError: a prediction is missing, or with `subset` all are; one lies on another grid or holds an unknown
-        value; a folder holds no label volumes.
+      InputError: a prediction is missing, or all are missing with `subset`; a prediction lies on another grid or holds
+        an unknown value; a folder holds no label volumes.
     """
     cases, classes, values = _labelled_cases(labels, classes, values)
     paths = _volumes(predictions)
@@ -41,7 +41,8 @@ def score_folders(
     counts = f"{len(missing)} of {len(cases)} cases"
     if missing and not (subset and len(missing) < len(cases)):
         found = f"found no {missing[0]}.nii or .nii.gz, expected a prediction for every case; {counts} have none"
-        raise InputError(f"{predictions}: {found}" + ("" if subset else "; --subset leaves out the cases without one"))
+        remedy = "" if subset else "; --subset leaves out the cases without one"
+        raise InputError(f"{predictions}: {found}{remedy}")
     if missing:
         print(f"note: {counts} have no prediction and are not scored", file=sys.stderr)
     extra = sorted(paths.keys() - cases.keys())
@@ -64,7 +65,7 @@ def _labelled_cases(
 ) -> tuple[Mapping[str, Case | Path], Sequence[str], Sequence[int]]:
     """The labelled cases by name, the names of the classes and their integers.
 
-    Of a folder of label volumes only the paths are returned, so that one volume is in memory at a time.
+    A folder of label volumes gives paths alone, so that one volume is in memory at a time.
     """
     if any(is_nifti(path) for path in list_folder(labels)):
         classes = classes or ("penumbra", "core")
@@ -89,11 +90,7 @@ def _labelled_cases(
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by their names without suffix.
-
-    Raises:
-      InputError: there is none, or two have the same name.
-    """
+    """As `volumes_by_name`; an InputError if there is none."""
     paths = volumes_by_name(folder)
     if not paths:
         raise InputError(f"{folder}: found no .nii or .nii.gz file, expected label volumes")

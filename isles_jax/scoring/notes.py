@@ -6,19 +6,20 @@ from isles_jax.scoring import statistics
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 
-# Metrics of a step: how often a critic ranks a reference above a prediction.
+# A metric of a step: how often a critic ranks a reference above a prediction. The critic's name follows.
 ACCURACY = "critic_accuracy/"
-# The same for the gradient of the adversarial losses at the logits, as a share of that of the other losses.
+# Another one: the gradient of the adversarial losses at the logits, as a share of that of the other losses.
 GRADIENT = "critic_gradient"
-# A critic that is right less often has learnt next to nothing; one that is right more often has won.
-CHANCE, OUTRIGHT = 0.55, 0.99
+# A critic that is right less often has learnt next to nothing.
+CHANCE = 0.55
+# A critic that is right more often has won.
+OUTRIGHT = 0.99
 # With a smaller share of the gradient, the critics hardly take part in the training.
 SMALL = 0.01
 
 
-def limitations(study: Study) -> list[str]:
-    """What so few cases cannot show, one sentence each."""
-    cases, comparisons = len(study.case_names), study.comparisons
+def limitations(cases: int, comparisons: int) -> list[str]:
+    """What a number of cases and of comparisons cannot show, one sentence each."""
     smallest = min(1.0, max(comparisons, 1) * statistics.smallest_wilcoxon_p(cases))
     sentences = [
         "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the folds' "
@@ -33,7 +34,7 @@ def limitations(study: Study) -> list[str]:
             "half-width of its interval is missed in more than one study of five, even before Holm's correction."
         )
     if comparisons and smallest > 0.05:
-        compared = f"{comparisons} comparison{'s' * (comparisons > 1)}"
+        compared = "1 comparison" if comparisons == 1 else f"{comparisons} comparisons"
         sentences.append(
             f"With {cases} cases and {compared} the Wilcoxon test cannot give p below {smallest:.2g}: "
             "it can find no difference significant, however large."
@@ -44,22 +45,25 @@ def limitations(study: Study) -> list[str]:
 
 
 def critics(run: Run) -> list[str]:
-    """What the critics' accuracy and gradient say about the adversarial loss, a sentence for all that says little.
+    """A sentence for each adversarial loss that does little, by the critics' accuracy and gradient.
 
-    Both are means over the last quarter of the steps, over all folds. Earlier versions kept none.
+    Both are means over the last quarter of the steps of all folds. Runs of earlier versions did not keep them.
     """
     last = [line for lines in run.curves for line in lines if line["step"] > 0.75 * lines[-1]["step"]]
     found: dict[str, list[float]] = {}
-    for name, value in (item for line in last for item in line.items()):
-        if name.startswith((ACCURACY, GRADIENT)) and value is not None:
-            found.setdefault(name, []).append(value)
+    for line in last:
+        for name, value in line.items():
+            if name.startswith((ACCURACY, GRADIENT)) and value is not None:
+                found.setdefault(name, []).append(value)
     means = {name: sum(values) / len(values) for name, values in found.items()}
     sentences = []
     if means.get(GRADIENT, math.inf) < SMALL:
         size = f"{means[GRADIENT]:.2%} of that of the other losses at the end"
         sentences.append(f"the gradient of the adversarial losses at the logits is {size}, so that they change little")
-    for critic, mean in ((name.removeprefix(ACCURACY), mean) for name, mean in means.items() if name != GRADIENT):
-        ranks = f"the critic of {critic} ranks {mean:.0%} of the pairs rightly at the end"
+    for name, mean in means.items():
+        if name == GRADIENT:
+            continue
+        ranks = f"the critic of {name.removeprefix(ACCURACY)} ranks {mean:.0%} of the pairs rightly at the end"
         if mean < CHANCE:
             sentences.append(f"{ranks}, about as by chance, so that its adversarial loss could teach little")
         elif mean > OUTRIGHT:
@@ -86,4 +90,4 @@ def notes(study: Study) -> list[str]:
         other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
         texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
     texts += [f"{label}: {note}." for label, run in study.runs.items() for note in (*run.notes, *critics(run))]
-    return [*texts, *limitations(study)]
+    return [*texts, *limitations(len(study.case_names), len(study.rows) - 1)]

@@ -15,11 +15,8 @@ from isles_jax.runtime.command import InputError
 from isles_jax.scoring import scores
 from isles_jax.scoring.scores import Row
 
-# The files of a finished run whose checksums are in its DONE.
-SEALED = (
-    "config.json", "folds.json", "data.json", "cases.csv", "summary.json", "clinical_rule.csv",
-    "calibration.json",
-)  # fmt: skip
+# A file in a fold's folder: what the reader of the report must know about its predictions, one line each.
+NOTES = "notes.txt"
 # What a report reads of the JSON files of a run.
 _FORMS: dict[str, Any] = {
     "config.json": {
@@ -29,9 +26,11 @@ _FORMS: dict[str, Any] = {
         "discriminator": {"enabled": bool},
         "loss": {"lovasz": (int, float), "boundary": (int, float)},
     },
-    "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
     "folds.json": [[str]],
+    "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
 }
+# The files of a finished run whose checksums are in its DONE.
+SEALED = (*_FORMS, "cases.csv", "summary.json", "clinical_rule.csv", "calibration.json")
 _SHARES = [(int, float, type(None))]
 _CURVE: dict[str, Any] = {"voxels": [int], "probability": _SHARES, "frequency": _SHARES, "error": float}
 
@@ -41,7 +40,7 @@ class Run:
     """A finished workdir.
 
     Attributes:
-      workdir: the folder or bucket of the run.
+      workdir: its folder or bucket.
       name: the config's name.
       config: config.json, completed.
       data: data.json, with "phantom", "classes", "channels", "label_values" and "cases" (facts of each case by name).
@@ -64,14 +63,6 @@ class Run:
     notes: list[str] = dataclasses.field(default_factory=list)
     calibration: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", sorted(self.rows, key=_case_name))
-        object.__setattr__(self, "rule", sorted(self.rule, key=_case_name))
-
-
-def _case_name(row: Row) -> str:
-    return row["case"]
-
 
 def read_run(workdir: epath.PathLike) -> Run:
     """Reads a finished run.
@@ -81,9 +72,10 @@ def read_run(workdir: epath.PathLike) -> Run:
     """
     workdir = files.location(workdir)
     check_seal(workdir)
-    stored, data, folds = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
+    stored, folds, data = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     config = complete(stored)
     rule = workdir / "clinical_rule.csv"
+    folders = [workdir / f"fold_{fold}" for fold in range(len(folds))]
     return Run(
         workdir=workdir,
         name=config.name,
@@ -92,34 +84,32 @@ def read_run(workdir: epath.PathLike) -> Run:
         folds=folds,
         rows=_read_rows(workdir / "cases.csv", folds, data["classes"]),
         rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
-        curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
-        notes=[line for fold in range(len(folds)) for line in _read_notes(workdir / f"fold_{fold}" / "notes.txt")],
+        curves=[_read_lines(folder / "metrics.jsonl") for folder in folders],
+        notes=[line for folder in folders for line in _read_notes(folder / NOTES)],
         calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
     )
 
 
 def seal(workdir: epath.Path) -> None:
     """Marks a run as finished: writes the checksums of its files to DONE."""
-    files.write_json(workdir / "DONE", {name: checksum for name in SEALED if (checksum := _checksum(workdir / name))})
+    existing = [name for name in SEALED if (workdir / name).exists()]
+    files.write_json(workdir / "DONE", {name: files.sha256(workdir / name) for name in existing})
 
 
 def check_seal(workdir: epath.Path) -> None:
     """Raises an InputError if a file differs from its checksum in DONE, which is empty in runs of earlier versions."""
-    path = workdir / "DONE"
-    if not path.exists() or not path.read_bytes():
+    done = workdir / "DONE"
+    if not done.exists() or not done.read_bytes():
         return
-    expected = files.read_json_like(path, {})
+    expected = files.read_json_like(done, {})
     for name in SEALED:
-        if expected.get(name) != _checksum(workdir / name):
-            raise InputError(f"{workdir / name}: found other content than when the run ended, expected it unchanged")
-
-
-def _checksum(path: epath.Path) -> str | None:
-    return files.sha256(path) if path.exists() else None
+        path = workdir / name
+        if expected.get(name) != (files.sha256(path) if path.exists() else None):
+            raise InputError(f"{path}: found other content than when the run ended, expected it unchanged")
 
 
 def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequence[str]) -> list[Row]:
-    """The rows of a cases.csv; an InputError unless it has one for each case of the folds and each class, in order."""
+    """The rows of a cases.csv, sorted by case; an InputError unless the file has those of all folds and classes."""
     rows = scores.read_cases_csv(path)
     names = [*classes, WHOLE_LESION] if len(classes) > 1 else classes
     expected = [(case, fold, name) for fold, cases in enumerate(folds) for case in cases for name in names]
@@ -128,7 +118,7 @@ def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequen
             f"{path}: found {len(rows)} rows, expected those of the cases in folds.json and the classes in data.json, "
             f"{len(expected)} rows in their order"
         )
-    return rows
+    return sorted(rows, key=lambda row: str(row["case"]))
 
 
 def _read_calibration(path: epath.Path, classes: Sequence[str]) -> dict[str, Any] | None:
@@ -151,14 +141,13 @@ def _read_lines(path: epath.Path) -> list[dict[str, float]]:
         values = dict.fromkeys(line if isinstance(line, dict) else (), (int, float, type(None)))
         wrong = files.misfit(line, values | {"step": int})
         if wrong:
-            raise InputError(
-                f"{path}: found {' '.join(wrong.split())}, expected numbers"
-            )  # a name may hold a line break
+            # A name may hold a line break.
+            raise InputError(f"{path}: found {' '.join(wrong.split())}, expected numbers")
     return lines
 
 
 def name_of(path: str) -> str:
-    """The last part of a path; the page may be passed on, and a whole path reveals how the machine is organised."""
+    """The last part of a path. A page may be passed on, and a whole path would tell how the machine is organised."""
     return epath.Path(path).name if path else ""
 
 
@@ -167,16 +156,17 @@ def design(run: Run) -> str:
     cases = run.data["cases"]
     names = [name for fold in run.folds for name in fold]
     patients = len({cases.get(name, {}).get("patient", name) for name in names})
-    of_patients = f" of {patients} patients" * (patients < len(names))
+    of_patients = f" of {patients} patients" if patients < len(names) else ""
     by = run.config.folds_by
     by = f"with the folds of {name_of(by)}" if by.endswith(".json") else f"by {by}"
     return f"{len(names)} cases{of_patients}, {len(run.folds)}-fold cross-validation {by}."
 
 
 def origins(run: Run) -> list[str]:
-    """What the networks of a run worked on and started from, where that is not the usual: one sentence each."""
+    """A sentence if a run's networks worked on a grid of their own, and one if they started from other networks."""
     sentences = []
-    grid, train = run.data.get("grid", {}), run.config.train
+    train = run.config.train
+    grid = run.data.get("grid", {})
     if grid.get("crop"):
         sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
         sentences.append(

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,20 +63,31 @@ def score_case(
 
 
 def write_cases_csv(path: epath.PathLike, rows: Sequence[Row]) -> None:
-    """Writes rows as CSV, atomically. Numbers have six decimals, so that equal scores give equal bytes."""
+    """Writes the rows of `score_case`, see `write_csv`."""
+    write_csv(path, COLUMNS, rows)
+
+
+def write_csv(path: epath.PathLike, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table as CSV, atomically.
+
+    Args:
+      path: where the file is written.
+      columns: keys of the rows, in the order of the columns.
+      rows: texts and numbers; None leaves a cell empty. Fractions have six decimals, so that equal numbers give equal
+        bytes. A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow(
-            [quoted(row["case"]), row["fold"], quoted(row["class"]), *(f"{row[name]:.6f}" for name in NAMES)]
-        )
+    writer.writerow([_cell(name) for name in columns])
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
     files.write_atomic(path, text.getvalue())
 
 
-def quoted(name: str) -> str:
-    """The name, with an apostrophe before it if a spreadsheet would take it for a formula."""
-    return f"'{name}" if name.startswith(_FORMULA) else name
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _unquoted(text: str) -> str:

@@ -1,7 +1,8 @@
 """Intervals of means over cases, and paired tests between systems.
 
-Each case gives one number, and a mean is taken over cases. Cases are resampled, trainings are not: an interval says how
-the mean would change with other patients, not with another seed. Random numbers are seeded, so a page is reproducible.
+Each case gives one number, and a mean is taken over cases. Cases are resampled; trainings are not. So an interval says
+how the mean would change with other patients, but not with another seed. The random numbers are always the same, so a
+page is reproducible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,23 +45,23 @@ def interval(values: Values, bounds: tuple[float, float] = (-np.inf, np.inf)) ->
     cases = np.asarray(values, dtype=np.float64)
     if len(cases) < 2:
         return bounds
-    mean, error = cases.mean(), _standard_error(cases)
-    pivots = _pivots(cases)
-    # Interpolation between infinite pivots would give nan, so take the order statistic on the outer side.
-    low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    upper = np.quantile(pivots, high, method="higher")
-    lower = np.quantile(pivots, low, method="lower")
+    mean = cases.mean()
+    error = _standard_error(cases)
     if error == 0:
         return float(mean), float(mean)
+    pivots = _pivots(cases)
+    # Interpolation between infinite pivots would give nan, so take the order statistic on the outer side.
+    lower = np.quantile(pivots, (1 - LEVEL) / 2, method="lower")
+    upper = np.quantile(pivots, (1 + LEVEL) / 2, method="higher")
     return float(np.clip(mean - upper * error, *bounds)), float(np.clip(mean - lower * error, *bounds))
 
 
 def bootstrap_p(differences: Values) -> float:
     """Two-sided p of the bootstrap test that the mean is 0, from the resamples of `interval`; 1 if no case differs."""
     values = np.asarray(differences, dtype=np.float64)
-    error = _standard_error(values) if len(values) > 1 else 0.0
     if not values.any() or len(values) < 2:
         return 1.0
+    error = _standard_error(values)
     observed = np.inf if error == 0 else abs(values.mean()) / error
     return float((1 + np.sum(np.abs(_pivots(values)) >= observed)) / (1 + RESAMPLES))
 
@@ -75,7 +76,8 @@ def _pivots(values: np.ndarray) -> np.ndarray:
     """(mean of a resample - mean) / its standard error, [RESAMPLES]; infinite where a resample has no spread."""
     rng = np.random.default_rng(SEED)
     drawn = values[rng.integers(0, len(values), size=(RESAMPLES, len(values)))]
-    shift, error = drawn.mean(axis=1) - values.mean(), _standard_error(drawn)
+    error = _standard_error(drawn)
+    shift = drawn.mean(axis=1) - values.mean()
     shift[np.abs(shift) < 1e-12] = 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(shift == 0, 0.0, shift / error)
@@ -105,7 +107,8 @@ def smallest_wilcoxon_p(cases: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values after Holm's step-down correction for several hypotheses, in the order given."""
     order = np.argsort(p_values, kind="stable")
-    corrected, running = [0.0] * len(p_values), 0.0
+    corrected = [0.0] * len(p_values)
+    running = 0.0
     for rank, index in enumerate(order.tolist()):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
@@ -113,11 +116,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) -> dict[str, Comparison]:
-    """Each system minus the reference on the same cases, with Holm's correction of p values over the systems.
+    """The Dice of each system minus that of the reference, with Holm's correction over the systems.
 
-    Args:
-      systems: Dice of each case by name of the system; the cases are in the order of `reference`.
-      reference: Dice of each case of the system that the others are compared with.
+    All hold the Dice of each case, and the order of the cases is the same everywhere.
     """
     differences = {name: np.subtract(values, reference) for name, values in systems.items()}
     wilcoxon = holm([wilcoxon_p(values) for values in differences.values()])
@@ -129,14 +130,7 @@ def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) 
 
 
 def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> dict[str, tuple[float, float, float]]:
-    """The three main effects of the 2 x 2 x 2 design on Dice: `case_effects`, their means over cases and intervals.
-
-    Args:
-      cells: Dice of each case for the eight combinations of `FACTORS`; all cells have the cases in the same order.
-
-    Returns:
-      {factor: (effect, lower end, upper end)}.
-    """
+    """The mean of `case_effects` over the cases and its interval, {factor: (mean, lower end, upper end)}."""
     effects = case_effects({cell: np.asarray(values) for cell, values in cells.items()})
     return {factor: (float(each.mean()), *interval(each, (-1.0, 1.0))) for factor, each in effects.items()}
 
@@ -145,10 +139,11 @@ def case_effects(cells: Mapping[tuple[bool, bool, bool], np.ndarray]) -> dict[st
     """The effect of each factor on each case: the mean of the four cells with it minus that of the four without it.
 
     Args:
-      cells: as in `main_effects`, arrays of one shape whose last axis is the case.
+      cells: Dice for the eight combinations of `FACTORS`: arrays of one shape whose last axis is the case.
     """
     effects = {}
     for axis, factor in enumerate(FACTORS):
-        on, off = ([values for cell, values in cells.items() if cell[axis] is state] for state in (True, False))
+        on = [values for cell, values in cells.items() if cell[axis]]
+        off = [values for cell, values in cells.items() if not cell[axis]]
         effects[factor] = np.mean(on, axis=0) - np.mean(off, axis=0)
     return effects

@@ -3,27 +3,20 @@
 import textwrap
 from collections.abc import Sequence
 
-from isles_jax.scoring import comparison, notes, scores, statistics
+from isles_jax.scoring import comparison, notes, statistics
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 
 
 def table(runs: Sequence[Run], reference: str | None = None) -> str:
-    """The results of one or more runs on the same data as plain text.
-
-    Args:
-      runs: from `run_files.read_run`.
-      reference: label of the system that the others are compared with; None: see `comparison.make_study`.
-
-    Raises:
-      InputError: as `comparison.make_study`.
-    """
+    """The results of runs as plain text. Arguments and errors are those of `comparison.make_study`."""
     study = comparison.make_study(runs, reference)
-    first, width = study.first, max(map(len, study.rows))
+    first = study.first
+    width = max(map(len, study.rows))
     data = "the built-in phantom, not patients" if first.data["phantom"] else first.config.data.root
     head = f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}"
     parts = [head, "", *_dice_lines(study, width), "", *_measure_lines(study, width)]
-    if study.comparisons:
+    if len(study.rows) > 1:
         parts += ["", *_comparison_lines(study, width)]
     effects = comparison.design_effects(study)
     if effects:
@@ -56,15 +49,12 @@ def _dice_lines(study: Study, width: int) -> list[str]:
 
 def _measure_lines(study: Study, width: int) -> list[str]:
     class_width = max(map(len, study.classes))
-    # Dice has a table of its own.
-    shown = [measure for measure in study.measures if measure.in_means and measure.name != "dice"]
-    titles = "".join(f"  {measure.heading}" for measure in shown)
-    lines = [f"{'means':{width}}  {'':{class_width}}{titles}"]
-    for label, rows in study.rows.items():
-        means = scores.means(rows)["classes"]
-        for name in study.classes:
-            cells = [f"  {means[name][one.name]['mean']:{len(one.heading)}.3f}" for one in shown]
-            lines.append(f"{label:{width}}  {name:{class_width}}" + "".join(cells))
+    measures, found = comparison.other_means(study)
+    headings = [measure.heading for measure in measures]
+    lines = [f"{'means':{width}}  {'':{class_width}}" + "".join(f"  {heading}" for heading in headings)]
+    for label, name, means in found:
+        cells = [f"  {mean:{len(heading)}.3f}" for mean, heading in zip(means, headings, strict=True)]
+        lines.append(f"{label:{width}}  {name:{class_width}}" + "".join(cells))
     return lines
 
 
@@ -73,13 +63,10 @@ def _comparison_lines(study: Study, width: int) -> list[str]:
     lines = [
         f"difference of Dice from {study.reference} [95% interval], p of Wilcoxon and of the paired bootstrap (Holm)"
     ]
-    compared = {name: comparison.compare(study, name) for name in study.classes}
-    for label in compared[study.classes[0]]:
-        for name in study.classes:
-            one = compared[name][label]
-            change = _signed((one.difference, one.low, one.high))
-            tests = f"p = {comparison.format_p(one.wilcoxon)}, {comparison.format_p(one.bootstrap)}"
-            lines.append(f"{label:{width}}  {name:{class_width}}  {change}  {tests}")
+    for label, name, found in comparison.differences(study):
+        change = _signed((found.difference, found.low, found.high))
+        tests = f"p = {comparison.format_p(found.wilcoxon)}, {comparison.format_p(found.bootstrap)}"
+        lines.append(f"{label:{width}}  {name:{class_width}}  {change}  {tests}")
     return lines
 
 
