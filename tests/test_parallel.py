@@ -23,6 +23,7 @@ from isles_jax import config
 from isles_jax.training import parallel
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
+from isles_jax.training.task import Task
 
 output, kind, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 made = config.baseline(residual=True, adversarial=True, overlap=True)
@@ -33,8 +34,9 @@ rng = np.random.default_rng(0)
 labels = np.zeros((16, 32, 32), np.int8)
 labels[:, 8:20, 6:20], labels[:, 12:16, 10:15], labels[::2, :3] = 1, 2, -1
 images = rng.normal(size=(16, 32, 32, 3)).astype(np.float32) + (labels > 0)[..., None]
-step = parallel.parallelize(make_step(task_of(made, ("penumbra", "core")), steps, parallel.AXIS), kind)
-state = parallel.replicate(init_state(task_of(made, ("penumbra", "core")), steps, 0))
+task = Task(made, ("Tmax", "TTP", "DWI"), ("penumbra", "core"))
+step = parallel.parallelize(make_step(task, steps, parallel.AXIS), kind)
+state = parallel.replicate(init_state(task, steps, 0))
 data = parallel.replicate((images, labels))
 for number in range(steps):
     batch = np.random.default_rng(number).permutation(16)[:8].astype(np.int32)
