@@ -7,7 +7,9 @@ pre-convolution's ReLU hides all values below the mean. PyTorch's SUMNet is trai
 again with our pre-convolution: the identity with a bias of 1. All see the same batches. Needs the extra `peers`.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +22,7 @@ from experiments.study import write_table
 from isles_jax import models
 from isles_jax.runtime.command import Parser, run_command
 from isles_jax.scoring import table
+from isles_jax.training import state
 
 HIDDEN = "bl1, first bias 0"
 
@@ -36,7 +39,22 @@ def torch_sumnet_with_ours(config: ml_collections.ConfigDict, channels: int, out
     return network, loss
 
 
-MAKERS = {"PyTorch SUMNet": peers.torch_sumnet, "PyTorch SUMNet with our pre-convolution": torch_sumnet_with_ours}
+STARTERS: dict[str, peers.Starter] = {
+    "PyTorch SUMNet": partial(peers.TorchNetwork, peers.torch_sumnet),
+    "PyTorch SUMNet with our pre-convolution": partial(peers.TorchNetwork, torch_sumnet_with_ours),
+}
+
+
+@contextlib.contextmanager
+def first_bias(value: float) -> Iterator[None]:
+    """Inside, the pre-convolution of every network of ours starts with this bias."""
+    with mock.patch.object(models, "OFFSET", value):
+        # It keeps the initialisers of networks that were made before, such as those of bl1 in this process.
+        state._blueprint.cache_clear()
+        try:
+            yield
+        finally:
+            state._blueprint.cache_clear()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = read_seeds(options.workdir, ("bl1",), options.seeds)
     config = rows["bl1"][0].config.copy_and_resolve_references()
     config.name = HIDDEN
-    with mock.patch.object(models, "OFFSET", 0.0):
+    with first_bias(0.0):
         hidden = run_rows({HIDDEN: config}, options.workdir, seeds=options.seeds)
     assert hidden, "run_rows returns None only if it was given a part"
     rows |= hidden
-    for name, make in MAKERS.items():
-        rows[name], _ = peers.run_seeds(name, make, rows["bl1"], options.workdir)
+    for name, start in STARTERS.items():
+        rows[name], _ = peers.run_seeds(name, start, rows["bl1"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "bl1"))
     write_table(options.workdir / "first_weights.csv", rows, "bl1")
     print(f"\n{options.workdir / 'first_weights.csv'}")
