@@ -12,6 +12,7 @@ largest matrix product measured.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks import loss_times, network, pipeline
@@ -36,8 +37,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """Keeps the description's lines as they are, and shows each flag's default."""
 
 
-def parse() -> argparse.Namespace:
-    """The command line. The default sizes suit the device: SPES's on an accelerator, a small part of it on CPU."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; the default sizes suit the device: SPES's on an accelerator, a part of it on CPU."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__, formatter_class=_Help)
     add = parser.add_argument
     add("subject", choices=[*SUBJECTS, "all"], help="what is timed")
@@ -56,16 +57,16 @@ def parse() -> argparse.Namespace:
     add("--pytorch", nargs="*", default=variants, help="PyTorch's variants; 'compiled' may be added on CPU")
     add("--no-torch", action="store_true", help="measure this package only")
     add("--output", help="write the results to this JSON file, after each subject")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.no_torch:
         options.pytorch = []
     return options
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the chosen subjects, prints the times and writes them."""
+    options = parse(arguments)
     keep_memory()
-    options = parse()
     batches = options.batch
     options.limits = {dtype: matrix_limit(dtype, 8192 if ACCELERATOR else 2048) for dtype in DTYPES}
     results = describe_machine(options) | {"results": {}}

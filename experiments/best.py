@@ -15,6 +15,7 @@ from isles_jax.runtime.command import run_command
 
 FLIPS = ["--config.augment.flips=both", "--config.predict.flips=True"]
 STRONGER = ["--config.augment.rotation_degrees=30", "--config.augment.scale=0.25", "--config.augment.intensity=0.3"]
+DICE = ["--config.loss.dice=1"]
 # Name of the row: what differs from configs/bl6.py.
 CHOICES = {
     "bl6": [],
@@ -22,11 +23,11 @@ CHOICES = {
     "both mirrors": FLIPS,
     "stronger augmentation": STRONGER,
     "best": [*FLIPS, *STRONGER],
-    "Dice instead of overlap losses": ["--config.loss.dice=1", "--config.loss.lovasz=0", "--config.loss.boundary=0"],
-    "Dice as well": ["--config.loss.dice=1"],
+    "Dice instead of overlap losses": [*DICE, "--config.loss.lovasz=0", "--config.loss.boundary=0"],
+    "Dice as well": DICE,
     "batch norm all": ["--config.model.batch_norm=all"],
     "rate 3e-3": ["--config.optimizer.learning_rate=3e-3"],
-}  # fmt: skip
+}
 
 
 def best_rows(overrides: Sequence[str]) -> Rows:

@@ -38,7 +38,10 @@ def torch_sumnet_with_ours(config: ml_collections.ConfigDict, channels: int, out
     return network, loss
 
 
-MAKERS = {"PyTorch SUMNet": peers.torch_sumnet, "PyTorch SUMNet with our pre-convolution": torch_sumnet_with_ours}
+STARTERS: dict[str, peers.Starter] = {
+    "PyTorch SUMNet": partial(peers.TorchNetwork, peers.torch_sumnet),
+    "PyTorch SUMNet with our pre-convolution": partial(peers.TorchNetwork, torch_sumnet_with_ours),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hidden = run_rows({HIDDEN: config}, options.workdir, seeds=options.seeds)
     assert hidden, "run_rows returns None only if it was given a part"
     rows |= hidden
-    for name, make in MAKERS.items():
-        rows[name], _ = peers.run_seeds(name, make, rows["bl1"], options.workdir)
+    for name, start in STARTERS.items():
+        rows[name], _ = peers.run_seeds(name, start, rows["bl1"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "bl1"))
     write_table(options.workdir / "first_weights.csv", rows, "bl1")
     print(f"\n{options.workdir / 'first_weights.csv'}")

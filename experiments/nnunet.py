@@ -29,7 +29,8 @@ from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.scoring import folders, table
 from isles_jax.scoring.run_files import Run
 
-DATASET, PLANS = "Dataset001_ISLES", "nnUNetPlans"
+DATASET = "Dataset001_ISLES"
+PLANS = "nnUNetPlans"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +60,16 @@ class Workplace:
         Raises:
           InputError: the command failed.
         """
+        cores = os.cpu_count() or 2
         settings = {
-            "nnUNet_raw": self.root / "raw", "nnUNet_preprocessed": self.root / "preprocessed",
-            "nnUNet_results": self.root / f"seed_{self.seed}", "nnUNet_compile": "f",
+            "nnUNet_raw": self.root / "raw",
+            "nnUNet_preprocessed": self.root / "preprocessed",
+            "nnUNet_results": self.root / f"seed_{self.seed}",
+            "nnUNet_compile": "f",
             # Its loaders are processes of their own. They share the cores with the training.
-            "nnUNet_n_proc_DA": max(1, (os.cpu_count() or 2) // 2), "nnUNet_def_n_proc": os.cpu_count() or 2,
-        }  # fmt: skip
+            "nnUNet_n_proc_DA": max(1, cores // 2),
+            "nnUNet_def_n_proc": cores,
+        }
         environment = os.environ | {name: str(value) for name, value in settings.items()}
         log = self.root / f"seed_{self.seed}" / f"{command}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +77,13 @@ class Workplace:
         with log.open("a") as output:
             if subprocess.run(words, env=environment, stdout=output, stderr=output, check=False).returncode:
                 raise InputError(f"{command} failed; its last lines are in {log}")
+
+
+def torch_threads() -> int:
+    """The CPU threads that PyTorch, and so nnU-Net, computes with."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def splits(folds: Sequence[Sequence[str]]) -> list[dict[str, list[str]]]:
@@ -97,8 +109,6 @@ def train(run: Run, place: Workplace, trainer: str, device: str) -> dict[str, An
     Returns:
       The seconds and the CPU threads of each fold, and the largest memory of one of nnU-Net's processes, in GB.
     """
-    import torch
-
     prepare(run, place)
     facts = place.trained(trainer) / "facts.json"
     # The folds of this seed. nnU-Net reads them whenever a training starts.
@@ -111,34 +121,28 @@ def train(run: Run, place: Workplace, trainer: str, device: str) -> dict[str, An
         start = time.monotonic()
         place.call("nnUNetv2_train", 1, "2d", fold, "-tr", trainer, "-device", device)
         found["seconds"][str(fold)] = round(time.monotonic() - start, 1)
-        found["threads"][str(fold)] = torch.get_num_threads()
+        found["threads"][str(fold)] = torch_threads()
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         found["memory_gb"] = round(max(found["memory_gb"], peak), 2)
         files.write_json(facts, found)
-    numbers = range(len(run.folds))
-    if not (place.trained(trainer) / _merged(run) / "postprocessed" / "summary.json").exists():
-        place.call(
-            "nnUNetv2_find_best_configuration", 1, "-c", "2d", "-tr", trainer, "-f", *numbers, "--disable_ensembling"
-        )
+    if not (_postprocessed(run, place, trainer) / "summary.json").exists():
+        choice = ["-c", "2d", "-tr", trainer, "-f", *range(len(run.folds))]
+        place.call("nnUNetv2_find_best_configuration", 1, *choice, "--disable_ensembling")
     return found
 
 
-def _merged(run: Run) -> str:
-    return "crossval_results_folds_" + "_".join(map(str, range(len(run.folds))))
+def _postprocessed(run: Run, place: Workplace, trainer: str) -> Path:
+    """Where nnU-Net puts the predictions of all held-out cases."""
+    folds = "_".join(map(str, range(len(run.folds))))
+    return place.trained(trainer) / f"crossval_results_folds_{folds}" / "postprocessed"
 
 
 def score(run: Run, place: Workplace, trainer: str) -> Run:
     """nnU-Net's post-processed predictions of the held-out cases, scored as our own are, as a run beside `run`."""
-    rows = folders.score_folders(place.trained(trainer) / _merged(run) / "postprocessed", place.raw)
+    rows = folders.score_folders(_postprocessed(run, place, trainer), place.raw)
     fold_of = {case: fold for fold, names in enumerate(run.folds) for case in names}
-    return dataclasses.replace(
-        run,
-        name=trainer.replace("nnUNetTrainer_", "nnU-Net "),
-        workdir=files.location(place.trained(trainer)),
-        rows=[row | {"fold": fold_of[row["case"]]} for row in rows],
-        curves=[],
-        calibration=None,
-    )
+    rows = [row | {"fold": fold_of[row["case"]]} for row in rows]
+    return peers.other_tool(run, trainer.replace("nnUNetTrainer_", "nnU-Net "), place.trained(trainer), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -152,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     versions = peers.require("nnunetv2", "torch")
     names = options.rows.split(",")
-    rows, facts, theirs = read_seeds(options.workdir, names, options.seeds), [], []
+    rows = read_seeds(options.workdir, names, options.seeds)
+    facts = []
+    theirs = []
     for seed, run in enumerate(rows[names[0]]):
         place = Workplace(options.workdir / "nnunet", seed)
         facts.append(train(run, place, options.trainer, options.device))
@@ -161,8 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table.table([average(runs) for runs in rows.values()], names[0]))
     stem = f"nnunet_{options.trainer.removeprefix('nnUNetTrainer_')}"
     plan = json.loads((place.preprocessed / f"{PLANS}.json").read_text())["configurations"]["2d"]
-    record = {"versions": versions, "trainer": options.trainer, "folds": [run.folds for run in theirs],
-              "plan": {key: plan[key] for key in ("batch_size", "patch_size", "spacing")}, "seeds": facts}  # fmt: skip
+    record = {
+        "versions": versions,
+        "trainer": options.trainer,
+        "folds": [run.folds for run in theirs],
+        "plan": {key: plan[key] for key in ("batch_size", "patch_size", "spacing")},
+        "seeds": facts,
+    }
     files.write_json(options.workdir / f"{stem}.json", record)
     write_table(options.workdir / f"{stem}.csv", rows, names[0])
     print(f"\n{options.workdir / stem}.csv, {stem}.json")

@@ -4,18 +4,17 @@ python -m experiments.peers --workdir=DIR
 
 DIR is the workdir of an `experiments.table1` whose rows `bl1` and `proposed` are finished, for each of --seeds. The
 data, the folds and the settings are read from there. Each network sees the slices that our systems see, augmented in
-the same way, for the same number of steps, with the same Adam and schedule, and is scored as by `isles_jax.evaluate`.
+the same way, for the same number of steps, with the same Adam and schedule, and is scored as ours are.
 Needs the extra `peers`.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import ml_collections
@@ -26,12 +25,12 @@ from experiments.study import write_table
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.grid import Target
 from isles_jax.data.layouts import load
-from isles_jax.data.nifti import write_labels
+from isles_jax.data.nifti import read_labels, write_labels
 from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices
 from isles_jax.prediction import inference
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
-from isles_jax.scoring import folders, scores, table
+from isles_jax.scoring import scores, table
 from isles_jax.scoring.run_files import Run
 from isles_jax.training.augment import augment
 from isles_jax.training.optimizers import learning_rate
@@ -68,9 +67,75 @@ def monai_unet(config: ml_collections.ConfigDict, channels: int, outputs: int) -
     return network, lambda logits, labels: loss(logits, labels.clamp(min=0)[:, None])
 
 
-# Makes a network and its loss from our settings, the channels of an image and the classes.
-Maker = Callable[[ml_collections.ConfigDict, int, int], tuple[Any, Callable]]
-PEERS: dict[str, Maker] = {"PyTorch SUMNet, CE": torch_sumnet, "MONAI BasicUNet, Dice+CE": monai_unet}
+class Network(Protocol):
+    """A network that `train` and `segment` can use."""
+
+    def update(self, images: np.ndarray, labels: np.ndarray, rate: float) -> None:
+        """Trains one step on images [B, H, W, M] and labels [B, H, W], -1 outside, at a learning rate."""
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The class probabilities [B, H, W, C] of images [B, H, W, M]."""
+
+
+class TorchNetwork:
+    """A network of PyTorch, trained by its Adam, on the GPU if there is one.
+
+    Args:
+      make: makes the network and its loss from our settings, the channels of an image and the classes.
+      config: the settings of our row.
+      channels: of an image.
+      outputs: the classes, background included.
+      seed: of the first weights.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[ml_collections.ConfigDict, int, int], tuple[Any, Callable]],
+        config: ml_collections.ConfigDict,
+        channels: int,
+        outputs: int,
+        seed: int,
+    ) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        network, self.loss = make(config, channels, outputs)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(network.parameters(), weight_decay=config.optimizer.weight_decay)
+
+    def _placed(self, images: np.ndarray) -> Any:
+        import torch
+
+        return torch.from_numpy(images.copy()).movedim(-1, 1).to(self.device, memory_format=torch.channels_last)
+
+    def update(self, images: np.ndarray, labels: np.ndarray, rate: float) -> None:
+        """See `Network.update`."""
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.network(self._placed(images)), torch.from_numpy(labels.astype(np.int64)).to(self.device))
+        loss.backward()
+        self.optimizer.step()
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """See `Network.predict`."""
+        import torch
+
+        self.network.eval()
+        with torch.inference_mode():
+            return self.network(self._placed(images)).softmax(1).movedim(1, -1).cpu().numpy()
+
+
+# Starts a network from our settings, the channels of an image, the classes and the seed.
+Starter = Callable[[ml_collections.ConfigDict, int, int, int], Network]
+PEERS: dict[str, Starter] = {
+    "PyTorch SUMNet, CE": partial(TorchNetwork, torch_sumnet),
+    "MONAI BasicUNet, Dice+CE": partial(TorchNetwork, monai_unet),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,43 +170,33 @@ def read_job(run: Run) -> Job:
     target = Target(**run.data.get("grid", {}))
     size = largest_sides(dataset.cases, target)
     task = Task(config, dataset.channels, dataset.classes, dataset.label_values, target, size)
-    slices = make_slices(dataset.cases, task.padded(size), target)
+    slices = make_slices(dataset.cases, task.padded(size), target, config.data.dtype)
     return Job(task, run.folds, dataset, slices, run.curves[0][-1]["step"])
 
 
-def train(job: Job, fold: int, network: object, loss: Callable, device: str) -> None:
+def train(job: Job, fold: int, network: Network) -> None:
     """Trains a network in place on the batches that our own systems see in this fold."""
-    import torch
-
-    config, slices = job.config, job.slices
+    config = job.config
+    slices = job.slices
     training_cases = [i for i, case in enumerate(job.dataset.cases) if case.name not in job.folds[fold]]
     pool = np.flatnonzero(np.isin(slices.case, training_cases))
     schedule = learning_rate(config, job.steps)
     augment_batch = jax.jit(partial(augment, **augment_options(config)))
-    optimizer = torch.optim.Adam(network.parameters(), weight_decay=config.optimizer.weight_decay)
     for step in range(job.steps):
         rows = draw_batch(pool, slices.lesion, config.train.batch_size, (config.seed, fold, step))
-        images, labels = slices.images[rows], slices.labels[rows].astype(np.int32)
+        images = slices.images[rows].astype(np.float32)
+        labels = slices.labels[rows].astype(np.int32)
         if config.augment.enabled:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + fold), step), len(rows))
-            images, labels = (np.array(array) for array in augment_batch(keys, images, labels))
-        x = torch.from_numpy(images).movedim(-1, 1).to(device, memory_format=torch.channels_last)
-        y = torch.from_numpy(labels.astype(np.int64)).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = float(schedule(step))
-        optimizer.zero_grad(set_to_none=True)
-        loss(network(x), y).backward()
-        optimizer.step()
+            images, labels = map(np.asarray, augment_batch(keys, images, labels))
+        network.update(images, labels, float(schedule(step)))
 
 
-def segment(network: object, case: Case, job: Job, device: str) -> np.ndarray:
+def segment(network: Network, case: Case, job: Job) -> np.ndarray:
     """The labels of a case, uint8 [X, Y, Z]: on the grid, with the mirror images and the least lesion of our row."""
-    import torch
 
-    def forward(network: object, images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            x = torch.from_numpy(images.copy()).movedim(-1, 1).to(device, memory_format=torch.channels_last)
-            return network(x).softmax(1).movedim(1, -1).cpu().numpy()
+    def forward(network: Network, images: np.ndarray) -> np.ndarray:
+        return network.predict(images)
 
     settings = job.config.predict
     mirror = job.task.mirror_axes(settings.flips)
@@ -149,51 +204,57 @@ def segment(network: object, case: Case, job: Job, device: str) -> np.ndarray:
     return inference.predict_labels(probabilities, case, settings.min_volume_ml)
 
 
-def run_peer(name: str, make: Maker, job: Job, directory: Path) -> tuple[list[scores.Row], float]:
+def run_peer(name: str, start: Starter, job: Job, directory: Path) -> tuple[list[scores.Row], float]:
     """Trains, predicts and scores a network, fold by fold; finished folds are kept.
 
     Args:
       name: for what it prints.
-      make: makes the network of a fold.
+      start: makes the network of a fold.
       job: from `read_job`.
       directory: where its predictions go.
 
     Returns:
       Its rows of scores, and the seconds that all folds took.
     """
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cases = {case.name: case for case in job.dataset.cases}
+    values = job.dataset.label_values
     seconds = 0.0
+    rows: list[scores.Row] = []
     for fold, held_out in enumerate(job.folds):
+        paths = {name: directory / "predictions" / f"{name}.nii.gz" for name in held_out}
         finished = directory / f"fold_{fold}.json"
         if not finished.exists():
-            print(f"--- {name}, fold {fold}: {job.steps} steps on {device}; to {directory}", flush=True)
-            torch.manual_seed(job.config.seed + fold)
-            start = time.monotonic()
-            network, loss = make(job.config, job.task.planes, job.task.outputs)
-            network = network.to(device, memory_format=torch.channels_last)
-            train(job, fold, network, loss, device)
-            network.eval()
-            for case in job.dataset.cases:
-                if case.name in held_out:
-                    path = directory / "predictions" / f"{case.name}.nii.gz"
-                    write_labels(path, segment(network, case, job, device), case, job.dataset.label_values)
-            files.write_json(finished, {"seconds": round(time.monotonic() - start, 1)})
-        seconds += json.loads(finished.read_text())["seconds"]
-    values = {} if (job.dataset.root / "dataset.json").exists() else {"values": job.dataset.label_values}
-    rows = folders.score_folders(directory / "predictions", job.dataset.root, **values)
-    fold_of = {case: fold for fold, names in enumerate(job.folds) for case in names}
-    return [row | {"fold": fold_of[row["case"]]} for row in rows], seconds
+            print(f"--- {name}, fold {fold}: {job.steps} steps; to {directory}", flush=True)
+            begin = time.monotonic()
+            network = start(job.config, job.task.planes, job.task.outputs, job.config.seed + fold)
+            train(job, fold, network)
+            for case_name, path in paths.items():
+                case = cases[case_name]
+                write_labels(path, segment(network, case, job), case, values)
+            files.write_json(finished, {"seconds": round(time.monotonic() - begin, 1)})
+        seconds += files.read_json(finished)["seconds"]
+        for case_name, path in paths.items():
+            case = cases[case_name]
+            found = read_labels(path, case, values)
+            sizes = case.spacing_mm, job.dataset.classes, case.voxel_ml
+            rows += scores.score_case(case_name, fold, found, case.labels, *sizes)
+    return rows, seconds
 
 
-def run_seeds(name: str, make: Maker, ours: Sequence[Run], workdir: Path) -> tuple[list[Run], list[float]]:
+def other_tool(run: Run, name: str, workdir: Path, rows: Sequence[scores.Row]) -> Run:
+    """A run of another tool on the data and the folds of a run of ours, with these scores."""
+    location = files.location(workdir)
+    return dataclasses.replace(run, name=name, workdir=location, rows=list(rows), curves=[], calibration=None)
+
+
+def run_seeds(name: str, start: Starter, ours: Sequence[Run], workdir: Path) -> tuple[list[Run], list[float]]:
     """A network on the task of each of our runs, one for each seed, in `workdir`/peers: its runs, and their seconds."""
-    runs, times = [], []
+    runs = []
+    times = []
     for seed, run in enumerate(ours):
         directory = workdir / "peers" / f"seed_{seed}" / name.split(",")[0].replace(" ", "_")
-        rows, seconds = run_peer(name, make, read_job(run), directory)
-        runs.append(dataclasses.replace(run, name=name, workdir=directory, rows=rows, curves=[], calibration=None))
+        rows, seconds = run_peer(name, start, read_job(run), directory)
+        runs.append(other_tool(run, name, directory, rows))
         times.append(seconds)
     return runs, times
 
@@ -210,11 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: [files.read_json(seconds_file(run.workdir)) for run in runs if seconds_file(run.workdir).exists()]
         for name, runs in rows.items()
     }
-    for name, make in PEERS.items():
-        rows[name], times[name] = run_seeds(name, make, rows["proposed"], options.workdir)
+    for name, start in PEERS.items():
+        rows[name], times[name] = run_seeds(name, start, rows["proposed"], options.workdir)
     print(table.table([average(runs) for runs in rows.values()], "proposed"))
-    print("seconds for all folds, mean over seeds: "
-          + ", ".join(f"{name} {np.mean(each):.0f}" for name, each in times.items() if each))  # fmt: skip
+    seconds = ", ".join(f"{name} {np.mean(each):.0f}" for name, each in times.items() if each)
+    print(f"seconds for all folds, mean over seeds: {seconds}")
     write_table(options.workdir / "peers.csv", rows, "proposed")
     print(f"\n{options.workdir / 'peers.csv'}")
 

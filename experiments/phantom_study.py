@@ -18,16 +18,20 @@ from isles_jax.runtime.command import InputError, Parser, run_command
 SIZE = ["--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)"]
 EPOCHS = figures.LENGTHS["peers"]
 # A quarter of the paper's width for the many rows. Half of it beside other tools, which run at their own width.
-NARROW, WIDE = 16, 32
-SEEDS, MORE_SEEDS = 3, 5
-# The default phantom has 24 patients of 16 slices. So many passes show fewer slices than five of nnU-Net's epochs (88
-# would show as many), and take about as long.
+NARROW = 16
+WIDE = 32
+SEEDS = 3
+MORE_SEEDS = 5
+# The default phantom has 24 patients of 16 slices. 72 epochs of ours take about as long as five of nnU-Net's. They show
+# fewer slices: 88 would show as many.
 EQUAL = ["--config.train.epochs=72"]
 # A phantom that served no choice.
 SECOND = [
-    "--config.seed=7", "--config.data.phantom.cases=30", "--config.data.phantom.shape=(80,64,12)",
+    "--config.seed=7",
+    "--config.data.phantom.cases=30",
+    "--config.data.phantom.shape=(80,64,12)",
     "--config.data.phantom.difficulty=1.5",
-]  # fmt: skip
+]
 
 
 def _arguments(workdir: Path, seeds: int = SEEDS, epochs: int = EPOCHS, width: int = NARROW) -> list[str]:
@@ -89,7 +93,8 @@ def run_nnunet(workdir: Path) -> list[Path]:
 
 def run_second(workdir: Path) -> list[Path]:
     """The eight systems, configs/best.py and nnU-Net on another phantom."""
-    folder, sizes = workdir / "second", [*SECOND, f"--config.model.width={NARROW}"]
+    folder = workdir / "second"
+    sizes = [*SECOND, f"--config.model.width={NARROW}"]
     table1.main([f"--workdir={folder}", *sizes])
     best.main([f"--workdir={folder}", "--rows=best", *sizes])
     names = ",".join(["proposed", "best", *(name for name in table1.table_rows([]) if name != "proposed")])
@@ -98,9 +103,15 @@ def run_second(workdir: Path) -> list[Path]:
 
 
 PARTS: dict[str, Callable[[Path], list[Path]]] = {
-    "table1": run_table1, "first_weights": run_first_weights, "ablation": run_ablation, "best": run_best,
-    "peers": run_peers, "longer": run_longer, "nnunet": run_nnunet, "second": run_second,
-}  # fmt: skip
+    "table1": run_table1,
+    "first_weights": run_first_weights,
+    "ablation": run_ablation,
+    "best": run_best,
+    "peers": run_peers,
+    "longer": run_longer,
+    "nnunet": run_nnunet,
+    "second": run_second,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,10 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m experiments.phantom_study", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs and reports go")
     parser.add_argument("--parts", default=",".join(PARTS), help="which to run, in this order (default %(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=results_page.FOLDER,
-        help="where tables and figures go (default %(default)s; RESULTS.md changes only with the default)",
-    )  # fmt: skip
+    output = "where tables and figures go (default %(default)s; RESULTS.md changes only with the default)"
+    parser.add_argument("--output", type=Path, default=results_page.FOLDER, help=output)
     options = parser.parse_args(arguments)
     names = options.parts.split(",")
     for name in names:

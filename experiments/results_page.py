@@ -31,7 +31,8 @@ def rows_table(path: Path) -> str:
     of differences are those over seeds and cases, and the standard deviation over seeds follows.
     """
     lines = {(line["row"], line["class"]): line for line in read(path)}
-    names, classes = dict.fromkeys(name for name, _ in lines), _classes(lines)
+    names = dict.fromkeys(name for name, _ in lines)
+    classes = _classes(lines)
     # The paper's numbers stand beside its eight systems only.
     in_paper = classes if comparison.PAPER.keys() <= names.keys() else []
     reference = next(name for (name, _), line in lines.items() if not line["difference"])

@@ -165,7 +165,8 @@ def _with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.C
 
 def _run_row(config: ml_collections.ConfigDict, folds: Sequence[int] | None, run: epath.Path) -> None:
     """Runs the given folds of a row, and prints its Dice once all folds are finished."""
-    started, in_one_call = time.monotonic(), folds is None and not run.exists()
+    started = time.monotonic()
+    in_one_call = folds is None and not run.exists()
     for fold in folds or [None]:
         config.fold = fold
         cross_validate(config, run)

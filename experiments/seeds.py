@@ -37,20 +37,23 @@ def crossed(values: np.ndarray) -> Crossed:
     from scipy import stats
 
     seeds, cases = values.shape
-    mean, of_seed, of_case = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    mean = values.mean()
+    of_seed = values.mean(axis=1)
+    of_case = values.mean(axis=0)
     rest = values - of_seed[:, None] - of_case + mean
-    squares = np.array([
-        cases * of_seed.var(ddof=1), seeds * of_case.var(ddof=1), (rest**2).sum() / ((seeds - 1) * (cases - 1))
-    ])  # fmt: skip
-    # In expectation, what seeds and cases both contain of the rest counts once. It must not push the sum below either.
+    degrees = np.array([seeds - 1, cases - 1, (seeds - 1) * (cases - 1)])
+    sums = np.array([cases * ((of_seed - mean) ** 2).sum(), seeds * ((of_case - mean) ** 2).sum(), (rest**2).sum()])
+    squares = sums / degrees
+    # The squares of seeds and of cases each contain those of the rest, which must count once. The sum is never below
+    # one of the two.
     total = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     if total <= 1e-24:
         return Crossed(float(mean), 0.0, float(mean), float(mean), float(np.isclose(mean, 0)))
-    freedom = total**2 / (squares**2 / [seeds - 1, cases - 1, (seeds - 1) * (cases - 1)]).sum()
-    error, quantile = np.sqrt(total / (seeds * cases)), stats.t.ppf((1 + statistics.LEVEL) / 2, freedom)
+    freedom = total**2 / (squares**2 / degrees).sum()
+    error = np.sqrt(total / (seeds * cases))
+    half = error * stats.t.ppf((1 + statistics.LEVEL) / 2, freedom)
     p = 2 * stats.t.sf(abs(mean) / error, freedom)
-    low, high = mean - quantile * error, mean + quantile * error
-    return Crossed(float(mean), float(of_seed.std(ddof=1)), float(low), float(high), float(p))
+    return Crossed(float(mean), float(of_seed.std(ddof=1)), float(mean - half), float(mean + half), float(p))
 
 
 def dice(runs: Sequence[Run], class_name: str) -> np.ndarray:

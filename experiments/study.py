@@ -33,9 +33,10 @@ def command(
       reference: the row that the others are compared with.
     """
     parser = Parser(
-        prog=f"python -m experiments.{stem}", description=description,
+        prog=f"python -m experiments.{stem}",
+        description=description,
         epilog="Any --config.KEY=VALUE of isles_jax.main applies to every row.",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--workdir", type=files.location, required=True, help=f"where the runs, {stem}.csv and {stem}.html are written"
     )
@@ -71,6 +72,12 @@ def finish(runs: Seeds, workdir: epath.Path, stem: str, reference: str = "propos
     print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
 
 
+COLUMNS = (
+    "row class cases dice std low high difference difference_low difference_high p_wilcoxon_holm p_bootstrap_holm "
+    "paper_dice seeds seed_std crossed_low crossed_high p_crossed_holm"
+)
+
+
 def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
     """Writes a CSV with one line for each row and class: Dice, its interval, the difference from the reference, p.
 
@@ -80,11 +87,10 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
     study = comparison.make_study([average(row) for row in runs.values()], reference)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "class", "cases", "dice", "std", "low", "high", "difference", "difference_low",
-                     "difference_high", "p_wilcoxon_holm", "p_bootstrap_holm", "paper_dice", "seeds", "seed_std",
-                     "crossed_low", "crossed_high", "p_crossed_holm"])  # fmt: skip
+    writer.writerow(COLUMNS.split())
     for class_name in study.classes:
-        means, comparisons = comparison.dice_means(study.rows, class_name), comparison.compare(study, class_name)
+        means = comparison.dice_means(study.rows, class_name)
+        comparisons = comparison.compare(study, class_name)
         over_seeds = _over_seeds(runs, class_name, reference)
         for name, mean in means.items():
             numbers = [mean.mean, mean.std, mean.low, mean.high]
@@ -126,13 +132,12 @@ def write_effects(path: epath.Path, runs: Seeds) -> None:
     study = comparison.make_study([average(row) for row in runs.values()])
     lines = ["factor,class,effect,low,high,seed_std,crossed_low,crossed_high"]
     for class_name, effects in comparison.design_effects(study).items():
-        cells = {comparison.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
-        by_case = statistics.case_effects(cells)
+        dice = {comparison.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
+        by_case = statistics.case_effects(dice)
         for factor, numbers in effects.items():
             numbers = [*numbers, *_spread(by_case[factor])]
-            lines.append(
-                ",".join([factor, class_name, *(f"{number:.6f}" for number in numbers), *[""] * (6 - len(numbers))])
-            )
+            cells = [f"{number:.6f}" for number in numbers] + [""] * (6 - len(numbers))
+            lines.append(",".join([factor, class_name, *cells]))
     if len(lines) > 1:
         files.write_atomic(path, "\n".join(lines) + "\n")
 

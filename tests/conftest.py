@@ -10,14 +10,20 @@ import pytest
 
 # Its fixtures are finished runs, for the tests of reports.
 pytest_plugins = ["report_runs"]
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests measure no speed, and most of their time is compilation: XLA optimises little. The workers of this session and
-# the commands that they start share one compilation cache.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if version("jaxlib").startswith("0.10.") and not find_spec("libtpu"):
-    # XLA's older code generator compiles in two thirds of the time. Later versions have the newer one alone, and
-    # libtpu ends a process at a flag that it does not know.
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+PLATFORM = os.environ.get("ISLES_JAX_TEST_PLATFORM", "cpu")
+os.environ["JAX_PLATFORMS"] = PLATFORM
+if PLATFORM == "cpu":
+    # Tests measure no speed, and most of their time is compilation: XLA optimises little. The workers of this session
+    # and the commands that they start share one compilation cache.
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    if version("jaxlib").startswith("0.10.") and not find_spec("libtpu"):
+        # XLA's older code generator compiles in two thirds of the time. Later versions have the newer one alone, and
+        # libtpu ends a process at a flag that it does not know.
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+else:
+    # The tolerances are those of float32, and the processes of a test share the device.
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 MAIN_PROCESS = "PYTEST_XDIST_WORKER" not in os.environ
 if MAIN_PROCESS:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="isles_jax_tests_")
@@ -78,7 +84,7 @@ def untrained_run(tmp_path_factory, small_config):
 
 @pytest.fixture
 def take_form(monkeypatch):
-    """A function that makes this CPU run the form that the code has for another platform, such as "tpu"."""
+    """A function that makes this device run the form that the code has for another platform, such as "tpu"."""
     import jax
     from jax import lax
 

@@ -184,7 +184,8 @@ def environment(devices):
     It leaves out the flag of conftest.py for the older code generator, which rounds differently in different programs.
     """
     flags = os.environ.get("XLA_FLAGS", "").replace("--xla_cpu_use_fusion_emitters=false", "")
-    return os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"}
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def free_port():

@@ -31,6 +31,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2():
     assert (done.returncode, done.stderr) == (2, "error: figure.png: cannot be written (No space left on device)\n")
 
 
+@pytest.mark.slow
 def test_a_device_whose_memory_is_full_is_one_line_and_exit_code_2():
     done = run_main("import jax.numpy as jnp\njnp.zeros(1 << 46)")
     assert done.returncode == 2

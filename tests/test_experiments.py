@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from scipy import stats
 
 from experiments import (
@@ -28,6 +29,7 @@ from experiments import (
 )
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
+from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import comparison, run_files, scores
 
@@ -86,6 +88,20 @@ def test_a_wrong_row_or_fold_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"--config.fold: found 2, expected 0 to 1"):
         rows.run_rows(systems, tmp_path / "table", folds=[2])
     assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "channels", "classes"),
+    [("spes", ("Tmax", "TTP", "DWI"), ("penumbra", "core")), ("isles2022", ("DWI", "ADC"), ("lesion",))],
+)
+def test_all_rows_share_the_phantom_whose_layout_is_set(monkeypatch, tmp_path, layout, channels, classes):
+    trained = {}
+    monkeypatch.setattr(rows, "cross_validate", lambda config, run: trained.update({run.name: config.data.root}))
+    systems = table1.table_rows([*OVERRIDES, f"--config.data.phantom.layout={layout}"])
+    assert rows.run_rows(systems, epath.Path(tmp_path), only=["bl1", "proposed"]) is None
+    assert trained == dict.fromkeys(("bl1", "proposed"), str(tmp_path / "phantom"))
+    dataset = layouts.load(tmp_path / "phantom")
+    assert (dataset.channels, dataset.classes, len(dataset.cases)) == (channels, classes, SMALL["data.phantom.cases"])
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ def assert_shows_the_scores(printed, run):
     assert "not patients" in printed
 
 
+@pytest.mark.slow
 def test_the_finished_run_prints_its_table_and_nothing_is_written(old):
     before = checksums(old / "run")
     assert_shows_the_scores(table_of(old / "run"), old / "run")
@@ -185,6 +186,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(old, copied):
         assert (copied / name).exists()
 
 
+@pytest.mark.slow
 def test_another_setting_is_refused_in_one_line_that_names_it_alone(old):
     done = train(old / "run", "--config.seed=1")
     assert (done.returncode, done.stdout) == (2, "")
@@ -193,6 +195,7 @@ def test_another_setting_is_refused_in_one_line_that_names_it_alone(old):
     assert named[1] == "seed is 0 there and 1 here"
 
 
+@pytest.mark.slow
 def test_keys_that_did_not_exist_yet_do_not_lock_the_run(copied, tmp_path):
     """A later version adds keys, whose defaults compute what was computed without them."""
     config = json.loads((copied / "config.json").read_text())
@@ -226,6 +229,7 @@ def test_a_column_that_a_later_version_adds_is_passed_over(copied, tmp_path, cap
     assert "proposed" in ParsedPage((tmp_path / "page.html").read_text()).text
 
 
+@pytest.mark.slow
 def test_a_column_that_did_not_exist_yet_may_be_missing(copied, tmp_path, capsys):
     with_columns(copied, lambda names, row: [v for n, v in zip(names, row, strict=True) if n != "lesion_f1_iou"])
     report.main([str(copied), f"--output={tmp_path / 'page.html'}"])

@@ -26,16 +26,16 @@ def data(classes=CLASSES):
     return jnp.asarray(images), jnp.asarray(np.minimum(labels, len(classes)))
 
 
-def run(config, indices, classes=CLASSES, platform=None):
-    """The compiled step on a fresh state; indices [K, B]."""
+def run(config, indices, classes=CLASSES, platform="cpu"):
+    """The compiled step, in a platform's form, on a fresh state; indices [K, B]."""
     task = task_of(config, classes)
     step = parallel.parallelize(make_step(task, STEPS, parallel.AXIS, platform), config.train.parallel)
     state = parallel.replicate(init_state(task, STEPS, 0))
     return step(state, parallel.replicate(data(classes)), np.asarray(indices, np.int32)[None])
 
 
-def trace(config, platform=None):
-    """The step's jaxpr as text, and how often each network was called in it."""
+def trace(config, platform="cpu"):
+    """The jaxpr of a platform's step as text, and how often each network was called in it."""
     calls = {SUMNet: 0, Discriminator: 0}
 
     def count(next_call, args, kwargs, context):

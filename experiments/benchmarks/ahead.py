@@ -2,8 +2,8 @@
 
 python -m experiments.benchmarks.ahead --target=v5e:2x4 --config=configs/proposed.py --config.dtype=bfloat16
 
-Run it before paying for a machine: does the step compile, does it fit, what would it cost? Everything printed is an
-estimate by XLA's compiler and by published peaks. Nothing was run, and nothing is a measurement.
+Run it before you pay for a machine. It says whether the step compiles, whether it fits, and what it would cost. All
+numbers are estimates, from XLA's compiler and from published peaks. Nothing is run or measured.
 """
 
 import argparse
@@ -43,13 +43,27 @@ SIDES = 32
 # A step's parts, by the first of these that stands in the path of JAX's scopes.
 PARTS = ("optimiser", "augmentation", "losses", "critics", "SUMNet", "UNet")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# These have no estimate of cycles; for all others without one, nothing is to be done.
+# The compiler gives these no cycles, though they take time. All others without cycles take none.
 UNESTIMATED = ("reduce-window", "select-and-scatter", "gather", "scatter", "sort", "fusion", "convolution")
-# Fewer numbers than this are no picture: a loss gathers one for each class.
+# A gather of fewer numbers is not of pixels: a loss gathers one number for each class.
 PICTURE = 32 * 32
 # What a GPU is asked to launch.
-LAUNCHES = ("fusion", "custom-call", "copy", "convolution", "sort", "gather", "scatter", "reduce-window", "reduce",
-            "transpose", "select-and-scatter", "dynamic-update-slice", "dynamic-slice", "concatenate")  # fmt: skip
+LAUNCHES = (
+    "fusion",
+    "custom-call",
+    "copy",
+    "convolution",
+    "sort",
+    "gather",
+    "scatter",
+    "reduce-window",
+    "reduce",
+    "transpose",
+    "select-and-scatter",
+    "dynamic-update-slice",
+    "dynamic-slice",
+    "concatenate",
+)
 
 
 def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices: int, size: tuple[int, int]) -> Any:
@@ -64,7 +78,8 @@ def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices
     Raises:
       InputError: the batch does not divide over the devices.
     """
-    batch, per_call, count = config.train.batch_size, config.train.steps_per_call, len(devices)
+    batch = config.train.batch_size
+    count = len(devices)
     if batch % count:
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {count} devices")
     platform = {"cuda": "gpu"}.get(devices[0].platform, devices[0].platform)
@@ -77,11 +92,12 @@ def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices
         sharding = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    whole = PartitionSpec()
+    split = PartitionSpec(AXIS)
     state = shaped(init_state(task, steps, 0), whole)
     images = jax.ShapeDtypeStruct((slices, *size, task.planes), jnp.float32)
     labels = jax.ShapeDtypeStruct((slices, *size), jnp.int8)
-    indices = jax.ShapeDtypeStruct((count, per_call, batch // count), jnp.int32)
+    indices = jax.ShapeDtypeStruct((count, config.train.steps_per_call, batch // count), jnp.int32)
     if config.train.parallel == "pmap":
         mapped = jax.pmap(
             step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,), devices=list(devices)
@@ -89,8 +105,11 @@ def lower_step(config: ml_collections.ConfigDict, devices: Sequence[Any], slices
         return mapped.lower(state, shaped((images, labels), whole), shaped(indices, split))
     mapped = jax.shard_map(
         lambda state, data, indices: step(state, data, indices[0]),
-        mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False,
-    )  # fmt: skip
+        mesh=mesh,
+        in_specs=(whole, whole, split),
+        out_specs=whole,
+        check_vma=False,
+    )
     compiled = jax.jit(mapped, donate_argnums=(0,))
     return compiled.lower(state, shaped((images, labels), whole), shaped(indices, split))
 
@@ -130,8 +149,11 @@ def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -
     """
     start = time.perf_counter()
     compiled = lowered.compile()
-    seconds, text = time.perf_counter() - start, compiled.as_text()
-    costs, memory, found = compiled.cost_analysis(), compiled.memory_analysis(), operations(text)
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    costs = compiled.cost_analysis()
+    memory = compiled.memory_analysis()
+    found = operations(text)
     # XLA counts the body of a loop once: that is right for the loop over steps, and not for one inside a step.
     repeated = sum(o.bytes * (o.times / calls - 1) for o in found if o.times > calls)
     # Without a GPU, XLA gives no costs for one: there, all operands and results count.
@@ -139,16 +161,22 @@ def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -
     report: dict[str, Any] = {
         "compile_s": seconds,
         "memory_bytes": {
-            "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes,
-            "code": memory.generated_code_size_in_bytes, "device": chip.memory / chip.cores,
+            "arguments": memory.argument_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+            "device": chip.memory / chip.cores,
         },
-        "flops": flops, "bytes": moved,
+        "flops": flops,
+        "bytes": moved,
         "seconds_at_peak": {
-            "arithmetic": flops * chip.cores / chip.flops, "bytes": moved * chip.cores / chip.bandwidth,
+            "arithmetic": flops * chip.cores / chip.flops,
+            "bytes": moved * chip.cores / chip.bandwidth,
         },
-        "pixel_gathers": len(_pixelwise(text)), "operations": _counts(found, calls), "wide": _wide(text),
+        "pixel_gathers": len(_pixelwise(text)),
+        "operations": _counts(found, calls),
+        "wide": _wide(text),
         "collectives": _collectives(found, calls, chip, devices),
-    }  # fmt: skip
+    }
     if chip.clock:
         report |= _cycles(found, calls, chip)
     else:
@@ -167,11 +195,13 @@ def _cycles(found: list[Operation], calls: int, chip: Chip) -> dict[str, Any]:
     by_bytes = sum(o.bytes * o.times for o in missing) / calls / chip.bandwidth * chip.clock * chip.cores
     total = sum(parts.values())
     return {
-        "cycles": total, "cycles_by_part": dict(sorted(parts.items(), key=lambda item: -item[1])),
+        "cycles": total,
+        "cycles_by_part": dict(sorted(parts.items(), key=lambda item: -item[1])),
         "convolution_cycles": sum((o.cycles or 0) * o.times for o in found if "conv_general" in o.part) / calls,
-        "without_estimate": dict(Counter(o.opcode for o in missing)), "cycles_without_estimate_by_bytes": by_bytes,
+        "without_estimate": dict(Counter(o.opcode for o in missing)),
+        "cycles_without_estimate_by_bytes": by_bytes,
         "step_s": (total + by_bytes) / chip.clock,
-    }  # fmt: skip
+    }
 
 
 def _part(operation: Operation) -> str:
@@ -195,9 +225,10 @@ def _collectives(found: list[Operation], calls: int, chip: Chip, devices: int) -
     sent = sum(o.bytes / 2 * o.times for o in shared) / calls
     # A ring sends each byte twice, less one part in the number of devices.
     return {
-        "count": sum(o.times for o in shared) / calls, "bytes": sent,
+        "count": sum(o.times for o in shared) / calls,
+        "bytes": sent,
         "seconds_at_peak": 2 * (devices - 1) / devices * sent / chip.link,
-    }  # fmt: skip
+    }
 
 
 def _pixelwise(text: str) -> list[str]:
@@ -236,7 +267,8 @@ def examine(options: argparse.Namespace, config: ml_collections.ConfigDict) -> d
     # Arithmetic is counted in the form for a CPU, which has no loop inside a step.
     cpu = jax.devices("cpu")[:1]
     if not options.inference:
-        calls, count = config.train.steps_per_call, len(devices)
+        calls = config.train.steps_per_call
+        count = len(devices)
         lowered = lower_step(config, devices, options.slices, options.size)
         share = config.copy_and_resolve_references()
         share.train.batch_size //= count
@@ -261,7 +293,9 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _lines(part: dict[str, Any]) -> list[str]:
-    memory, peak, shared = part["memory_bytes"], part["seconds_at_peak"], part["collectives"]
+    memory = part["memory_bytes"]
+    peak = part["seconds_at_peak"]
+    shared = part["collectives"]
     needed = memory["arguments"] + memory["temporary"] + memory["code"]
     lines = [
         f"compiled in {part['compile_s']:.0f} s",

@@ -6,15 +6,28 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
-    "s64": 8, "u64": 8, "f64": 8,
-}  # fmt: skip
+BYTES = (
+    dict.fromkeys(("pred", "s8", "u8"), 1)
+    | dict.fromkeys(("s16", "u16", "bf16", "f16"), 2)
+    | dict.fromkeys(("s32", "u32", "f32"), 4)
+    | dict.fromkeys(("s64", "u64", "f64"), 8)
+)
 # These compute nothing: they name, tie or place values that others made.
 FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "iota",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "iota",
+}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*\) -> .*)?\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9-]*)\(")
@@ -78,7 +91,9 @@ def _walk(blocks: dict[str, list[str]], name: str, times: int) -> Iterator[Opera
         opcode = found and _OPCODE.search(found[2])
         if not found or not opcode:
             continue
-        result, kind, rest = found[2][: opcode.start()], opcode[1], found[2][opcode.end() :]
+        result = found[2][: opcode.start()]
+        kind = opcode[1]
+        rest = found[2][opcode.end() :]
         sizes[found[1]] = size(result)
         if kind == "while":
             yield from _walk(blocks, _called(rest, "body"), times * _trips(blocks, rest))

@@ -23,7 +23,6 @@ Functions = dict[str, Callable[[], object]]
 def jax_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Functions:
     """This package's losses, compiled."""
     x, y, far = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(distances)
-    num_classes, spatial = x.shape[-1], y.ndim - 1
     functions = {
         "lovasz, ours, exact": (losses.lovasz_softmax, y),
         "lovasz, ours, bucketed": (lambda x, y: losses.lovasz_softmax(x, y, bins=BINS), y),
@@ -34,7 +33,7 @@ def jax_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray)
     }
     compiled = {name: (jax.jit(jax.value_and_grad(f)), target) for name, (f, target) in functions.items()}
     table = {name: (lambda f=f, t=t: jax.block_until_ready(f(x, t))) for name, (f, t) in compiled.items()}
-    band = jax.jit(lambda y: losses.boundary_mask(y, num_classes, spatial_ndim=spatial))
+    band = jax.jit(lambda y: losses.boundary_mask(y, x.shape[-1], spatial_ndim=y.ndim - 1))
     return table | {"band, ours": lambda: jax.block_until_ready(band(y))}
 
 
@@ -110,7 +109,6 @@ def benchmark_losses(options: argparse.Namespace) -> dict:
                 for key, ratio in (("median_ms", "times_as_fast_as_best_pytorch"), ("min_ms", "the_same_by_minima")):
                     entry[ratio] = round(min(t[key] for t in pytorch) / entry[key], 2)
             ratios = [entry.get(key, "") for key in ("times_as_fast_as_best_pytorch", "the_same_by_minima")]
-            print(
-                f"  {name:38s} {entry['median_ms']:10.2f} ms  (min {entry['min_ms']:.2f})  {' '.join(map(str, ratios))}"
-            )
+            times = f"{entry['median_ms']:10.2f} ms  (min {entry['min_ms']:.2f})"
+            print(f"  {name:38s} {times}  {' '.join(map(str, ratios))}")
     return results

@@ -11,14 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.benchmarks.timing import ACCELERATOR, Functions, measure
-from experiments.benchmarks.workload import (
-    DTYPES,
-    STEPS,
-    initial_state,
-    make_batch,
-    make_config,
-    make_task,
-)
+from experiments.benchmarks.workload import DTYPES, STEPS, initial_state, make_batch, make_config, make_task
 from isles_jax.training import parallel
 from isles_jax.training.networks import make_forward
 from isles_jax.training.state import init_state
@@ -66,14 +59,17 @@ def check_agreement(options: argparse.Namespace) -> dict:
         return {}
     from experiments.benchmarks import torch_functions
 
-    batch, results = make_batch(options), {}
+    batch = make_batch(options)
+    results = {}
     for system in ("bl5", "proposed"):
-        config, setup = make_config(options, system), initial_state(options, system)
+        config = make_config(options, system)
+        setup = initial_state(options, system)
         forward = jax.jit(make_task(config).segmenter().apply)
         ours = np.asarray(forward(setup[0].segmenter.variables, batch[0]))
         pytorch = torch_functions.logits(setup[0], batch)
         results[f"{system}, logits"] = float(np.linalg.norm(ours - pytorch) / np.linalg.norm(ours))
-        loss, pytorch_loss = float(our_step(config, batch)()["loss"][0]), torch_functions.first_loss(setup, batch)
+        loss = float(our_step(config, batch)()["loss"][0])
+        pytorch_loss = torch_functions.first_loss(setup, batch)
         results[f"{system}, loss"] = abs(loss - pytorch_loss) / pytorch_loss
     print(json.dumps(results, indent=1))
     return results
@@ -88,7 +84,8 @@ def benchmark_forward(options: argparse.Namespace) -> dict:
         task = make_task(config)
         variables = init_state(task, 1, 0).segmenter.variables
         forward = make_forward(task.segmenter())
-        variables, x = jax.device_put(variables), jnp.asarray(images)
+        variables = jax.device_put(variables)
+        x = jnp.asarray(images)
         functions[f"ours, {dtype}"] = lambda f=forward, v=variables, x=x: f(v, x).block_until_ready()
     if options.pytorch:
         from experiments.benchmarks import torch_functions
@@ -103,7 +100,8 @@ def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict:
     variants = [{"dtype": dtype} for dtype in DTYPES]
     if ACCELERATOR:
         variants.append({"dtype": "bfloat16", "train.steps_per_call": 10})
-    functions, calls = {}, {}
+    functions: Functions = {}
+    calls = {}
     for keys in variants:
         name = ", ".join(["ours", *(f"{key.split('.')[-1]}={value}" for key, value in keys.items())])
         functions[name] = our_step(make_config(options, system, **keys), batch)
@@ -112,9 +110,8 @@ def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict:
         from experiments.benchmarks import torch_functions
 
         functions |= torch_functions.step_functions(options.pytorch, initial_state(options, system), batch)
-    return {
-        f"batch {options.batch}": measure(functions, options, step_flops(make_config(options, system), batch), calls)
-    }
+    flops = step_flops(make_config(options, system), batch)
+    return {f"batch {options.batch}": measure(functions, options, flops, calls)}
 
 
 def benchmark_adversarial(options: argparse.Namespace) -> dict:

@@ -4,6 +4,7 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -36,7 +37,8 @@ def benchmark_epoch(options: argparse.Namespace) -> dict:
     config = make_config(options, "proposed", **fold_keys(1))
     plan = prepare(config, dataset)
     state = parallel.replicate(init_state(plan.task, plan.steps, 0))
-    pool, per_call = np.arange(len(plan.slices.labels)), config.train.steps_per_call
+    pool = np.arange(len(plan.slices.labels))
+    per_call = config.train.steps_per_call
 
     def run() -> None:
         nonlocal state
@@ -63,7 +65,8 @@ def benchmark_fold(options: argparse.Namespace) -> dict:
         dataset = make_dataset(options, folder)
         config = make_config(options, "proposed", **fold_keys(options.epochs))
         names = [case.name for case in dataset.cases]
-        held_out, directory = names[: len(names) // config.folds], epath.Path(folder) / "fold_0"
+        held_out = names[: len(names) // config.folds]
+        directory = epath.Path(folder) / "fold_0"
         start = time.perf_counter()
         plan = prepare(config, dataset)
         train_fold(plan, 0, held_out, directory)
@@ -91,9 +94,8 @@ def benchmark_inference(options: argparse.Namespace) -> dict:
         task = make_task(make_config(options, "bl5", dtype=dtype))
         folds = [jax.device_put(init_state(task, 1, 0).segmenter.variables)]
         forward = make_forward(task.segmenter())
-        functions[f"ours, {dtype}"] = lambda f=forward, v=folds, t=task: inference.predict_case(f, v, case, t).argmax(
-            -1
-        )
+        predict = partial(inference.predict_case, forward, folds, case, task)
+        functions[f"ours, {dtype}"] = lambda predict=predict: predict().argmax(-1)
     if options.pytorch:
         from experiments.benchmarks import torch_functions
 

@@ -99,16 +99,16 @@ def measure(
                 entry[ratio] = round(entry[key] / min(other[key] for other in eager), 3)
         if flops:
             low = "bfloat16" in name or "autocast" in name
-            entry["share_of_matrix_limit"] = round(
-                flops / _seconds(entry) / options.limits["bfloat16" if low else "float32"], 3
-            )
+            limit = options.limits["bfloat16" if low else "float32"]
+            entry["share_of_matrix_limit"] = round(flops / _seconds(entry) / limit, 3)
         shares = "  ".join(
             f"{key} {entry[key]}"
             for key in ("ratio_to_eager", "cpu_ratio_to_eager", "share_of_matrix_limit")
             if key in entry
         )
-        print(f"  {name:42s} {entry['median_ms']:10.2f} ms ({entry['min_ms']:.2f} to {entry['max_ms']:.2f}, "
-              f"{entry['runs']} runs{'' if entry['quiet'] else ', not quiet'})  {shares}", flush=True)  # fmt: skip
+        runs = f"{entry['runs']} runs{'' if entry['quiet'] else ', not quiet'}"
+        times = f"{entry['median_ms']:10.2f} ms ({entry['min_ms']:.2f} to {entry['max_ms']:.2f}, {runs})"
+        print(f"  {name:42s} {times}  {shares}", flush=True)
     return results | {"gflop": round(flops / 1e9, 2)}
 
 
@@ -123,5 +123,9 @@ def describe_machine(options: argparse.Namespace) -> dict:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].split(":")[1].strip() if names else platform.processor()
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return {"date": date.today().isoformat(), "machine": f"{os.cpu_count()} x {cpu}; {device}", "versions": versions,
-            "options": {key: value for key, value in vars(options).items() if key != "output"}}  # fmt: skip
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} x {cpu}; {device}",
+        "versions": versions,
+        "options": {key: value for key, value in vars(options).items() if key != "output"},
+    }

@@ -47,8 +47,10 @@ def _wrap(variant: str) -> Callable[..., Any]:
 def segmenter(variant: str, state: State) -> torch.nn.Module:
     """The network with our weights."""
     params = state.segmenter.params
-    width, residual = params["conv1"]["kernel"].shape[-1], "conv1_shortcut" in params
-    channels, classes = params["preconv"]["kernel"].shape[2], params["output"]["kernel"].shape[3]
+    width = params["conv1"]["kernel"].shape[-1]
+    residual = "conv1_shortcut" in params
+    channels = params["preconv"]["kernel"].shape[2]
+    classes = params["output"]["kernel"].shape[3]
     module = torch_networks.SUMNet(channels, classes, residual=residual, width=width)
     torch_networks.load(module, state.segmenter.variables)
     return module.to(DEVICE, memory_format=_layout(variant))
@@ -67,11 +69,9 @@ def critics(variant: str, setup: Setup) -> list[tuple[slice, torch.nn.Module]]:
 
 def step(variant: str, setup: Setup) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The training step of a state. It is adversarial if the state has critics."""
-    network, adversaries, options = (
-        segmenter(variant, setup[0]),
-        critics(variant, setup),
-        (_cast(variant), _wrap(variant)),
-    )
+    network = segmenter(variant, setup[0])
+    adversaries = critics(variant, setup)
+    options = _cast(variant), _wrap(variant)
     if adversaries:
         return torch_steps.adversarial_step(network, adversaries, *options)
     return torch_steps.supervised_step(network, *options)
@@ -103,7 +103,8 @@ def forward_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray
     """Softmax maps of a batch in inference mode."""
 
     def make(variant: str) -> Callable[[], object]:
-        network, x = _wrap(variant)(segmenter(variant, setup[0]).eval()), _place(variant, *batch)[0]
+        network = _wrap(variant)(segmenter(variant, setup[0]).eval())
+        x, _ = _place(variant, *batch)
 
         @torch.inference_mode()
         def run() -> None:
@@ -120,7 +121,8 @@ def step_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray, n
     """One training step on a batch, waited for."""
 
     def make(variant: str) -> Callable[[], object]:
-        train, placed = step(variant, setup), _place(variant, *batch)
+        train = step(variant, setup)
+        placed = _place(variant, *batch)
 
         def run() -> None:
             train(*placed)
@@ -133,8 +135,10 @@ def step_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray, n
 
 def _epoch(variant: str, setup: Setup, plan: Plan) -> Callable[[], object]:
     """The plan's steps: batches are indexed and augmented on the device, and the losses are read at the end."""
-    train, (images, labels) = step(variant, setup), _place(variant, plan.slices.images, plan.slices.labels)
-    pool, size = np.arange(len(labels)), plan.config.train.batch_size
+    train = step(variant, setup)
+    images, labels = _place(variant, plan.slices.images, plan.slices.labels)
+    pool = np.arange(len(labels))
+    size = plan.config.train.batch_size
 
     def run() -> None:
         losses = []

@@ -11,7 +11,8 @@ from torch import Tensor
 def lovasz_loop(logits: Tensor, labels: Tensor) -> Tensor:
     """The reference implementation's form: a loop over the classes that are present."""
     probabilities = logits.softmax(1).transpose(0, 1).flatten(1)
-    labels, terms = labels.flatten(), []
+    labels = labels.flatten()
+    terms = []
     for c, p in enumerate(probabilities):
         foreground = (labels == c).float()
         if foreground.sum() == 0:
@@ -43,17 +44,21 @@ def overlap_one_hot(logits: Tensor, labels: Tensor, alpha: float, beta: float) -
     p = logits.softmax(1)
     t = F.one_hot(labels, p.shape[1]).movedim(-1, 1).float()
     axes = [axis for axis in range(p.ndim) if axis != 1]
-    true, extra, missed = (p * t).sum(axes), (p * (1 - t)).sum(axes), ((1 - p) * t).sum(axes)
+    true = (p * t).sum(axes)
+    extra = (p * (1 - t)).sum(axes)
+    missed = ((1 - p) * t).sum(axes)
     return (1 - true / (true + alpha * extra + beta * missed)).mean()
 
 
 def overlap_gathered(logits: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
     """The same from the probability of the label alone and counts: the fastest form we know."""
-    p, flat = logits.softmax(1), labels.flatten()
+    p = logits.softmax(1)
+    flat = labels.flatten()
     zeros = torch.zeros(p.shape[1], device=p.device)
     count = zeros.index_add(0, flat, torch.ones(flat.shape, device=p.device))
     true = zeros.index_add(0, flat, p.gather(1, labels[:, None]).flatten())
-    extra, missed = p.sum([axis for axis in range(p.ndim) if axis != 1]) - true, count - true
+    extra = p.sum([axis for axis in range(p.ndim) if axis != 1]) - true
+    missed = count - true
     return (1 - true / (true + alpha * extra + beta * missed)).mean()
 
 

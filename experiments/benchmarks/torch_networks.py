@@ -21,7 +21,8 @@ class SUMNet(nn.Module):
         super().__init__()
         self.residual = residual
         self.preconv = nn.Conv2d(channels, 3, 1)
-        before, skips = 3, []
+        before = 3
+        skips = []
         for stage, widths in enumerate(ENCODER, start=1):
             first = before
             for after, letter in zip(widths, "ab" if len(widths) > 1 else ("",), strict=True):
@@ -46,7 +47,8 @@ class SUMNet(nn.Module):
         def normed(x: Tensor, name: str) -> Tensor:
             return self.get_submodule(f"norm{name}")(self.get_submodule(f"conv{name}")(x))
 
-        x, skips = F.relu(self.preconv(x)), []
+        x = F.relu(self.preconv(x))
+        skips = []
         for stage, widths in enumerate(ENCODER, start=1):
             shortcut = x
             x = normed(F.relu(normed(x, f"{stage}a")), f"{stage}b") if len(widths) > 1 else normed(x, f"{stage}")

@@ -17,15 +17,19 @@ def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Random flip, rotation, scale and intensity of each slice, as `isles_jax.training.augment`, by grid_sample."""
     count, channels = images.shape[:2]
     drawn = torch.rand(count, 3 + 2 * channels, device=images.device) * 2 - 1
-    turn, size = torch.deg2rad(10 * drawn[:, 1]), 1 + 0.1 * drawn[:, 2]
-    cos, sin, mirror = torch.cos(turn) / size, torch.sin(turn) / size, torch.sign(drawn[:, 0])
+    turn = torch.deg2rad(10 * drawn[:, 1])
+    size = 1 + 0.1 * drawn[:, 2]
+    cos = torch.cos(turn) / size
+    sin = torch.sin(turn) / size
+    mirror = torch.sign(drawn[:, 0])
     zero = torch.zeros_like(cos)
     matrix = torch.stack([cos, -sin, zero, mirror * sin, mirror * cos, zero], 1).view(count, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, align_corners=False)
     # Labels are shifted by 1, so that grid_sample's 0 outside the image stands for label -1.
     labels = F.grid_sample(labels[:, None].float() + 1, grid, "nearest", align_corners=False)[:, 0].long() - 1
-    factor, shift = (1 + 0.1 * drawn[:, 3 : 3 + channels]), 0.1 * drawn[:, 3 + channels :]
+    factor = 1 + 0.1 * drawn[:, 3 : 3 + channels]
+    shift = 0.1 * drawn[:, 3 + channels :]
     brain = (images != 0).any(1, keepdim=True)
     return (images * factor[..., None, None] + shift[..., None, None]) * brain, labels
 
@@ -45,7 +49,8 @@ def supervised_step(
       cast: makes the context in which the networks run (autocast, or nothing).
       wrap: applied to the networks and the losses: `torch.compile`, or the identity.
     """
-    optimizer, network = adam(segmenter, lr=1e-3, weight_decay=1e-5), wrap(segmenter)
+    optimizer = adam(segmenter, lr=1e-3, weight_decay=1e-5)
+    network = wrap(segmenter)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -70,14 +75,16 @@ def adversarial_step(
       cast: as in `supervised_step`.
       wrap: as in `supervised_step`.
     """
-    optimizer, network = adam(segmenter, lr=1e-3, weight_decay=1e-5), wrap(segmenter)
+    optimizer = adam(segmenter, lr=1e-3, weight_decay=1e-5)
+    network = wrap(segmenter)
     wrapped = [(view, critic, wrap(critic), adam(critic, lr=1e-4, betas=(0.5, 0.999))) for view, critic in critics]
     losses = wrap(supervised_losses)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with cast():
             logits = network(images)
-        logits, inside = logits.float(), (labels >= 0)[:, None]
+        logits = logits.float()
+        inside = (labels >= 0)[:, None]
         real = (F.one_hot(labels.clamp(0), logits.shape[1]).movedim(-1, 1) * inside).float()
         fake = logits.softmax(1) * inside
         for view, critic, verdict, critic_optimizer in wrapped:

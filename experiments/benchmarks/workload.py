@@ -25,9 +25,15 @@ def make_config(options: argparse.Namespace, system: str, **keys: object) -> ml_
     """A resolved configuration of the paper's network: `system` is "bl5" (cross-entropy) or "proposed"."""
     full = system == "proposed"
     config = configs.baseline(residual=True, adversarial=full, overlap=full)
-    sizes = {"model.width": options.width, "discriminator.width": options.width, "train.epochs": 50}
-    sizes["model.conv"] = options.conv
-    config.update_from_flattened_dict(sizes | {"augment.enabled": False, "train.batch_size": options.batch} | keys)
+    chosen = {
+        "model.width": options.width,
+        "discriminator.width": options.width,
+        "model.conv": options.conv,
+        "train.epochs": 50,
+        "train.batch_size": options.batch,
+        "augment.enabled": False,
+    }
+    config.update_from_flattened_dict(chosen | keys)
     return configs.resolve(config)
 
 
