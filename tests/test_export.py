@@ -28,12 +28,12 @@ def test_predictions_from_the_file_are_those_of_the_run(untrained_run, weights_f
 def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, weights_file, tmp_path, flips):
     """Any batch, any sides divisible by 32, the folds averaged, for all platforms."""
     if flips:
-        content = to_dict(untrained_run[1])
+        content = to_dict(untrained_run[1].config)
         content["predict"]["flips"] = True
         trained = weights.load(weights_file)
-        trained.config.predict.flips = True
+        trained.task.config.predict.flips = True
         weights.save(tmp_path / "flips.safetensors", trained)
-        assert to_dict(weights.load(tmp_path / "flips.safetensors").config) == content
+        assert to_dict(weights.load(tmp_path / "flips.safetensors").task.config) == content
     source = tmp_path / "flips.safetensors" if flips else untrained_run[0]
     export.main([f"--workdir={source}", f"--output={tmp_path / 'inference.stablehlo'}"])
     read = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())

@@ -16,13 +16,10 @@ from isles_jax.data.slices import network_input, unpad
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
-from isles_jax.scoring import calibration
+from isles_jax.scoring import calibration, run_files
 from isles_jax.training import checkpoint
 from isles_jax.training.networks import BATCH, make_forward
 from isles_jax.training.task import Task
-
-# A file in a fold's folder: what the reader of the report must know about its predictions, one line each.
-NOTES = "notes.txt"
 
 Images = TypeVar("Images", np.ndarray, Array)
 
@@ -67,16 +64,14 @@ def predict_folds(
     network_case = grid.to_network(case, made)
     shape = network_case.images.shape[:2]
     stack, places = network_input(network_case, task.padded(shape))
-    parts = []
-    for start in range(0, len(stack), BATCH):
-        part = stack[start : start + BATCH]
-        # The last batch is padded, so that one compilation serves all batches.
-        part = np.pad(part, [(0, BATCH - len(part))] + [(0, 0)] * 3)
-        parts.append([average(on_host, [variables], part, mirror) for variables in folds])
-    if not parts:
+    if not len(stack):
         raise InputError(f"{case.name}: found no voxel of brain, expected some")
+    # The last batch is filled up, so that one compilation serves all batches.
+    filled = np.pad(stack, [(0, -len(stack) % BATCH)] + [(0, 0)] * 3)
+    parts = np.split(filled, len(filled) // BATCH)
     results = []
-    for batches in zip(*parts, strict=True):
+    for variables in folds:
+        batches = [average(on_host, [variables], part, mirror) for part in parts]
         inside = np.moveaxis(np.concatenate(batches)[: len(stack)], 0, 2)
         result = np.zeros((*network_case.images.shape[:3], inside.shape[-1]), np.float32)
         result[..., 0] = 1.0
@@ -148,7 +143,7 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
         # The report shows that the fold's predictions are not those of its last step.
         source = f"fold {meta['fold']} is predicted from step {meta['step']}"
         text = "".join(f"{source}: {reason}\n" for reason in meta["skipped"])
-        processes.on_first(lambda: files.write_atomic(directory / NOTES, text))
+        processes.on_first(lambda: files.write_atomic(directory / run_files.NOTES, text))
     cases = [case for case in dataset.cases if case.name in held_out]
 
     def write() -> None:
@@ -160,10 +155,10 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
                 for case in processes.share(cases[start : start + processes.count()]):
                     path = folder / f"{case.name}.nii.gz"
                     if not path.exists():
-                        maps = predict_case(forward, [variables], case, task, mirror=mirror)
-                        counts = calibration.histograms(maps, case, dataset.classes)
+                        probabilities = predict_case(forward, [variables], case, task, mirror=mirror)
+                        counts = calibration.histograms(probabilities, case, dataset.classes)
                         files.write_json(directory / "calibration" / f"{case.name}.json", counts)
-                        labels = predict_labels(maps, case, settings.min_volume_ml)
+                        labels = predict_labels(probabilities, case, settings.min_volume_ml)
                         write_labels(path, labels, case, task.label_values)
                 bar.advance(min(processes.count(), len(cases) - start))
 

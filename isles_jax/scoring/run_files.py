@@ -15,6 +15,8 @@ from isles_jax.runtime.command import InputError
 from isles_jax.scoring import scores
 from isles_jax.scoring.scores import Row
 
+# A file in a fold's folder: what the reader of the report must know about its predictions, one line each.
+NOTES = "notes.txt"
 # What a report reads of the JSON files of a run.
 _FORMS: dict[str, Any] = {
     "config.json": {
@@ -73,6 +75,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     stored, folds, data = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     config = complete(stored)
     rule = workdir / "clinical_rule.csv"
+    folders = [workdir / f"fold_{fold}" for fold in range(len(folds))]
     return Run(
         workdir=workdir,
         name=config.name,
@@ -81,8 +84,8 @@ def read_run(workdir: epath.PathLike) -> Run:
         folds=folds,
         rows=_read_rows(workdir / "cases.csv", folds, data["classes"]),
         rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
-        curves=[_read_lines(workdir / f"fold_{fold}" / "metrics.jsonl") for fold in range(len(folds))],
-        notes=[line for fold in range(len(folds)) for line in _read_notes(workdir / f"fold_{fold}" / "notes.txt")],
+        curves=[_read_lines(folder / "metrics.jsonl") for folder in folders],
+        notes=[line for folder in folders for line in _read_notes(folder / NOTES)],
         calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
     )
 
