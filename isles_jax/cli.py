@@ -26,14 +26,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a subcommand, or prints the list of them.
-
-    Args:
-      arguments: the subcommand and its flags; None: those of the command line.
-
-    Raises:
-      InputError: there is no such subcommand; a mistake in its flags or its input.
-    """
+    """Runs a subcommand, or prints the list of them. A mistake in what the user gave is an InputError."""
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(usage())

@@ -26,20 +26,21 @@ def verify_labels(dataset: Dataset) -> None:
     measured = "; ".join(
         f"{name} {fact['ml']:.0f} ml, DWI {fact['DWI']:+.2f}, Tmax {fact['Tmax']:+.2f}" for name, fact in facts.items()
     )
-    head = (
-        f"{dataset.root}: the images contradict the labels: {measured} (standard deviations above the healthy brain); "
-        "expected core smaller and brighter in DWI, and Tmax raised in penumbra"
-    )
-    if any(len(case.files) == len(dataset.channels) + 2 for case in labelled) and not penumbra["ml"] > core["ml"]:
-        raise InputError(f"{head}; exchanging the files named penumbralabel and corelabel would agree")
-    if not _agree(core, penumbra):
-        raise InputError(f"{head}; exchanging the two would not agree either")
-    if (dataset.root / "dataset.json").is_file():
-        raise InputError(f"{head}; exchanging the names penumbra and core in dataset.json would agree")
     first, second = dataset.label_values
+    if any(len(case.files) == len(dataset.channels) + 2 for case in labelled) and not penumbra["ml"] > core["ml"]:
+        remedy = "exchanging the files named penumbralabel and corelabel would agree"
+    elif not _agree(core, penumbra):
+        remedy = "exchanging the two would not agree either"
+    elif (dataset.root / "dataset.json").is_file():
+        remedy = "exchanging the names penumbra and core in dataset.json would agree"
+    else:
+        remedy = (
+            f"--config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"
+            f" (evaluate: --values={second},{first}; convert: --penumbra={second} --core={first})"
+        )
     raise InputError(
-        f"{head}; --config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"
-        f" (evaluate: --values={second},{first}; convert: --penumbra={second} --core={first})"
+        f"{dataset.root}: the images contradict the labels: {measured} (standard deviations above the healthy brain); "
+        f"expected core smaller and brighter in DWI, and Tmax raised in penumbra; {remedy}"
     )
 
 

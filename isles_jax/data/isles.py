@@ -104,7 +104,7 @@ def _recognise(root: Path, folders: list[Path]) -> Layout:
 def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
     """Reads a case without labels; an InputError unless each channel has exactly one file."""
     files = _nifti_files(folder)
-    paths = [_only(folder, channel, _named(files, channel)) for channel in channels]
+    paths = [_only(folder, channel, _named(files, channel), files) for channel in channels]
     _check_one_patient(folder, channels, paths)
     return in_one_unit(read_images(_name(folder), paths), channels)
 
@@ -124,11 +124,7 @@ def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path
 
 
 def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
-    """Reads cases without labels; `path` is one case folder or a folder of them.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
-    """
+    """Reads cases without labels; `path` is one case folder or a folder of them. Errors are those of `read`."""
     files = _nifti_files(path)
     by_channel = [_named(files, channel) for channel in channels]
     # A case folder holds the files, or one folder for each channel. If all channels are in one inner folder, that is
@@ -142,8 +138,9 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
 
 def _with_lesion(folder: Path, case: Case) -> Case:
     """The case with its binary labels, if it has any."""
-    volume = _named(_nifti_files(folder), "OT")
-    return with_labels(case, _only(folder, "OT", volume), (1,)) if volume else case
+    files = _nifti_files(folder)
+    volume = _named(files, "OT")
+    return with_labels(case, _only(folder, "OT", volume, files), (1,)) if volume else case
 
 
 def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
@@ -161,8 +158,8 @@ def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: li
             f"{volume[0]}: stands beside {(penumbra + core)[0].name}; expected one form of labels, not both"
         )
     if volume:
-        return with_labels(case, _only(folder, "OT", volume), values)
-    paths = (_only(folder, "penumbralabel", penumbra), _only(folder, "corelabel", core))
+        return with_labels(case, _only(folder, "OT", volume, files), values)
+    paths = (_only(folder, "penumbralabel", penumbra, files), _only(folder, "corelabel", core, files))
     penumbra_mask, core_mask = (read_labels(path, case, (1,)) for path in paths)
     overlaps.append((int(core_mask.sum()), int((penumbra_mask & core_mask).sum())))
     labels = np.where(core_mask == 1, np.uint8(2), penumbra_mask)
@@ -182,9 +179,8 @@ def _named(files: list[Path], sequence: str) -> list[Path]:
     return [path for path in files if names & set(stem(path).lower().split("."))]
 
 
-def _only(folder: Path, sequence: str, files: list[Path]) -> Path:
-    name = f"{sequence}.nii or .nii.gz, alone or within a longer name"
-    return only(folder, sequence, files, name, _nifti_files(folder))
+def _only(folder: Path, sequence: str, found: list[Path], files: list[Path]) -> Path:
+    return only(folder, sequence, found, f"{sequence}.nii or .nii.gz, alone or within a longer name", files)
 
 
 def _nesting_note(overlaps: list[tuple[int, int]]) -> tuple[str, ...]:

@@ -27,11 +27,7 @@ def fits(root: Path) -> bool:
 
 
 def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
-    """Reads all cases; those without a mask have labels None.
-
-    Raises:
-      InputError: lists every bad case, one line each.
-    """
+    """Reads all cases; those without a mask have labels None. An InputError lists the bad cases, one line for each."""
     found = _cases(root, channels)
     masks = _masks(root)
 
@@ -48,11 +44,7 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
 
 
 def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
-    """Reads the images of all cases, or of one subject or session, and no labels.
-
-    Raises:
-      InputError: lists every bad case, one line each.
-    """
+    """Reads the images of all cases, or of one subject or session, without labels. Errors are those of `read`."""
     found = _cases(path, channels)
     return read_all(sorted(found), lambda name: _read_images(path, name, found[name], channels))
 
@@ -80,11 +72,7 @@ def _subjects(root: Path) -> list[Path]:
 
 
 def _cases(root: Path, channels: tuple[str, ...]) -> dict[str, Files]:
-    """{case: {sequence in lower case: files}} of every case that has one of the channels.
-
-    Raises:
-      InputError: a subject has none of them.
-    """
+    """{case: {sequence in lower case: files}} of every case with a channel; an InputError if a subject has no case."""
     wanted = {channel.lower() for channel in channels}
     empty = []
     found: dict[str, Files] = {}

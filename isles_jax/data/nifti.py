@@ -221,11 +221,7 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
 
 
 def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:
-    """Reads all cases.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
-    """
+    """Reads all cases with `read`. An InputError lists the bad ones, one line for each."""
     cases = []
     problems = []
     kept = 0

@@ -91,10 +91,7 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
     A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
-    file is an index into `channels`.
-
-    Raises:
-      InputError: some cases are bad; one line for each.
+    file is an index into `channels`. Errors are those of `read`.
     """
     inner = [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
     folder = next((each for each in inner if any(map(is_nifti, list_folder(each)))), path)
@@ -112,10 +109,10 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
 
 
 def write(dataset: Dataset, root: Path) -> None:
-    """Writes a data set in the nnU-Net raw layout, with float32 images and uint8 labels, and without headers' texts.
+    """Writes a data set in the nnU-Net raw layout: float32 images, uint8 labels, and headers without texts.
 
     Raises:
-      InputError: `root` exists already.
+      InputError: `root` exists, lies in the data set or cannot be written.
     """
     refuse_inside(root, dataset.root)
     if root.exists():

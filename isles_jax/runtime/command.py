@@ -26,11 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        """Reports a mistake; argparse calls this.
-
-        Raises:
-          InputError: always.
-        """
+        """Raises an InputError; argparse calls this to report a mistake."""
         raise InputError(f"{message}; --help lists the flags")
 
 

@@ -45,11 +45,7 @@ def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
-    """Turns an OSError inside the block (full disk, quota, no permission) into one line that names `path`.
-
-    Raises:
-      InputError: in place of the OSError.
-    """
+    """Turns an OSError inside the block (full disk, quota, no permission) into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -88,11 +84,7 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder beside `root`, which becomes `root` at the end of the block.
-
-    Raises:
-      InputError: the folder cannot be written; no part of it is left.
-    """
+    """A temporary folder beside `root`. It becomes `root` at the end of the block; after an error it is removed."""
     temporary = Path(part_of(root))
     interrupt.remove_at_exit(temporary)
     try:

@@ -76,10 +76,7 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Inside the block, a signal is only recorded; the code checks `requested` where it can leave.
-
-    The process leaves at the end of the block if it received a signal.
-    """
+    """Inside the block, a signal is only recorded; see `requested`. The process leaves at the end of the block."""
     _postponed.append(None)
     try:
         yield
@@ -112,14 +109,7 @@ def requested() -> bool:
 
 
 def leave_if_requested(saved: str = "") -> None:
-    """Leaves if a signal asked for it.
-
-    Args:
-      saved: tells the user what was saved.
-
-    Raises:
-      Interrupted: a signal was received.
-    """
+    """Raises `Interrupted` if a signal asked the command to leave; `saved` tells the user what was saved."""
     if _received:
         raise Interrupted(saved)
 

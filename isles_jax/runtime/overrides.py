@@ -31,11 +31,7 @@ def read(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """A configuration with each --config.KEY=VALUE applied to it, in place.
-
-    Raises:
-      InputError: see `read`.
-    """
+    """The configuration with each --config.KEY=VALUE applied to it, in place; errors as in `read`."""
     return _parse(config_flags.DEFINE_config_dict, config, list(overrides))
 
 
