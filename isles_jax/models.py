@@ -24,7 +24,7 @@ ENCODER: tuple[tuple[float, ...], ...] = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 # The same for the decoder, from the deepest stage to the first; the last is half the width.
 DECODER: tuple[tuple[float, ...], ...] = ((8, 8), (8, 4), (4, 2), (1,), (0.5,))
 # Sides of SUMNet's input must be divisible by 2 ** (number of poolings).
-MULTIPLE = 2 ** len(ENCODER)
+MULTIPLE = 1 << len(ENCODER)
 # A layer with fewer inputs or outputs than this has few: see `convolve`.
 FEW_CHANNELS = 8
 # A step keeps this share of batch norm's running statistics.
@@ -51,7 +51,8 @@ def pass_through(
     The pre-convolution starts with it: three random mixtures, cut at 0 by ReLU, can hide a tissue from later layers.
     """
     inputs, outputs = shape[-2:]
-    return (np.arange(inputs)[:, None] % outputs == np.arange(outputs) % inputs).astype(dtype)[None, None]
+    kernel: np.ndarray = np.arange(inputs)[:, None] % outputs == np.arange(outputs) % inputs
+    return kernel.astype(dtype)[None, None]
 
 
 # Pooling and its derivatives have two forms. Slices and `where` suit CPUs and GPUs. On a TPU, XLA's window operations
@@ -89,7 +90,8 @@ def _gather(values: Array, index: Array) -> Array:
 
 
 def _reduce_windows(x: Array, start: float, reduce: Callable[..., Any]) -> Array:
-    return lax.reduce_window(x, start, reduce, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    reduced: Array = lax.reduce_window(x, start, reduce, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return reduced
 
 
 def _window_maximum(x: Array) -> Array:
@@ -98,7 +100,8 @@ def _window_maximum(x: Array) -> Array:
 
 def _window_scatter(values: Array, x: Array) -> Array:
     # The gradient of a maximum by reduce_window is XLA's select-and-scatter, which takes the first maximum.
-    return jax.vjp(_window_maximum, x)[1](values)[0]
+    scattered: Array = jax.vjp(_window_maximum, x)[1](values)[0]
+    return scattered
 
 
 def _window_gather(values: Array, x: Array) -> Array:
@@ -113,16 +116,18 @@ def _window_gather(values: Array, x: Array) -> Array:
 
 def _place(values: Array, index: Array, x: Array) -> Array:
     """Values [B, H/2, W/2, C] at the first maximum of each window of x [B, H, W, C], zeros elsewhere: [B, H, W, C]."""
-    return lax.platform_dependent(
+    placed: Array = lax.platform_dependent(
         values, index, x, tpu=lambda v, _, x: _window_scatter(v, x), default=lambda v, i, _: _scatter(v, i)
     )
+    return placed
 
 
 def _pick(values: Array, index: Array, x: Array) -> Array:
     """Values [B, H, W, C] at the first maximum of each window of x [B, H, W, C]: [B, H/2, W/2, C]."""
-    return lax.platform_dependent(
+    picked: Array = lax.platform_dependent(
         values, index, x, tpu=lambda v, _, x: _window_gather(v, x), default=lambda v, i, _: _gather(v, i)
     )
+    return picked
 
 
 @jax.custom_vjp
@@ -135,7 +140,10 @@ def max_pool(x: Array) -> tuple[Array, Array]:
     Returns:
       The maxima [B, H/2, W/2, C] and, int8, their places 0..3 in row-major order; the first one wins a tie.
     """
-    return lax.platform_dependent(x, tpu=lambda x: (_window_maximum(x), _first_maximum(x)[1]), default=_first_maximum)
+    pooled: tuple[Array, Array] = lax.platform_dependent(
+        x, tpu=lambda x: (_window_maximum(x), _first_maximum(x)[1]), default=_first_maximum
+    )
+    return pooled
 
 
 def _pool_forward(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -181,7 +189,8 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **op
 
     if min(kernel.shape[2:]) >= FEW_CHANNELS:
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, tpu=_convolve_planes, default=plain)
+    convolved: Array = lax.platform_dependent(x, kernel, tpu=_convolve_planes, default=plain)
+    return convolved
 
 
 def _convolve_planes(x: Array, kernel: Array) -> Array:
@@ -207,7 +216,8 @@ def upsample(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     Returns:
       [B, 2H, 2W, K].
     """
-    return lax.platform_dependent(x, kernel, tpu=_upsample_dilated, default=_upsample_product)
+    upsampled: Array = lax.platform_dependent(x, kernel, tpu=_upsample_dilated, default=_upsample_product)
+    return upsampled
 
 
 def _upsample_dilated(x: Array, kernel: Array) -> Array:
@@ -253,8 +263,11 @@ class _Segmenter(nn.Module):
         x = self._convolution(channels, side, f"conv{name}", use_bias=not normed)(x)
         if not normed:
             return x
-        norm = partial(nn.BatchNorm, not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name)
-        return norm(name=f"norm{name}")(x)
+        norm = nn.BatchNorm(
+            not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name, name=f"norm{name}"
+        )
+        normalised: Array = norm(x)
+        return normalised
 
     def _encoder_stage(self, x: Array, stage: int, widths: Sequence[float], train: bool) -> Array:
         layer = partial(self._layer, normed=self.batch_norm != "none", train=train)
@@ -344,7 +357,7 @@ class UNet(_Segmenter):
     @property
     def divisor(self) -> int:
         """What divides the sides of a slice."""
-        return 2**self.poolings
+        return 1 << self.poolings
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
