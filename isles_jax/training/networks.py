@@ -15,10 +15,8 @@ from isles_jax.models import SUMNet, UNet, poolings_for
 # Slices in one call of the network during inference.
 BATCH = 8
 
-Size = tuple[int, int]
 
-
-def _sumnet(config: ml_collections.ConfigDict, size: Size, **options: Any) -> nn.Module:
+def _sumnet(config: ml_collections.ConfigDict, size: tuple[int, int], **options: Any) -> nn.Module:
     model = config.model
     return SUMNet(residual=model.residual, width=model.width, batch_norm=model.batch_norm, **options)
 

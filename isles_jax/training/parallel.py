@@ -113,9 +113,6 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
     Returns:
       The same function for all devices. Its indices have an additional first axis over the devices of all processes.
       State and data are placed as `replicate` places them for this kind. The state is donated.
-
-    Raises:
-      ValueError: `kind` is unknown.
     """
     if kind == "pmap":
         # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
@@ -124,24 +121,22 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         count = jax.local_device_count()
         own = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
         return lambda state, data, indices: mapped(state, data, indices[own])
-    if kind == "shard_map":
-        whole, split = PartitionSpec(), PartitionSpec(AXIS)
-        # With check_vma=True JAX would sum the gradients over the devices a second time, after the step did.
-        on_devices = jax.shard_map(
-            lambda state, data, indices: step(state, data, indices[0]),
-            mesh=mesh(),
-            in_specs=(whole, whole, split),
-            out_specs=whole,
-            check_vma=False,
-        )
-        compiled = jax.jit(on_devices, donate_argnums=(0,))
-        sharding = NamedSharding(mesh(), split)
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    # With check_vma=True JAX would sum the gradients over the devices a second time, after the step did.
+    on_devices = jax.shard_map(
+        lambda state, data, indices: step(state, data, indices[0]),
+        mesh=mesh(),
+        in_specs=(whole, whole, split),
+        out_specs=whole,
+        check_vma=False,
+    )
+    compiled = jax.jit(on_devices, donate_argnums=(0,))
+    sharding = NamedSharding(mesh(), split)
 
-        def call(state: Any, data: Any, indices: np.ndarray | jax.Array) -> Any:
-            if jax.process_count() > 1:
-                rows = indices
-                indices = jax.make_array_from_callback(rows.shape, sharding, lambda place: rows[place])
-            return compiled(state, data, indices)
+    def call(state: Any, data: Any, indices: np.ndarray | jax.Array) -> Any:
+        if jax.process_count() > 1:
+            rows = indices
+            indices = jax.make_array_from_callback(rows.shape, sharding, lambda place: rows[place])
+        return compiled(state, data, indices)
 
-        return call
-    raise ValueError(f'parallel is "pmap" or "shard_map", got {kind!r}')
+    return call

@@ -132,25 +132,21 @@ def feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tupl
     Yields:
       The data, as `run_steps` takes them, and int32 [devices, steps, slices on a device], indices into the data.
     """
-    ready = None
-    for start in calls:
-        data = plan.data
-        indices = _batches(plan, pool, fold, range(start, start + calls.step))
-        if data is None:
-            rows = indices.ravel()
-            chosen = plan.slices.images[rows], plan.slices.labels[rows]
-            data = parallel.replicate(chosen, plan.config.train.parallel)
-            indices = np.arange(rows.size, dtype=np.int32).reshape(indices.shape)
-        if ready is not None:
-            yield ready
-        ready = data, indices
-    if ready is not None:
+    prepared = (_prepare_call(plan, pool, fold, range(start, start + calls.step)) for start in calls)
+    ready = next(prepared)
+    for following in prepared:
         yield ready
+        ready = following
+    yield ready
 
 
-def _batches(plan: Plan, pool: np.ndarray, fold: int, steps: range) -> np.ndarray:
-    """The indices of the slices for some steps, int32 [devices, steps, slices on a device]."""
+def _prepare_call(plan: Plan, pool: np.ndarray, fold: int, steps: range) -> tuple[Any, np.ndarray]:
     seed = plan.config.seed
     size = plan.config.train.batch_size
     rows = np.stack([draw_batch(pool, plan.slices.lesion, size, (seed, fold, step)) for step in steps])
-    return np.moveaxis(rows.reshape(len(steps), jax.device_count(), -1), 1, 0)
+    indices = np.moveaxis(rows.reshape(len(steps), jax.device_count(), -1), 1, 0)
+    if plan.data is not None:
+        return plan.data, indices
+    chosen = plan.slices.images[indices.ravel()], plan.slices.labels[indices.ravel()]
+    data = parallel.replicate(chosen, plan.config.train.parallel)
+    return data, np.arange(indices.size, dtype=np.int32).reshape(indices.shape)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -97,8 +98,13 @@ def _load(
 
 def augment_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The options of `augment` that a configuration sets."""
-    sizes = {name: config.augment[name] for name in ("rotation_degrees", "scale", "intensity")}
-    return sizes | {"both": config.augment.flips == "both"}
+    options = config.augment
+    return {
+        "rotation_degrees": options.rotation_degrees,
+        "scale": options.scale,
+        "intensity": options.intensity,
+        "both": options.flips == "both",
+    }
 
 
 def _weighted(scope: str, losses_of: Callable[[Array], Terms], logits: Array) -> tuple[Array, Metrics, Array]:
@@ -120,12 +126,13 @@ def _supervised(config: ml_collections.ConfigDict, logits: Array, labels: Array,
     # A loss is a mean over this device's pixels. With this factor the mean over devices is the mean over all pixels.
     count = where.sum().astype(jnp.float32)
     share = count / jnp.maximum(lax.pmean(count, axis_name), 1.0)
-    border = {"weight": weights.boundary_weight, "size": weights.boundary_size}
+    lovasz = partial(losses.lovasz_softmax, per_image=weights.lovasz_per_image)
+    boundary = partial(losses.boundary_weighted_nll, weight=weights.boundary_weight, size=weights.boundary_size)
     values = {
-        "cross_entropy": lambda: share * losses.cross_entropy(logits, labels, where=where),
-        "lovasz": lambda: losses.lovasz_softmax(logits, labels, per_image=weights.lovasz_per_image, where=where),
-        "boundary": lambda: share * losses.boundary_weighted_nll(logits, labels, **border, where=where),
-        "dice": lambda: losses.soft_dice(logits, labels, where=where),
-        "focal": lambda: share * losses.focal(logits, labels, where=where),
+        "cross_entropy": (weights.cross_entropy, lambda: share * losses.cross_entropy(logits, labels, where=where)),
+        "lovasz": (weights.lovasz, lambda: lovasz(logits, labels, where=where)),
+        "boundary": (weights.boundary, lambda: share * boundary(logits, labels, where=where)),
+        "dice": (weights.dice, lambda: losses.soft_dice(logits, labels, where=where)),
+        "focal": (weights.focal, lambda: share * losses.focal(logits, labels, where=where)),
     }
-    return {name: (weights[name], value()) for name, value in values.items() if weights[name]}
+    return {name: (weight, value()) for name, (weight, value) in values.items() if weight}

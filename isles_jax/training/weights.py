@@ -2,8 +2,8 @@
 
 The tensors in the file are named fold_K/params/LAYER/kernel and so on. They are float32 in Flax's layouts. The metadata
 in the file's header hold one JSON object under the key `isles_jax`, with all that is needed to rebuild and use the
-networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`, and `expected`, what the run
-leads to expect of a new case. Its `sha256` is a checksum of the rest of the object and of all tensors.
+networks: `config`, `classes`, `channels`, `label_values`, `versions`, `grid` and `steps`. Its `expected` says what is
+usual in a new case, by the run's own cases. Its `sha256` is a checksum of the rest of the object and of all tensors.
 """
 
 import hashlib
