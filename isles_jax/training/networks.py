@@ -21,7 +21,7 @@ def _sumnet(config: ml_collections.ConfigDict, size: tuple[int, int], **options:
     return SUMNet(residual=model.residual, width=model.width, batch_norm=model.batch_norm, **options)
 
 
-def _unet(config: ml_collections.ConfigDict, size: Size, **options: Any) -> nn.Module:
+def _unet(config: ml_collections.ConfigDict, size: tuple[int, int], **options: Any) -> nn.Module:
     model = config.model
     poolings = poolings_for(size)
     return UNet(residual=model.residual, width=model.width, batch_norm=model.batch_norm, poolings=poolings, **options)
