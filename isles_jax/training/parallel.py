@@ -113,6 +113,9 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
     Returns:
       The same function for all devices. Its indices have an additional first axis over the devices of all processes.
       State and data are placed as `replicate` places them for this kind. The state is donated.
+
+    Raises:
+      ValueError: `kind` is unknown.
     """
     if kind == "pmap":
         # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
@@ -121,6 +124,8 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         count = jax.local_device_count()
         own = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
         return lambda state, data, indices: mapped(state, data, indices[own])
+    if kind != "shard_map":
+        raise ValueError(f'parallel is "pmap" or "shard_map", got {kind!r}')
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     # With check_vma=True JAX would sum the gradients over the devices a second time, after the step did.
     on_devices = jax.shard_map(
