@@ -46,7 +46,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     config.data = data_section()
 
     config.model = model = ml_collections.ConfigDict()
-    # The segmentation network: "sumnet" (the paper's).
+    # The segmentation network: "sumnet" (the paper's), or "unet", a plain U-Net whose poolings suit the slices' size.
     model.network = "sumnet"
     # Whether residual connections bypass the convolutions of each encoder stage.
     model.residual = residual
