@@ -2,18 +2,19 @@
 
 This file imports jax and nothing else, so it can be copied into another project as it is.
 
-Conventions. Channels come last; any number of spatial axes. `logits` are unnormalised scores [..., C] (for
-probabilities give `jnp.log(p)`), `labels` integers [...] in 0..C-1. `where` is a bool mask that broadcasts to `labels`;
-a pixel where it is False has no influence at all (its logits may be NaN, its label may be 255) and a gradient of
-exactly zero, and a loss with no pixel left is 0.0. A label outside 0..C-1 that is not masked makes the loss NaN, so
-that it cannot hide. Every loss is computed in float32, whatever comes in: in bfloat16 the Lovasz losses would lose most
-of their gradient without a sign of it. `reduction="mean"` gives one float32 scalar; `reduction="none"` gives float32
-[B], for each image of the first axis the loss of that image alone (0.0 where no pixel of it is left). Shapes and types
-that do not fit raise ValueError or TypeError when the function is traced. Every function works under `jit`, `grad`,
-`vmap`, `pmap` and `shard_map`, with x64 on or off; under `pmap` and `shard_map` it sees its own device's pixels only.
+Conventions. Channels come last, after any number of spatial axes. `logits` are unnormalised scores [..., C] (for
+probabilities give `jnp.log(p)`). `labels` are integers [...] in 0..C-1. `where` is a bool mask that broadcasts to
+`labels`. A pixel where it is False has no influence at all (its logits may be NaN, its label may be 255), and its
+gradient is exactly zero. A loss with no pixel left is 0.0. A label outside 0..C-1 that is not masked makes the loss
+NaN, so that the error cannot hide. Every loss is computed in float32, whatever type comes in. In bfloat16 the Lovasz
+losses would silently lose most of their gradient. `reduction="mean"` gives one float32 scalar. `reduction="none"` gives
+float32 [B]: the loss of each image of the first axis alone, which is 0.0 for an image with no pixel left. Shapes and
+types that do not fit raise ValueError or TypeError when the function is traced. Every function works under `jit`,
+`grad`, `vmap`, `pmap` and `shard_map`, with x64 on or off. Under `pmap` and `shard_map` it sees the pixels of its own
+device only.
 """
 
-# Longer than this package's other modules, because users copy it as one file; two fifths of it is documentation.
+# This module is longer than the others, because users copy it as one file. Two fifths of it are documentation.
 
 from collections.abc import Callable
 from functools import partial, reduce
@@ -39,17 +40,17 @@ __all__ = [
     "tversky",
 ]
 
-# The bits of float32 infinity: those of any smaller non-negative float are a smaller integer, in the same order.
+# The bits of float32 infinity. The bits of non-negative floats, read as integers, have the order of the floats.
 _INFINITY = 0x7F800000
-# Pixels whose flags fill one uint32.
+# The number of pixels whose flags fill one uint32.
 _WORD = 32
-# Classes whose sum is written out.
+# A sum over up to this many classes is written out term by term.
 _FEW = 32
-# More classes than this: the softmax is taken before the classes come first.
+# With more classes than this, the softmax is taken while the classes are the last axis.
 _MANY = 8
 # The smallest normal float32.
 _TINY = 2.0**-126
-# Independent sorts in one program, at most.
+# The largest number of independent sorts in one program.
 _GROUPS = 8
 
 _Result = TypeVar("_Result")
@@ -98,7 +99,7 @@ def focal(
     class_weights: ArrayLike | None = None,
     reduction: str = "mean",
 ) -> Array:
-    """Focal loss: cross-entropy in which a pixel counts less, the better it is predicted.
+    """Focal loss: cross-entropy in which a well predicted pixel counts less.
 
         sum_i w[y_i] * (1 - p_i)^gamma * -log p_i  /  sum_i w[y_i],   p_i = softmax(x_i)[y_i]
 
@@ -124,7 +125,7 @@ def focal(
     name = "focal"
     logits, labels, mask = _segmentation(name, logits, labels, where)
     nll = _nll(logits, labels)
-    # 1 - p, kept above 0, where a power below 1 has no finite derivative.
+    # 1 - p is kept above 0, because a power below 1 has no finite derivative at 0.
     wrong = jnp.maximum(-jnp.expm1(-nll), _TINY)
     return _mean_of_pixels(name, wrong**gamma * nll, logits, labels, mask, class_weights, reduction)
 
@@ -199,14 +200,14 @@ def tversky(
 
     (Salehi, Erdogmus and Gholipour 2017, arXiv 1706.05721; the exponent: Abraham and Khan 2018, arXiv 1810.07842, who
     write it as 1/gamma with gamma 4/3, which is gamma=0.75 here and in their code). alpha = beta = 0.5 is `soft_dice`
-    (with half of its `smooth`), alpha = beta = 1 the soft Jaccard loss; beta above alpha asks for few misses.
+    (with half of its `smooth`), and alpha = beta = 1 is the soft Jaccard loss. With beta above alpha, misses cost more.
 
     Args:
       logits: [..., C].
       labels: integers [...].
       alpha: weight of false positives, not negative.
       beta: weight of false negatives, not negative.
-      gamma: exponent, above 0: above 1 the classes that are already good count less, below 1 more.
+      gamma: exponent, above 0. Classes that are already good count less with gamma above 1, and more below 1.
       classes: as in `soft_dice`.
       per_image: as in `soft_dice`.
       smooth: in pixels, not negative.
@@ -246,8 +247,8 @@ def lovasz_softmax(
         L_c = sum_k m_(k) * g_k,   g_k = D_c({(1)..(k)}) - D_c({(1)..(k-1)})
 
     (Berman, Rannen Triki and Blaschko 2018, arXiv 1705.08790, equations 8, 9 and 11). On hard predictions L_c is
-    1 - IoU. The gradient of L_c at m is g. The steps g_k are computed in closed form from integer counts (differencing
-    the index in float32 loses three digits); the gradient is written by hand and sorts nothing again.
+    1 - IoU. The gradient of L_c at m is g. The steps g_k are computed in closed form from integer counts, because
+    differencing the index in float32 loses three digits. The gradient is written by hand and sorts nothing again.
 
     Args:
       logits: [..., C].
@@ -315,7 +316,8 @@ def lovasz_hinge(
       0.2500
     """
     name = "lovasz_hinge"
-    logits, labels = _float(name, "logits", logits), jnp.asarray(labels)
+    logits = _float(name, "logits", logits)
+    labels = jnp.asarray(labels)
     if labels.dtype == jnp.bool_:
         labels = labels.astype(jnp.int8)
     labels = _integer(name, labels, 2)
@@ -333,8 +335,8 @@ def lovasz_hinge(
 def boundary_mask(labels: ArrayLike, num_classes: int, *, size: int = 3, spatial_ndim: int = 2) -> Array:
     """The pixels near a change of class: the union over classes of dilation minus erosion.
 
-    The structuring element is a square (or cube) of side `size`; outside the image nothing is known, so its border is
-    no boundary. On straight edges the band is size - 1 pixels wide.
+    The structuring element is a square (or cube) of side `size`. Nothing is known outside the image, so the image's
+    border is no boundary. On straight edges the band is size - 1 pixels wide.
 
     Args:
       labels: integers [..., spatial axes]; a label outside 0..num_classes-1 belongs to no class.
@@ -369,12 +371,12 @@ def boundary_weighted_nll(
         1/N * sum_i w_i * -log softmax(x_i)[y_i],   w_i = weight on boundary_mask(labels) and 1 elsewhere
 
     N is the number of unmasked pixels, not the sum of the weights (Rajan, Sathish and Sheet, section 2). Masked pixels
-    make no boundary. The "boundary loss" of Kervadec et al. is another one: `boundary_distance`.
+    make no boundary. The "boundary loss" of Kervadec et al. is another loss, `boundary_distance`.
 
     Args:
       logits: [..., C].
       labels: integers [...], spatial axes last.
-      weight: of a boundary pixel.
+      weight: the weight of a boundary pixel.
       size: side of the structuring element in pixels, odd; see `boundary_mask`.
       spatial_ndim: how many trailing axes of labels are spatial.
       where: bool mask that broadcasts to labels; False: ignore the pixel.
@@ -402,11 +404,11 @@ def boundary_weighted_nll(
 def signed_distances(labels: ArrayLike, num_classes: int, spacing: tuple[float, ...]) -> Array:
     """The Euclidean distance of each pixel to the edge of each class: negative inside, positive outside.
 
-    It is the distance to the centre of the nearest pixel on the other side, so that the edge itself lies half a pixel
-    before it; exact but for float32's rounding. A class that has no pixel of the image, or all of them, has distance 0
-    everywhere. A label outside 0..num_classes-1 is unknown: it lies on neither side, and its own distance is 0.
+    The distance ends at the centre of the nearest pixel on the other side, half a pixel beyond the edge itself. It is
+    exact up to float32's rounding. A class that has no pixel of the image, or all of them, has distance 0 everywhere. A
+    pixel whose label is outside 0..num_classes-1 lies on neither side, and its own distance is 0.
 
-    Each axis of n pixels takes n passes over the image: 96 x 128 pixels take 224. Where labels do not change while
+    Each axis of n pixels takes n passes over the image: 96 x 128 pixels take 224. If the labels do not change while
     training, compute the distances once.
 
     Args:
@@ -422,7 +424,8 @@ def signed_distances(labels: ArrayLike, num_classes: int, spacing: tuple[float, 
       [ 4.  2. -2. -4.]
     """
     name = "signed_distances"
-    labels, axes = _integer(name, labels, _class_count(name, num_classes)), len(spacing)
+    labels = _integer(name, labels, _class_count(name, num_classes))
+    axes = len(spacing)
     if not 1 <= axes <= labels.ndim:
         raise ValueError(f"{name}: spacing needs 1 to {labels.ndim} numbers for labels {labels.shape}, got {spacing}")
     known = ((labels >= 0) & (labels < num_classes))[..., None]
@@ -467,7 +470,7 @@ def boundary_distance(
         raise ValueError(f"{name}: logits {logits.shape} need distances of that shape, got {distances.shape}")
     shape = _images_by_pixels(name, labels, reduction == "none", reduction)
     distances = distances if where is None else jnp.where(mask[..., None], distances, 0.0)
-    logits, distances = (_padded(x.reshape(*shape, x.shape[-1]), x.shape[-1]) for x in (logits, distances))
+    logits, distances = (_padded(x.reshape(*shape, x.shape[-1])) for x in (logits, distances))
     total = _expected_sums(logits, distances)
     losses = _ratio(total, jnp.sum(mask.reshape(shape), axis=1, dtype=jnp.float32))
     return losses if reduction == "none" else losses[0]
@@ -511,7 +514,7 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
     Args:
       real: critic logits [B], as the discriminator's loss takes them.
       fake: critic logits [B], likewise.
-      average: what the discriminator's loss is given.
+      average: the same as for the discriminator's loss.
 
     Returns:
       float32 scalar, in nats.
@@ -528,19 +531,25 @@ def relativistic_generator_loss(real: ArrayLike, fake: ArrayLike, *, average: bo
 
 
 def _overlap(
-    alpha: float, beta: float, gamma: float, smooth: float, squared: bool,
-    logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...],
-) -> tuple[Array, Array]:  # fmt: skip
-    """The Tversky loss of each chosen class in each image, and whether the class has a pixel, as `_lovasz_classes`."""
-    counts = _soft_counts if logits.shape[-1] <= _MANY else _soft_counts_of_many
-    # Few numbers, so those of the other classes may be computed for nothing.
-    hits, extra, missed = (x[:, jnp.array(chosen)] for x in counts(logits, labels, mask, squared))
-    # 1 - index as one fraction: no digit is lost where the loss is small, and it is 0 where there is nothing.
+    alpha: float,
+    beta: float,
+    gamma: float,
+    smooth: float,
+    squared: bool,
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    chosen: tuple[int, ...],
+) -> tuple[Array, Array]:
+    """The Tversky loss of each chosen class in each image, and whether the class has a pixel; see `_lovasz_classes`."""
+    # The sums of the other classes are few numbers, so they may be computed for nothing.
+    hits, extra, missed = (x[:, jnp.array(chosen)] for x in _soft_counts(logits, labels, mask, squared))
+    # 1 - index is one fraction. So no digit is lost where the loss is small, and the loss is 0 where there is nothing.
     wrong = alpha * extra + beta * missed
     losses = _ratio(wrong, hits + wrong + smooth)
     # A power below 1 has no finite derivative at 0.
     losses = jnp.where(losses < _TINY, 0.0, jnp.maximum(losses, _TINY) ** gamma)
-    # A pixel of the class adds at least 3/4 to hits and missed together; NaN counts as present, to be seen.
+    # A pixel of the class adds at least 3/4 to hits + missed. NaN counts as present, so that it shows in the loss.
     return losses, hits + missed != 0
 
 
@@ -553,87 +562,60 @@ def _soft_counts(logits: Array, labels: Array, mask: Array, squared: bool) -> tu
       mask: [B, N].
       squared: a false positive counts p^2 and a false negative (1 - p)^2, not p and 1 - p.
     """
-    probabilities = _probabilities(logits)
-    foreground = jnp.moveaxis(_one_hot(labels, logits.shape[-1]), -1, 0) & mask
+    images, count = len(labels), logits.shape[-1]
+    if count <= _MANY:
+        probabilities = _probabilities(logits)
+        foreground = jnp.moveaxis(_one_hot(labels, count), -1, 0) & mask
+    else:
+        probabilities = jax.nn.softmax(_words(logits), axis=-1)
+        mask = _words(mask)[..., None]
+        foreground = _one_hot(_words(labels), count) & mask
     power = 2 if squared else 1
     hits = jnp.where(foreground, probabilities, 0.0)
     extra = jnp.where(~foreground & mask, probabilities**power, 0.0)
     missed = jnp.where(foreground, (1.0 - probabilities) ** power, 0.0)
-    return _row_sums(hits).T, _row_sums(extra).T, _row_sums(missed).T
+    if count <= _MANY:
+        return _row_sums(hits).T, _row_sums(extra).T, _row_sums(missed).T
+    # The sums of words come first: one sum over millions of pixels may lose digits.
+    hits, extra, missed = (jnp.sum(x, axis=1).reshape(images, -1, count) for x in (hits, extra, missed))
+    return jnp.sum(hits, axis=1), jnp.sum(extra, axis=1), jnp.sum(missed, axis=1)
+
+
+def _expected_sums(logits: Array, values: Array) -> Array:
+    """Sums over pixels and classes of softmax(logits) * values, both [B, N, C] as `_padded` makes them: [B]."""
+    if logits.shape[-1] <= _MANY:
+        return _expected_sums_of_few(logits, values)
+    expected = jnp.sum(jax.nn.softmax(_words(logits), axis=-1) * _words(values), axis=-1)
+    return _sum_of_pixels(expected.reshape(len(logits), -1))
+
+
+def _words(x: Array) -> Array:
+    """[B, N, ...] as [B * N / _WORD, _WORD, ...]: XLA's CPU divides the first axis among the cores."""
+    return x.reshape(-1, _WORD, *x.shape[2:])
 
 
 # The derivatives below are written by hand because autodiff would store more arrays of the size of the logits.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _soft_counts_of_many(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[Array, Array, Array]:
-    """As `_soft_counts`, for many classes: the logits stay as they lie in memory."""
-    return _soft_counts_forward(logits, labels, mask, squared)[0]
-
-
-def _soft_counts_forward(logits: Array, labels: Array, mask: Array, squared: bool) -> tuple[tuple, tuple]:
-    images, count = logits.shape[0], logits.shape[-1]
-    # XLA's CPU divides the first axis among the cores.
-    logits, labels, mask = (x.reshape(images * _WORD, -1, *x.shape[2:]) for x in (logits, labels, mask))
-    powers, total = _powers(logits)
-    inside = mask[..., None]
-    foreground = _one_hot(labels, count) & inside
-    own = jnp.sum(jnp.where(foreground, powers, 0.0), axis=-1, keepdims=True)
-    own = lax.optimization_barrier(lax.optimization_barrier(own) / total)
-    power = 2 if squared else 1
-    hits = jnp.where(foreground, own, 0.0)
-    extra = jnp.where(~foreground & inside, (powers / total) ** power, 0.0)
-    missed = jnp.where(foreground, (1.0 - own) ** power, 0.0)
-    sums = (jnp.sum(_sums_by_words(x).reshape(images, _WORD, count), axis=1) for x in (hits, extra, missed))
-    return tuple(sums), (powers, total, foreground, inside)
-
-
-def _soft_counts_backward(squared: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple:
-    powers, total, foreground, inside = residuals
-    images, count = cotangents[0].shape
-    hits, extra, missed = (jnp.repeat(x, _WORD, axis=0)[:, None] for x in cotangents)
-    if squared:
-        probabilities = powers / total
-        extra, missed = 2.0 * extra * probabilities, 2.0 * missed * (1.0 - probabilities)
-    slopes = jnp.where(foreground, hits - missed, jnp.where(inside, extra, 0.0))
-    return _powers_gradient(powers, total, slopes).reshape(images, -1, count), None, None
-
-
-_soft_counts_of_many.defvjp(_soft_counts_forward, _soft_counts_backward)
-
-
 @jax.custom_vjp
-def _expected_sums(logits: Array, values: Array) -> Array:
-    """Sums over pixels and classes of softmax(logits) * values, both [B, N, C] as `_padded` makes them: [B]."""
+def _expected_sums_of_few(logits: Array, values: Array) -> Array:
     return _expected_sums_forward(logits, values)[0]
 
 
-def _expected_sums_forward(logits: Array, values: Array) -> tuple[Array, tuple[Array, ...]]:
-    images, count = logits.shape[0], logits.shape[-1]
-    if count <= _MANY:
-        probabilities = lax.optimization_barrier(_softmax(logits))
-        sums = _sum_of_pixels(_sum_of_classes(probabilities * jnp.moveaxis(values, -1, 0)))
-        return sums, (probabilities, values)
-    powers, total = _powers(logits.reshape(images * _WORD, -1, count))
-    values = values.reshape(powers.shape)
-    expected = lax.optimization_barrier(jnp.sum(powers * values, axis=-1, keepdims=True)) / total
-    return _sum_of_pixels(expected.reshape(images, -1)), (powers, total, values)
+def _expected_sums_forward(logits: Array, values: Array) -> tuple[Array, tuple[Array, Array]]:
+    probabilities = lax.optimization_barrier(_softmax(logits))
+    sums = _sum_of_pixels(_sum_of_classes(probabilities * jnp.moveaxis(values, -1, 0)))
+    return sums, (probabilities, values)
 
 
-def _expected_sums_backward(residuals: tuple[Array, ...], cotangents: Array) -> tuple[Array, Array]:
-    if len(residuals) == 2:
-        probabilities, values = residuals
-        slopes = cotangents[:, None] * jnp.moveaxis(values, -1, 0)
-        by_values = jnp.moveaxis(cotangents[:, None] * probabilities, 0, -1)
-        return _softmax_gradient(probabilities, slopes), by_values
-    powers, total, values = residuals
-    slopes = jnp.repeat(cotangents, _WORD)[:, None, None]
-    shape = (len(cotangents), -1, powers.shape[-1])
-    by_logits = _powers_gradient(powers, total, slopes * values)
-    return by_logits.reshape(shape), (powers * (slopes / total)).reshape(shape)
+def _expected_sums_backward(residuals: tuple[Array, Array], cotangents: Array) -> tuple[Array, Array]:
+    probabilities, values = residuals
+    slopes = cotangents[:, None] * jnp.moveaxis(values, -1, 0)
+    by_values = jnp.moveaxis(cotangents[:, None] * probabilities, 0, -1)
+    return _softmax_gradient(probabilities, slopes), by_values
 
 
-_expected_sums.defvjp(_expected_sums_forward, _expected_sums_backward)
+_expected_sums_of_few.defvjp(_expected_sums_forward, _expected_sums_backward)
 
 
 @jax.custom_vjp
@@ -643,7 +625,8 @@ def _probabilities(logits: Array) -> Array:
 
 
 def _probabilities_forward(logits: Array) -> tuple[Array, Array]:
-    return (probabilities := lax.optimization_barrier(_softmax(logits))), probabilities
+    probabilities = lax.optimization_barrier(_softmax(logits))
+    return probabilities, probabilities
 
 
 _probabilities.defvjp(_probabilities_forward, lambda probabilities, slopes: (_softmax_gradient(probabilities, slopes),))
@@ -651,7 +634,7 @@ _probabilities.defvjp(_probabilities_forward, lambda probabilities, slopes: (_so
 
 @jax.custom_vjp
 def _row_sums(x: Array) -> Array:
-    """`_sum_of_pixels`; autodiff would take its slices apart."""
+    """The same as `_sum_of_pixels`, whose slices autodiff would differentiate one by one."""
     return _sum_of_pixels(x)
 
 
@@ -659,14 +642,6 @@ _row_sums.defvjp(
     lambda x: (_sum_of_pixels(x), x),
     lambda like, slopes: (jnp.broadcast_to(slopes[..., None], like.shape),),
 )
-
-
-def _sums_by_words(x: Array) -> Array:
-    """[B, N, C] summed over N: [B, C]. One sum over millions of pixels would lose digits."""
-    while x.shape[1] > 1:
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _WORD), (0, 0))).reshape(len(x), -1, _WORD, x.shape[-1])
-        x = lax.optimization_barrier(jnp.sum(x, axis=2))
-    return x[:, 0]
 
 
 # The Lovasz extension of the Jaccard loss.
@@ -688,13 +663,15 @@ def _lovasz_classes(
     Returns:
       Losses, float32 [B, K], and whether the class has a pixel, bool [B, K].
     """
-    return _classes(logits, labels, mask, chosen, bins, False)[0]
+    result: tuple[Array, Array] = _classes(logits, labels, mask, chosen, bins, False)[0]
+    return result
 
 
 def _classes_forward(
     logits: Array, labels: Array, mask: Array, chosen: tuple[int, ...], bins: int | None
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    return _classes(logits, labels, mask, chosen, bins, True)
+    both: tuple[tuple[Array, Array], tuple[Array, Array]] = _classes(logits, labels, mask, chosen, bins, True)
+    return both
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -703,7 +680,7 @@ def _classes(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
     """The result of `_lovasz_classes` and, if wanted, what backward needs: probabilities and slopes, pixels last."""
     probabilities = _softmax(logits)
-    picked = probabilities if len(chosen) == len(probabilities) else probabilities[jnp.array(chosen)]
+    picked = probabilities if chosen == tuple(range(len(probabilities))) else probabilities[jnp.array(chosen)]
     foreground = (labels == jnp.array(chosen, jnp.int32)[:, None, None]) & mask
     # A softmax may round to a little more than 1.
     errors = jnp.maximum(jnp.where(foreground, 1.0 - picked, picked), 0.0)
@@ -718,7 +695,7 @@ def _classes_backward(
 ) -> tuple[Array, None, None]:
     probabilities, slopes = residuals
     slopes = slopes * cotangents[0].T[..., None]
-    if len(chosen) < len(probabilities):
+    if chosen != tuple(range(len(probabilities))):
         slopes = jnp.zeros_like(probabilities).at[jnp.array(chosen)].set(slopes)
     return _softmax_gradient(probabilities, slopes), None, None
 
@@ -729,11 +706,13 @@ _lovasz_classes.defvjp(_classes_forward, _classes_backward)
 @jax.custom_vjp
 def _lovasz_binary(errors: Array, foreground: Array, mask: Array) -> Array:
     """Lovasz extension of the Jaccard loss over the last axis: errors [B, N], 0 or more, to losses [B]."""
-    return _extension(errors, foreground, mask, None, False)[0]
+    losses: Array = _extension(errors, foreground, mask, None, False)[0]
+    return losses
 
 
 def _binary_forward(errors: Array, foreground: Array, mask: Array) -> tuple[Array, Array]:
-    return _extension(errors, foreground, mask, None, True)
+    both: tuple[Array, Array] = _extension(errors, foreground, mask, None, True)
+    return both
 
 
 _lovasz_binary.defvjp(_binary_forward, lambda steps, cotangent: (steps * cotangent[:, None], None, None))
@@ -757,7 +736,7 @@ def _extension(errors: Array, foreground: Array, mask: Array, bins: int | None, 
     if not errors.size:
         return jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape, jnp.float32)
     errors, foreground, mask = lax.optimization_barrier((errors, foreground, mask))
-    # Whole words of pixels: see _running_count.
+    # `_running_count` takes whole words of pixels.
     errors, foreground, mask = (
         jnp.pad(x.reshape(-1, shape[-1]), ((0, 0), (0, -shape[-1] % _WORD))) for x in (errors, foreground, mask)
     )
@@ -770,19 +749,21 @@ def _extension(errors: Array, foreground: Array, mask: Array, bins: int | None, 
 
 
 def _in_groups(function: Callable[..., _Result], *rows: Array) -> _Result:
-    """function(*rows), rows [R, ...], by groups of rows: XLA's CPU sorts an array on one thread, but several at once.
+    """function(*rows), rows [R, ...], computed by groups of rows.
 
-    The barriers keep the groups' memory apart: if they took turns in it, they would have to wait for each other.
+    XLA's CPU sorts each array on one thread, but it sorts several arrays at once. The barriers give each group memory
+    of its own: groups that share memory have to wait for each other.
     """
     step = -(-len(rows[0]) // _GROUPS)
     groups = [[x[i : i + step] for x in rows] for i in range(0, len(rows[0]), step)]
     results = lax.optimization_barrier([function(*group) for group in lax.optimization_barrier(groups)])
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+    joined: _Result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+    return joined
 
 
 def _exact(errors: Array, foreground: Array, mask: Array, gradient: bool) -> tuple[Array, Array]:
     """The exact form on rows [R, N], N a multiple of _WORD."""
-    # One unsigned key: errors descending, among equals the foreground first, masked pixels last of all.
+    # One unsigned key sorts the errors in descending order, the foreground first among equals, masked pixels last.
     bits = jnp.uint32(_INFINITY) - lax.bitcast_convert_type(errors, jnp.uint32)
     keys = jnp.where(mask, bits << 1 | (~foreground).astype(jnp.uint32), jnp.uint32(0xFFFFFFFF))
     left = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
@@ -804,17 +785,17 @@ def _unsort(steps: Array, index: Array) -> Array:
 
 
 def _unsort_by_sort(steps: Array, index: Array) -> Array:
-    """The same as `_unsort` on rows; a TPU scatters single numbers slowly."""
+    """The same as `_unsort` for rows, because a TPU scatters single numbers slowly."""
     return lax.sort((index, steps), num_keys=1, is_stable=False)[1]
 
 
 def _bucketed(errors: Array, foreground: Array, mask: Array, bins: int, gradient: bool) -> tuple[Array, Array]:
     """The bucketed form on rows [R, N]: pixels whose errors round to one level join together.
 
-    A pixel's step is the mean of what it is when the level's foreground joins first and when its background does: these
-    add up to exactly what the level adds to the Jaccard loss.
+    A pixel's step is the mean of two steps: the one if the level's foreground joins first, and the one if its
+    background does. The steps of a level add up to exactly what the level adds to the Jaccard loss.
     """
-    # Level 0 holds the largest errors; a last slot, of no consequence, what is masked. The clip is for NaN.
+    # Level 0 holds the largest errors. The last slot holds the masked pixels and is not used. The clip is for NaN.
     level = (bins - 1) - jnp.clip(jnp.round(errors * (bins - 1)).astype(jnp.int32), 0, bins - 1)
     slot = jnp.where(mask, 2 * level + foreground.astype(jnp.int32), 2 * bins)
     count = jax.vmap(lambda s: jnp.zeros(2 * bins + 1, jnp.int32).at[s].add(1, mode="promise_in_bounds"))
@@ -823,8 +804,9 @@ def _bucketed(errors: Array, foreground: Array, mask: Array, bins: int, gradient
     after = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
     before = after - counts
     total = after[:, -1:, 1]
-    counts, one = counts.astype(jnp.float32), jnp.float32(1.0)
-    # As in _steps, with the union u and the missed foreground h before and after the level.
+    counts = counts.astype(jnp.float32)
+    one = jnp.float32(1.0)
+    # The union u and the missed foreground h are those of `_steps`, before and after the level.
     union = (total + before[..., 0]).astype(jnp.float32), (total + after[..., 0]).astype(jnp.float32)
     missed = ((total - before[..., 1]).astype(jnp.float32) + (total - after[..., 1]).astype(jnp.float32)) / 2
     inverse = [one / jnp.maximum(u, one) for u in union]
@@ -847,10 +829,10 @@ def _sort(keys: Array) -> tuple[Array, Array]:
 
 
 def _sort_cpu(keys: Array) -> tuple[Array, Array]:
-    """The same as `_sort`; XLA's CPU sorts one integer operand several times as fast as two.
+    """The same as `_sort`, because XLA's CPU sorts one integer operand several times as fast as two.
 
-    The pair becomes the two halves of one 64-bit integer, by bitcasts and no arithmetic: only they and the sort need
-    x64. Stable on purpose: XLA's stable sort is the faster one here.
+    The pair becomes the two halves of one 64-bit integer. Bitcasts do this without arithmetic, so that only they and
+    the sort need x64. The sort is stable because XLA's stable sort is faster here.
     """
     index = lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
     with jax.enable_x64(True):
@@ -862,19 +844,22 @@ def _sort_cpu(keys: Array) -> tuple[Array, Array]:
 def _steps(foreground: Array, place: Array, total: Array) -> Array:
     """Increments of the Jaccard loss when pixels join the errors one by one, in closed form.
 
-    With u the union after the pixel joined and h the foreground that is not yet among the errors, the loss is
-    1 - h / u: a foreground pixel adds 1 / u and a background pixel h / (u (u - 1)).
+    Let u be the union after the pixel joined, and h the foreground that is not yet among the errors. The loss is
+    1 - h / u. A foreground pixel adds 1 / u to it, and a background pixel h / (u (u - 1)).
     """
     seen = _running_count(foreground)
     union = (total + place + 1 - seen).astype(jnp.float32)
     hits = (total - seen).astype(jnp.float32)
     background = hits / (union * jnp.maximum(union - 1.0, 1.0))
-    # Without any foreground the first pixel brings the whole loss; only then has a background pixel a union of 1.
+    # Without any foreground the first pixel adds the whole loss. A background pixel has a union of 1 only then.
     return jnp.where(foreground | (union <= 1.0), 1.0 / union, background)
 
 
 def _running_count(flags: Array) -> Array:
-    """Cumulative sum of bools [R, N] along the last axis, int32: by words of bits, as XLA's own takes many passes."""
+    """Cumulative sum of bools [R, N] along the last axis, int32.
+
+    It counts the bits of whole words, because XLA's own cumulative sum takes many passes.
+    """
     rows, length = flags.shape
     bit = lax.broadcasted_iota(jnp.uint32, (1, 1, _WORD), 2)
     words = jnp.sum(flags.reshape(rows, -1, _WORD).astype(jnp.uint32) << bit, axis=-1, dtype=jnp.uint32)
@@ -890,8 +875,9 @@ def _running_count(flags: Array) -> Array:
 def _distance(targets: Array, spacing: tuple[float, ...]) -> Array:
     """Distance of each pixel to the nearest target; targets bool [..., spatial axes, C]; infinite where there is none.
 
-    The squared distance along one axis after another: the nearest target of a pixel lies in some row, where the row's
-    own nearest one is already known (Felzenszwalb and Huttenlocher 2012, here by brute force along each axis).
+    The squared distance is computed along one axis after another, by brute force along each: the nearest target of a
+    pixel lies in some row, and the distance to the nearest target within that row is already known (Felzenszwalb and
+    Huttenlocher 2012).
     """
     squared = jnp.where(targets, jnp.float32(0.0), jnp.float32(jnp.inf))
     for axis, step in zip(range(targets.ndim - 1 - len(spacing), targets.ndim - 1), spacing, strict=True):
@@ -910,29 +896,17 @@ def _distance(targets: Array, spacing: tuple[float, ...]) -> Array:
 
 
 def _softmax(logits: Array) -> Array:
-    """Probabilities, classes first: [B, N, C] to [C, B, N]. The barriers: each part once, not per class."""
-    if logits.shape[-1] <= _MANY:
-        logits = lax.optimization_barrier(jnp.moveaxis(logits, -1, 0))
-        largest = reduce(jnp.maximum, logits)
-        powers = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
-        return powers / _sum_of_classes(powers)
-    # XLA's CPU would take the exponentials of the turned array one by one.
-    powers, total = _powers(logits)
-    return jnp.moveaxis(lax.optimization_barrier(powers / total), -1, 0)
+    """Probabilities, classes first: [B, N, C] to [C, B, N].
 
-
-def _powers(logits: Array) -> tuple[Array, Array]:
-    """Numerators [B, N, C] and denominators [B, N, 1] of the softmax."""
-    logits = lax.optimization_barrier(logits)
-    largest = lax.optimization_barrier(jnp.max(logits, axis=-1, keepdims=True))
-    powers = lax.optimization_barrier(jnp.exp(logits - largest))
-    return powers, lax.optimization_barrier(jnp.sum(powers, axis=-1, keepdims=True))
-
-
-def _powers_gradient(powers: Array, total: Array, slopes: Array) -> Array:
-    """The gradient for the logits where powers / total has the gradient `slopes`, [B, N, C]."""
-    mean = lax.optimization_barrier(jnp.sum(powers * slopes, axis=-1, keepdims=True)) / total
-    return powers * ((slopes - mean) / total)
+    The barriers make XLA compute each part once, where it would repeat it for every class.
+    """
+    if logits.shape[-1] > _MANY:
+        # XLA's CPU would take the exponentials of the turned array one by one.
+        return jnp.moveaxis(lax.optimization_barrier(jax.nn.softmax(logits, axis=-1)), -1, 0)
+    logits = lax.optimization_barrier(jnp.moveaxis(logits, -1, 0))
+    largest = reduce(jnp.maximum, logits)
+    powers: Array = lax.optimization_barrier(jnp.exp(logits - lax.optimization_barrier(largest)))
+    return powers / _sum_of_classes(powers)
 
 
 def _softmax_gradient(probabilities: Array, slopes: Array) -> Array:
@@ -942,12 +916,16 @@ def _softmax_gradient(probabilities: Array, slopes: Array) -> Array:
 
 
 def _sum_of_classes(x: Array) -> Array:
-    """Sum over the first axis; XLA's own is slow on CPUs where that axis is short. The barrier: once, not per class."""
-    return lax.optimization_barrier(reduce(jnp.add, x) if len(x) <= _FEW else jnp.sum(x, axis=0))
+    """Sum over the first axis, because XLA's own sum is slow on CPUs if that axis is short.
+
+    The barrier makes XLA compute the sum once, where it would repeat it for every class.
+    """
+    total: Array = lax.optimization_barrier(reduce(jnp.add, x) if len(x) <= _FEW else jnp.sum(x, axis=0))
+    return total
 
 
 def _sum_of_pixels(x: Array) -> Array:
-    """Sum over the last axis, a multiple of 8: in eight lanes first, for the same reason and for accuracy."""
+    """Sum over the last axis, a multiple of 8. It first adds eight parts, which is faster on CPUs and more accurate."""
     return jnp.sum(reduce(jnp.add, jnp.moveaxis(x.reshape(*x.shape[:-1], 8, -1), -2, 0)), axis=-1)
 
 
@@ -965,7 +943,8 @@ def _mean_of_pixels(
     name: str, values: Array, logits: Array, labels: Array, mask: Array, class_weights: ArrayLike | None, reduction: str
 ) -> Array:
     """Mean of values [...] over the unmasked pixels, each weighted by its class."""
-    axes, count = _pixel_axes(name, labels, reduction), logits.shape[-1]
+    axes = _pixel_axes(name, labels, reduction)
+    count = logits.shape[-1]
     weights = mask.astype(jnp.float32)
     if class_weights is not None:
         table = _class_weights(name, class_weights, count)
@@ -975,18 +954,26 @@ def _mean_of_pixels(
 
 
 def _mean_of_classes(
-    name: str, loss: Callable[..., tuple[Array, Array]], logits: ArrayLike, labels: ArrayLike,
-    classes: str | tuple[int, ...], per_image: bool, where: ArrayLike | None, class_weights: ArrayLike | None,
+    name: str,
+    loss: Callable[..., tuple[Array, Array]],
+    logits: ArrayLike,
+    labels: ArrayLike,
+    classes: str | tuple[int, ...],
+    per_image: bool,
+    where: ArrayLike | None,
+    class_weights: ArrayLike | None,
     reduction: str,
-) -> Array:  # fmt: skip
+) -> Array:
     """Mean over classes, then over images, of what loss(logits [B, N, C], labels, mask, chosen) gives as [B, K]."""
     logits, labels, mask = _segmentation(name, logits, labels, where)
-    chosen = _chosen_classes(name, classes, count := logits.shape[-1])
+    count = logits.shape[-1]
+    chosen = _chosen_classes(name, classes, count)
     table = jnp.ones(count, jnp.float32) if class_weights is None else _class_weights(name, class_weights, count)
     shape = _images_by_pixels(name, labels, per_image, reduction)
-    # The barrier: XLA would evaluate what depends on a constant mask while compiling, for many seconds.
-    labels, mask = labels.reshape(shape), lax.optimization_barrier(mask.reshape(shape))
-    losses, present = loss(*(_padded(x, count) for x in (logits.reshape(*shape, count), labels, mask)), chosen)
+    labels = labels.reshape(shape)
+    # Without the barrier XLA would spend many seconds of compilation on what depends on a constant mask.
+    mask = lax.optimization_barrier(mask.reshape(shape))
+    losses, present = loss(*(_padded(x) for x in (logits.reshape(*shape, count), labels, mask)), chosen)
     weights = jnp.broadcast_to(table[jnp.array(chosen)], losses.shape)
     if classes == "present":
         weights = jnp.where(present, weights, 0.0)
@@ -1009,8 +996,8 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def _boundary(labels: Array, mask: Array | None, num_classes: int, size: int, spatial_ndim: int) -> Array:
-    # A pixel is in some class's dilation and not in its erosion exactly when its window holds more than one class: when
-    # the largest label there is not the smallest. What is masked or outside the image takes part in neither.
+    # A pixel is in some class's dilation and not in its erosion exactly when its window holds more than one class. Then
+    # the largest label in the window is not the smallest. Pixels that are masked or outside the image do not count.
     dtype = jnp.int8 if num_classes <= 126 else jnp.int32
     least, most = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
     labels = jnp.where((labels < 0) | (labels >= num_classes), -1, labels).astype(dtype)
@@ -1023,7 +1010,7 @@ def _boundary(labels: Array, mask: Array | None, num_classes: int, size: int, sp
 
 
 def _running(extremum: Callable[[Array, Array], Array], x: Array, axis: int, size: int, outside: int) -> Array:
-    """Minimum or maximum along one axis over `size` places round each."""
+    """Minimum or maximum along one axis, over a window of `size` places around each place."""
     margin = [(size // 2, size // 2) if i == axis else (0, 0) for i in range(x.ndim)]
     padded = jnp.pad(x, margin, constant_values=outside)
     return reduce(extremum, [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(size)])
@@ -1036,7 +1023,7 @@ def _relativistic(winner: Array, loser: Array, average: bool) -> Array:
     return (first + jnp.mean(jax.nn.softplus(loser - jnp.mean(winner)))) / 2
 
 
-# Checks of what came in; all of them happen while tracing.
+# Checks of the arguments. All of them happen while tracing.
 
 
 def _float(name: str, what: str, x: ArrayLike) -> Array:
@@ -1051,7 +1038,7 @@ def _integer(name: str, labels: ArrayLike, num_classes: int) -> Array:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name}: labels must be integers, got {labels.dtype}")
     if jnp.iinfo(labels.dtype).max > jnp.iinfo(jnp.int32).max:
-        # What int32 cannot hold is no class, and must not become one by wrapping round.
+        # A number that int32 cannot hold is no class, and must not become one by wrapping around.
         labels = jnp.where((labels < 0) | (labels > num_classes), num_classes, labels)
     return labels.astype(jnp.int32)
 
@@ -1105,12 +1092,12 @@ def _pixel_axes(name: str, labels: Array, reduction: str) -> tuple[int, ...] | N
     return None if reduction == "mean" else tuple(range(1, labels.ndim))
 
 
-def _padded(x: Array, num_classes: int) -> Array:
-    """[B, N, ...] with zeros at the end of the second axis, so that N is a multiple of whole words.
+def _padded(x: Array) -> Array:
+    """[B, N, ...] with zeros at the end of the second axis, so that N is an odd number of words.
 
-    For few classes it is an odd one: rows of a power of two would meet in the same few lines of a CPU's cache.
+    Rows whose length is a power of two would meet in the same few lines of a CPU's cache.
     """
-    more = -x.shape[1] % _WORD**2 if num_classes > _MANY else (_WORD - x.shape[1]) % (2 * _WORD)
+    more = (_WORD - x.shape[1]) % (2 * _WORD)
     return jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
 
 

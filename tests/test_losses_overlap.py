@@ -157,6 +157,47 @@ def test_hard_predictions_give_one_minus_the_score(num_classes):
     np.testing.assert_allclose(losses.tversky(logits, labels, alpha=0.0, beta=1.0), recall, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["soft_dice", "squared", "tversky", "lovasz_softmax", "boundary_distance"])
+@pytest.mark.parametrize("num_classes", [12, 40])
+def test_classes_of_probability_zero_change_nothing(name, num_classes):
+    logits, labels, where = case((2, 5, 9), 3)
+    options = {"where": where, "reduction": "none"}
+    target = labels
+    if name == "boundary_distance":
+        target = np.array(losses.signed_distances(labels, 3, (1.0, 1.0)))
+    else:
+        options |= {"classes": (2, 0, 1), "per_image": True, "class_weights": np.array([0.5, 1.0, 3.0])}
+    function = getattr(losses, "soft_dice" if name == "squared" else name)
+    if name == "squared":
+        options |= {"squared": True, "smooth": 1.0}
+    cotangent = np.array([1.0, -2.0], np.float32)
+
+    def value_and_gradient(logits, target, **more):
+        value, pullback = jax.vjp(lambda x: function(x, target, **(options | more)), logits)
+        return value, pullback(cotangent)[0]
+
+    expected = value_and_gradient(logits, target)
+    more = [(0, 0)] * 3 + [(0, num_classes - 3)]
+    wide = np.pad(logits, more, constant_values=-200.0)
+    if name == "boundary_distance":
+        value, gradient = value_and_gradient(wide, np.pad(target, more, constant_values=7.0))
+    else:
+        weights = np.pad(options["class_weights"], (0, num_classes - 3), constant_values=5.0)
+        value, gradient = value_and_gradient(wide, target, class_weights=weights)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient[..., :3], expected[1], atol=1e-7)
+    assert (np.asarray(gradient)[..., 3:] == 0).all()
+    assert (np.asarray(gradient)[~where] == 0).all()
+
+
+@pytest.mark.parametrize("num_classes", [3, 12])
+def test_images_without_pixels_cost_nothing(num_classes):
+    logits, labels = np.zeros((2, 0, 5, num_classes)), np.zeros((2, 0, 5), int)
+    for loss in (losses.soft_dice, losses.tversky, losses.lovasz_softmax):
+        assert loss(logits, labels) == 0
+    assert losses.boundary_distance(logits, logits) == 0
+
+
 def test_special_cases_of_tversky_and_focal():
     logits, labels, where = case((3, 50), 3)
     value = losses.soft_dice(logits, labels, where=where, smooth=2.0)
