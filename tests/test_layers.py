@@ -144,6 +144,10 @@ def test_modules_and_functions_stay_short():
     assert long == LONG
 
 
+def test_the_formatter_is_never_switched_off():
+    assert [path.name for path in FILES if "fmt: skip" in path.read_text()] == []
+
+
 def test_test_files_do_not_import_each_other():
     """What they share is in helpers.py and conftest.py."""
     for path in Path(__file__).parent.glob("*.py"):
