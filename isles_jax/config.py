@@ -5,7 +5,6 @@ Each file in `configs/` calls `baseline` once. Any key can be overridden on the 
 """
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -158,7 +157,8 @@ def data_section() -> ml_collections.ConfigDict:
     # Names of the channels to use, in this order; (): all those of the layout.
     data.channels = ()
     # Side of the network's voxels in mm: "median" of the cases, one number for all three sides, three numbers with
-    # commas between them, or "0": every case as stored. Sides that differ by less than 5% are not resampled.
+    # commas between them, from 0.1 to 30 mm; or "0": every case as stored. Sides that differ by less than 5% are not
+    # resampled.
     data.spacing_mm = "median"
     # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
     data.dtype = "float32"
@@ -190,6 +190,10 @@ IMPLIED: dict[str, Any] = {
 
 # The values that replace None: on the user's own data, and on the phantom, which two CPU cores can train.
 BY_DATA = {"model.width": (64, 32), "discriminator.width": (64, 8), "train.epochs": (50, 10)}
+
+# Sides of the network's voxels that make sense for a brain.
+LEAST_SIDE_MM = 0.1
+MOST_SIDE_MM = 30.0
 
 # No number of a configuration is negative, and these are not 0 either.
 _POSITIVE = (
@@ -255,12 +259,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
         require(key, flat[key] > 0, "a number above 0")
     require("folds", config.folds >= 2, "at least 2")
     require("fold", config.fold is None or 0 <= config.fold < config.folds, f"0 to {config.folds - 1}")
+    require("name", bool(config.name), "a name")
     by = config.folds_by
     require("folds_by", by in ("patient", "site") or by.endswith(".json"), "patient, site or a .json file")
     named = all(isinstance(name, str) and name for name in data.channels)
     require("data.channels", named and len(set(data.channels)) == len(data.channels), "names, each once")
     usual = data.spacing_mm in ("median", "0")
-    sides = "a side in mm, three with commas between them, 'median' or '0'"
+    sides = f"a side from {LEAST_SIDE_MM:g} to {MOST_SIDE_MM:g} mm, three with commas between them, 'median' or '0'"
     require("data.spacing_mm", usual or _sides(data.spacing_mm) in (1, 3), sides)
     shape = data.phantom.shape
     require("data.phantom.shape", len(shape) == 3 and min(shape) > 0, "three numbers above 0")
@@ -288,7 +293,7 @@ def _sides(text: str) -> int:
         sides = [float(side) for side in text.split(",")]
     except ValueError:
         return 0
-    return len(sides) if all(0 < side < math.inf for side in sides) else 0
+    return len(sides) if all(LEAST_SIDE_MM <= side <= MOST_SIDE_MM for side in sides) else 0
 
 
 def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -52,12 +52,20 @@ def random_labels(seed, shape=(9, 8, 6)):
     return np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
 
 
+def header_of(affine, codes=(1, 2)):
+    """A NIfTI header whose qform and sform hold the affine with these codes."""
+    header = nib.Nifti1Header()
+    header.set_qform(affine, codes[0])
+    header.set_sform(affine, codes[1])
+    return header
+
+
 def random_case(shape, seed=0, affine=TURNED):
     """A case of three channels without labels, with background around its brain."""
     rng = np.random.default_rng(seed)
     images = np.zeros((*shape, 3), np.float32)
     images[1:-1, 2:-2, 1:] = rng.gamma(2.0, 3.0, (shape[0] - 2, shape[1] - 4, shape[2] - 1, 3)) + 0.01
-    return Case("x", images, None, affine, nib.Nifti1Header())
+    return Case("x", images, None, affine, header_of(affine))
 
 
 def save_volume(path, data, affine=OBLIQUE, codes=(1, 2)):

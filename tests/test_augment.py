@@ -103,6 +103,18 @@ def test_jit_and_low_integer_types():
     np.testing.assert_array_equal(compiled[1], module.augment(keys, images, labels)[1])
 
 
+def test_everything_stays_float32_with_x64():
+    """A user who turns on JAX's float64 gets the same augmentation."""
+    keys, images, labels = example()
+    expected = augment(keys, images, labels)
+    with jax.enable_x64(True):
+        found = augment(keys, images, labels)
+    assert found[0].dtype == jnp.float32
+    assert found[1].dtype == jnp.int32
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
 def both_forms(image, label, mirror, degrees, size):
     turn = np.deg2rad(degrees)
     move = [jnp.float32(x) for x in (mirror, np.cos(turn) / size, np.sin(turn) / size)]

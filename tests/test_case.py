@@ -3,12 +3,14 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import OBLIQUE, spes_folder
+from helpers import OBLIQUE, header_of, spes_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from isles_jax.data import layouts
-from isles_jax.data.case import Case, check_names
+from isles_jax.data.case import Case, check_names, radiological
+from isles_jax.prediction import numbers
 from isles_jax.runtime.command import InputError
 
 
@@ -22,6 +24,58 @@ def test_brain_mask_and_spacing(tmp_path):
     )
     case = layouts.load(spes_folder(tmp_path), penumbra=1, core=2).cases[0]
     np.testing.assert_allclose(case.spacing_mm, np.linalg.norm(OBLIQUE[:3, :3], axis=0), rtol=1e-6)
+
+
+def test_the_holes_of_a_brain_are_filled():
+    """A hole is closed within its slice's sides. It may reach the first slice, but a notch in the rim is no hole."""
+    images = np.zeros((7, 7, 3, 1), np.float32)
+    images[1:6, 1:6] = 40.0
+    images[3, 3, :2] = 0.0
+    images[1, 3, 1] = 0.0
+    brain = Case("a", images, None, np.eye(4), header_of(np.eye(4))).brain
+    expected = np.zeros((7, 7, 3), bool)
+    expected[1:6, 1:6] = True
+    expected[1, 3, 1] = False
+    np.testing.assert_array_equal(brain, expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_filling_agrees_with_scipy(seed):
+    """Between two empty slices, all that is connected with the outside is connected with the sides of the slices."""
+    images = np.zeros((9, 8, 7, 1), np.float32)
+    images[..., 1:-1, :] = np.random.default_rng(seed).random((9, 8, 5, 1)) > 0.3
+    expected = ndimage.binary_fill_holes(images[..., 0] > 0)
+    np.testing.assert_array_equal(Case("a", images, None, np.eye(4), header_of(np.eye(4))).brain, expected)
+
+
+SHIFTED = np.eye(4)
+SHIFTED[0, 3] = 0.9
+MIRRORED = np.diag([-1.0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("qform", "sform", "oriented"),
+    [
+        ((np.eye(4), 1), (np.eye(4), 2), True),
+        ((np.eye(4), 0), (np.eye(4), 2), True),
+        ((np.eye(4), 1), (np.eye(4), 0), True),
+        ((np.eye(4), 0), (np.eye(4), 0), False),
+        ((np.eye(4), 1), (SHIFTED, 1), True),
+        ((np.eye(4), 1), (MIRRORED, 1), False),
+        ((MIRRORED, 0), (np.eye(4), 1), True),
+    ],
+)
+def test_which_headers_say_where_left_is(qform, sform, oriented):
+    header = nib.Nifti1Header()
+    header.set_data_shape((9, 8, 6))
+    header.set_qform(*qform)
+    header.set_sform(*sform)
+    case = Case("a", np.ones((9, 8, 6, 1), np.float32), None, np.eye(4), header)
+    assert case.oriented == oriented
+    assert (radiological(case)[1] == "RLAP") == oriented
+    labels = np.zeros((9, 8, 6), np.uint8)
+    labels[:3] = 1
+    assert numbers.side(labels, case) == ("left" if oriented else "")
 
 
 @pytest.mark.parametrize("name", ["", "a\rb", "a\nb", "a\tb", "\udcff", "x" * 241, "ä" * 121])

@@ -9,6 +9,7 @@ from helpers import ROOT, SYSTEMS
 
 from isles_jax import config as config_module
 from isles_jax.config import baseline, complete, flatten, resolve, to_dict
+from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
 from isles_jax.training import plan
 from isles_jax.training.networks import NETWORKS
@@ -141,7 +142,8 @@ WRONG = {
     "data.phantom.difficulty": [-0.5],
     "data.phantom.layout": ["bids"],
     "data.phantom.shape": [(32, 32)],
-    "data.spacing_mm": ["fine", "2,2", "-1", "1,0,2", "inf"],
+    "data.spacing_mm": ["fine", "2,2", "-1", "1,0,2", "inf", "1e-9", "0.05", "31", "1e9"],
+    "name": [""],
     "model.batch_norm": ["on"],
     "model.network": ["vnet"],
     "model.width": [-1],
@@ -223,3 +225,13 @@ def test_a_batch_that_cannot_be_trained_is_refused():
         with pytest.raises(InputError, match=words):
             plan._check_batch(config, 10, 10**10, batch)
     plan._check_batch(config, 10, 96 * 128, 10)
+
+
+def test_a_grid_that_does_not_fit_the_memory_is_refused(phantom_root, monkeypatch):
+    """The slices are measured before they are made: 0.1 mm would take a thousand times the memory of 1 mm."""
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.model.width = 8
+    config.data.spacing_mm = "0.1"
+    monkeypatch.setattr(plan, "machine_memory", lambda: 10**8)
+    with pytest.raises(InputError, match=r"--config.data.spacing_mm: found '0.1', which needs \d+ GB of slices"):
+        plan.prepare(resolve(config), layouts.load(phantom_root))

@@ -1,8 +1,13 @@
 """The command that converts a data set."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from helpers import checksums, spes_folder
+from helpers import ROOT, checksums, nnunet_folder, spes_folder
 
 from isles_jax import convert
 from isles_jax.data import layouts
@@ -29,4 +34,23 @@ def test_a_converted_data_set_holds_the_same_cases(tmp_path, capsys):
         convert.main(arguments)
     with pytest.raises(InputError, match="nowhere: does not exist"):
         convert.main([f"--input={tmp_path / 'nowhere'}", f"--output={tmp_path / 'x'}"])
+    with pytest.raises(InputError, match="--channels: found Tmax, Tmax, expected each channel once"):
+        convert.main([f"--input={tmp_path / 'spes'}", f"--output={tmp_path / 'x'}", "--channels=Tmax,Tmax"])
     assert checksums(tmp_path) == written
+
+
+def test_texts_are_utf_8_in_any_locale(tmp_path):
+    """A real process whose locale knows ASCII alone reads a file with a byte order mark, as Windows writes it."""
+    nnunet_folder(tmp_path / "set", labels={"background": 0, "Läsion": 1, "core": 3})
+    path = tmp_path / "set" / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace("L\\u00e4sion", "Läsion").encode())
+    arguments = [f"--input={tmp_path / 'set'}", f"--output={tmp_path / 'new'}"]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    subprocess.run(
+        [sys.executable, "-m", "isles_jax.convert", *arguments], env=os.environ | locale, cwd=ROOT, check=True
+    )
+    assert json.loads((tmp_path / "new" / "dataset.json").read_bytes())["labels"] == {
+        "background": 0,
+        "Läsion": 1,
+        "core": 2,
+    }

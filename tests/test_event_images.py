@@ -50,7 +50,7 @@ def test_a_picture_shows_the_inputs_and_both_contours(dataset):
     assert (prediction == sky).all(axis=-1).sum() == 2 * (5 * zoom + 20 * zoom) - 4
     assert not (prediction == amber).all(axis=-1).any()
     rows, columns = np.nonzero((truth == amber).all(axis=-1))
-    steps, _ = event_images.radiological(case.affine)
+    steps, _ = event_images.radiological(case)
     x = np.sort((columns // zoom)[:: steps[0]] if steps[0] > 0 else 31 - columns // zoom)
     y = np.sort(rows // zoom if steps[1] > 0 else 63 - rows // zoom)
     assert (x[0], x[-1], y[0], y[-1]) == (10, 19, 20, 39)

@@ -1,12 +1,13 @@
 """Geometry and privacy of what is written, what a data set's description says, and what the label check catches."""
 
 import contextlib
+import re
 import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import OBLIQUE, SHAPE, spes_folder, volumes
+from helpers import OBLIQUE, SHAPE, save_volume, spes_folder, volumes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,6 +93,65 @@ def test_labels_are_read_as_the_classes_and_unknown_ones_refused(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "p.nii.gz", case, (9, 4)), case.labels)
     with pytest.raises(InputError, match=r"p\.nii\.gz: holds the label 4; expected only 0, 9, 5"):
         read_labels(tmp_path / "p.nii.gz", case, (9, 5))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.00002, 1), (0.996, 1), (1.9901, 2), (0.98, None), (-0.5, None)])
+def test_labels_within_a_hundredth_of_an_integer_are_rounded(value, expected, tmp_path):
+    case = layouts.load(spes_folder(tmp_path / "d"), penumbra=1, core=2).cases[0]
+    path = tmp_path / "labels.nii"
+    nib.save(nib.Nifti1Image(np.where(case.labels > 0, value, 0).astype(np.float32), case.affine), path)
+    if expected is None:
+        with pytest.raises(InputError, match=rf"labels\.nii: holds the label {value}\d*; expected whole numbers"):
+            read_labels(path, case, (1, 2))
+    else:
+        np.testing.assert_array_equal(read_labels(path, case, (1, 2)), np.where(case.labels > 0, expected, 0))
+
+
+def test_a_grid_may_differ_by_a_tenth_of_a_voxel(tmp_path):
+    """The size of the matrix does not matter: the corners are compared."""
+    case = layouts.load(spes_folder(tmp_path / "d"), penumbra=1, core=2).cases[0]
+    side = min(case.spacing_mm)
+    for share in (0.09, 0.11):
+        affine = case.affine.copy()
+        affine[0, 3] += share * side
+        nib.save(nib.Nifti1Image(case.labels, affine), tmp_path / f"{share}.nii")
+    np.testing.assert_array_equal(read_labels(tmp_path / "0.09.nii", case, (1, 2)), case.labels)
+    with pytest.raises(InputError, match=r"0\.11\.nii: its affine lies .* mm away from that of .*; expected one grid"):
+        read_labels(tmp_path / "0.11.nii", case, (1, 2))
+
+
+@pytest.mark.parametrize(("outside", "kind"), [(-1024, np.int16), (-2e-3, np.float32), (7, np.uint8), (0, np.int16)])
+def test_the_background_need_not_be_0(outside, kind, tmp_path):
+    """What is read is the image with 0 outside; the case says so, and its brain is the brain alone."""
+    true = np.zeros((12, 10, 6), bool)
+    true[3:9, 2:8, 1:5] = True
+    inside = np.random.default_rng(0).integers(20, 80, true.shape)
+    save_volume(tmp_path / "a" / "DWI.nii", np.where(true, inside, outside).astype(kind))
+    case = layouts.load_images(tmp_path / "a", ("DWI",)).cases[0]
+    np.testing.assert_array_equal(case.images[..., 0], np.where(true, inside, 0))
+    np.testing.assert_array_equal(case.brain, true)
+    assert case.backgrounds == (pytest.approx(outside),)
+    assert any("background" in note for note in case.notes) == (outside != 0)
+
+
+def test_an_image_without_background_is_read_as_it_is(tmp_path):
+    """Noise around the head is no background; nor is the one value of a constant image."""
+    noise = np.random.default_rng(0).uniform(1, 100, (12, 10, 6)).astype(np.float32)
+    constant = np.full((12, 10, 6), 7, np.float32)
+    for name, volume in (("a", noise), ("b", constant)):
+        save_volume(tmp_path / name / "DWI.nii", volume)
+        dataset = layouts.load_images(tmp_path / name, ("DWI",))
+        np.testing.assert_array_equal(dataset.cases[0].images[..., 0], volume)
+        assert dataset.cases[0].backgrounds == (0.0,)
+        note = rf"1 of 1 cases, such as {name}, have a brain of \d+ ml, 100% of the image"
+        assert re.search(note, " ".join(dataset.notes))
+
+
+@pytest.mark.parametrize(("codes", "known"), [((0, 0), False), ((1, 0), True), ((0, 1), True)])
+def test_a_header_without_orientation_is_named(codes, known, tmp_path):
+    save_volume(tmp_path / "a" / "DWI.nii", volumes()["DWI"], codes=codes)
+    case = layouts.load_images(tmp_path / "a", ("DWI",)).cases[0]
+    assert any("sides are unknown" in note for note in case.notes) != known
 
 
 @settings(max_examples=25, deadline=None)

@@ -132,6 +132,7 @@ BAD = {
         "channel_names is .*expected names for 0",
     ),
     "a channel twice": (again(channel_names={"0": "Tmax", "1": "tmax"}), "holds a name twice"),
+    "a background that is not 0": (again_json(labels={"lesion": 0, "background": 1}), "expected background 0"),
     "no labels": (lambda r: nnunet_folder(r) and rewrite('{"channel_names": {"0": "a"}}')(r), "labels is None"),
     "regions": (
         lambda r: again(labels=LABELS)(r) and edit(r, labels=LABELS | {"whole": [1, 2]}),

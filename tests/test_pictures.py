@@ -6,6 +6,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import random_case
 
 from isles_jax.data.case import radiological
 from isles_jax.pages import case_sections, pictures, tmax
@@ -134,16 +135,16 @@ def test_display_is_radiological_however_the_volume_is_stored(report_dataset, fi
         for flip_y in (False, True):
             index = (slice(None, None, -1 if flip_x else 1), slice(None, None, -1 if flip_y else 1))
             affine = case.affine @ np.diag([-1 if flip_x else 1, -1 if flip_y else 1, 1, 1])
-            steps, sides = radiological(affine)
+            steps, sides = radiological(random_case((4, 5, 3), affine=affine))
             assert sides == "RLAP"
             seen.append(case.labels[index][:: steps[0], :: steps[1]])
             assert nib.aff2axcodes(affine)[0] != codes[0] or not flip_x
     for other in seen[1:]:
         assert np.array_equal(other, seen[0])
     # The first column is the patient's right, the first row the front.
-    assert radiological(np.diag([2.0, 2, 2, 1]))[0] == (-1, -1)
-    assert radiological(np.diag([-2.0, -2, 2, 1]))[0] == (1, 1)
-    assert radiological(np.eye(4)[[2, 1, 0, 3]]) == ((1, 1), "")
+    assert radiological(random_case((4, 5, 3), affine=np.diag([2.0, 2, 2, 1])))[0] == (-1, -1)
+    assert radiological(random_case((4, 5, 3), affine=np.diag([-2.0, -2, 2, 1])))[0] == (1, 1)
+    assert radiological(random_case((4, 5, 3), affine=np.eye(4)[[2, 1, 0, 3]])) == ((1, 1), "")
 
 
 def test_large_sets_show_the_lesion_and_as_many_cases_as_fit(report_dataset, finished_runs, monkeypatch):

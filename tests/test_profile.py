@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import OBLIQUE, TURNED, random_case
+from helpers import OBLIQUE, TURNED, header_of, random_case
 
 from isles_jax.data import layouts, profile
 from isles_jax.data.case import Case
@@ -40,7 +40,8 @@ def test_right_is_where_the_world_coordinate_is_larger():
 
 def test_how_far_a_lesion_crosses_the_midline():
     """Two lesions, one on each side, do not cross; one that does counts with its smaller side."""
-    case = Case("x", np.ones((10, 6, 6, 1), np.float32), None, np.diag([1, 2, 5, 1.0]), None)
+    affine = np.diag([1, 2, 5, 1.0])
+    case = Case("x", np.ones((10, 6, 6, 1), np.float32), None, affine, header_of(affine))
     labels = np.zeros((10, 6, 6), np.uint8)
     labels[1:4, 1, 1], labels[6:9, 4, 4] = 1, 2
     assert profile.across_ml(labels, case) == 0

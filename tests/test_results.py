@@ -47,6 +47,9 @@ def test_runs_on_other_data_are_refused(finished_runs, finished_workdirs, tmp_pa
 def test_two_runs_of_one_name_are_told_apart(finished_runs):
     with pytest.raises(InputError, match="found the run twice"):
         comparison.make_study([finished_runs[0], finished_runs[0]])
+    again = finished_runs[0].workdir / ".." / finished_runs[0].workdir.name
+    with pytest.raises(InputError, match="found the run twice"):
+        comparison.make_study([finished_runs[0], dataclasses.replace(finished_runs[0], workdir=again)])
     other = dataclasses.replace(finished_runs[0], workdir=finished_runs[0].workdir / "copy")
     labels = list(comparison.make_study([finished_runs[0], other]).rows)
     assert labels[0] == comparison.RULE

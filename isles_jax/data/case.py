@@ -1,10 +1,12 @@
 """A case holds one patient's co-registered volumes on one grid; a data set holds the cases of a folder.
 
 Arrays keep the axes and the grid of the files: nothing is reoriented or resampled.
+
+The brain is what differs from the background in any channel, with its holes filled: voxels of 0 that the brain
+surrounds, such as those of 0 HU in CT, belong to it.
 """
 
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from isles_jax.runtime.command import InputError
 
@@ -38,6 +41,7 @@ class Case:
       notes: what the user should know about this case, one sentence each.
       patient: whose scan it is; "" if each case is a patient of its own.
       site: the centre that scanned it; "" if that is not known.
+      backgrounds: of each channel, the value that its file has outside the brain; empty if that is not known.
     """
 
     name: str
@@ -49,12 +53,35 @@ class Case:
     notes: tuple[str, ...] = ()
     patient: str = ""
     site: str = ""
+    backgrounds: tuple[float, ...] = ()
 
     @functools.cached_property
     def brain(self) -> np.ndarray:
-        """Bool [X, Y, Z], True where any channel is finite and not 0."""
-        shown: np.ndarray = np.any(np.isfinite(self.images) & (self.images != 0), axis=-1)
-        return shown
+        """Bool [X, Y, Z], True where any channel is finite and not 0, and in the holes of this region.
+
+        A hole is what no path without a value connects with the sides of the slices.
+        """
+        shown = np.any(np.isfinite(self.images) & (self.images != 0), axis=-1)
+        numbered, count = ndimage.label(~shown)
+        inside = np.ones(count + 1, bool)
+        inside[numbered[[0, -1]]] = False
+        inside[numbered[:, [0, -1]]] = False
+        inside[0] = True
+        filled: np.ndarray = inside[numbered]
+        return filled
+
+    @property
+    def oriented(self) -> bool:
+        """Whether the header says where the patient's left is: by a qform or an sform, or by both if they agree.
+
+        They agree if no corner of the volume lies more than a voxel apart.
+        """
+        codes = int(self.header["qform_code"]), int(self.header["sform_code"])
+        if 0 in codes:
+            return any(codes)
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.images.shape[:3]], [1], indexing="ij")).reshape(4, -1)
+        apart = (self.header.get_qform() - self.header.get_sform()) @ corners
+        return bool(np.linalg.norm(apart[:3], axis=0).max() <= min(self.spacing_mm))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -113,7 +140,7 @@ def check_names(where: Path | str, cases: Sequence[str], classes: Sequence[str] 
     """
     for kind, names in (("case", cases), ("class", classes)):
         for name in names:
-            if not name or not name.isprintable() or len(os.fsencode(name)) > _LONGEST_NAME:
+            if not name or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
                 raise InputError(
                     f"{where}: found a {kind} with the name {name!r}, expected 1 to {_LONGEST_NAME} bytes of printable "
                     "characters"
@@ -162,15 +189,15 @@ def make_dataset(
     return Dataset(root, cases, channels, classes, label_values, phantom, shared + notes, layout)
 
 
-def radiological(affine: np.ndarray) -> tuple[tuple[int, int], str]:
+def radiological(case: Case) -> tuple[tuple[int, int], str]:
     """How to show a slice [X, Y] in radiological convention: the patient's right on the left, the front at the top.
 
     Returns:
       The steps (+1 or -1) in x from a picture's left to its right, and in y from its top to its bottom. Then the
       letters of the picture's left, right, top and bottom. (1, 1) and "" if the slice's axes are not right-left and
-      front-back.
+      front-back, or if the header does not say.
     """
-    codes = nib.aff2axcodes(affine)[:2]
-    if codes[0] not in "RL" or codes[1] not in "AP":
+    codes = nib.aff2axcodes(case.affine)[:2]
+    if not case.oriented or codes[0] not in "RL" or codes[1] not in "AP":
         return (1, 1), ""
     return (-1 if codes[0] == "R" else 1, -1 if codes[1] == "A" else 1), "RLAP"

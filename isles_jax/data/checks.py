@@ -1,10 +1,34 @@
 """Checks that the labels agree with the images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.profile import volume_ml
 from isles_jax.runtime.command import InputError
+
+# The largest brains of adults have about 1,900 ml.
+LARGEST_BRAIN_ML = 2200
+# A skull-stripped image has more background than this share of its voxels.
+LEAST_BACKGROUND = 0.05
+
+
+def brain_notes(cases: Sequence[Case]) -> tuple[str, ...]:
+    """A note on the cases whose brain is too large to be one, or fills the image; none if there is no such case."""
+    odd = [
+        case
+        for case in cases
+        if case.brain.sum() * case.voxel_ml > LARGEST_BRAIN_ML or case.brain.mean() > 1 - LEAST_BACKGROUND
+    ]
+    if not odd:
+        return ()
+    first = odd[0]
+    found = f"{first.brain.sum() * first.voxel_ml:.0f} ml, {100 * first.brain.mean():.0f}% of the image"
+    return (
+        f"{len(odd)} of {len(cases)} cases, such as {first.name}, have a brain of {found}; expected at most "
+        f"{LARGEST_BRAIN_ML} ml with background around it: is it skull-stripped?",
+    )
 
 
 def verify_labels(dataset: Dataset) -> None:

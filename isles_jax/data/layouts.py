@@ -1,10 +1,12 @@
 """Recognises the layout of a folder of cases, reads the folder, and checks the labels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from isles_jax.data import isles, isles2022, nnunet, patients
 from isles_jax.data.case import Dataset, make_dataset
-from isles_jax.data.checks import verify_labels
+from isles_jax.data.checks import brain_notes, verify_labels
+from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import check_folder
 
 
@@ -25,6 +27,8 @@ def load(root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core:
       InputError: the folder cannot be read; some cases are bad (one line for each); the images contradict the labels.
     """
     check_folder(root)
+    if len(set(channels)) < len(channels):
+        raise InputError(f"--channels: found {', '.join(channels)}, expected each channel once")
     if (root / "dataset.json").is_file():
         dataset = nnunet.read(root, channels)
     elif isles2022.fits(root):
@@ -32,7 +36,7 @@ def load(root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core:
     else:
         dataset = isles.read(root, channels, penumbra=penumbra, core=core)
     verify_labels(dataset)
-    return patients.apply(dataset)
+    return _with_brain_notes(patients.apply(dataset))
 
 
 def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
@@ -53,4 +57,8 @@ def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
         cases = isles2022.read_image_folder(path, channels)
     else:
         cases = isles.read_image_folders(path, channels)
-    return make_dataset(path, cases, channels)
+    return _with_brain_notes(make_dataset(path, cases, channels))
+
+
+def _with_brain_notes(dataset: Dataset) -> Dataset:
+    return replace(dataset, notes=dataset.notes + brain_notes(dataset.cases))

@@ -39,6 +39,15 @@ KEPT_SHARE = 0.25
 _CASE_SHARE = 0.5
 # Bytes that may follow the voxels in a compressed file.
 _PADDING = 1 << 20
+# Programs that write labels with a scale in the header leave values such as 1.0000153 or 0.996.
+LABEL_ROUNDING = 0.01
+# Volumes lie on one grid if their corners are closer than this share of a voxel's side. The direction cosines of one
+# patient's sequences may differ in the fourth digit.
+SAME_GRID = 0.1
+# Where so many of the voxels along the edges of a volume have one value, it is the background.
+EDGE_SHARE = 0.75
+# A value belongs to the background if it is closer to it than this share of the volume's range.
+BACKGROUND_TOLERANCE = 1e-3
 # The longest side that NIfTI-1, the format of what is written, can hold.
 _LONGEST_SIDE = 32767
 
@@ -166,17 +175,19 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     data, affine, _ = read_volume(path)
     _check_grid(path, data.shape, affine, case)
     with np.errstate(invalid="ignore"):
-        valid = np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data <= 255)
+        whole = np.rint(data)
+        valid = np.isfinite(data) & (abs(data - whole) <= LABEL_ROUNDING) & (whole >= 0) & (whole <= 255)
     if not valid.all():
         bad = data[~valid].ravel()[0]
-        raise InputError(f"{path}: holds the label {bad:g}; expected whole numbers from 0 to 255")
-    labels = data.astype(np.uint8)
+        raise InputError(f"{path}: holds the label {bad}; expected whole numbers from 0 to 255")
+    labels = whole.astype(np.uint8)
     unknown = sorted(set(np.unique(labels).tolist()) - {0, *values})
     if unknown:
         raise InputError(f"{path}: holds the label {unknown[0]}; expected only {', '.join(map(str, [0, *values]))}")
     table = np.zeros(256, np.uint8)
     table[list(values)] = np.arange(1, len(values) + 1)
-    return table[labels]
+    classes: np.ndarray = table[labels]
+    return classes
 
 
 def with_labels(case: Case, path: Path, values: Sequence[int]) -> Case:
@@ -185,26 +196,28 @@ def with_labels(case: Case, path: Path, values: Sequence[int]) -> Case:
 
 
 def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, case: Case) -> None:
-    """Raises an InputError unless the shape is the case's and each corner lies within 5% of a voxel's side of its."""
+    """Raises an InputError unless the shape is the case's and no corner lies a tenth of a voxel's side away."""
     other = case.files[0].name if case.files else case.name
     expected = case.images.shape[:3]
     if shape != expected:
         raise InputError(f"{path}: shape {_times(shape)}; expected {_times(expected)} as in {other}")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
     apart = np.linalg.norm(((affine - case.affine) @ corners)[:3], axis=0).max()
-    if apart > 0.05 * min(case.spacing_mm):
+    if apart > SAME_GRID * min(case.spacing_mm):
         raise InputError(f"{path}: its affine lies {apart:.3g} mm away from that of {other}; expected one grid")
 
 
 def read_images(name: str, files: Sequence[Path]) -> Case:
     """Reads one case without labels, one file for each channel.
 
-    Voxels that are not finite become 0 (background), and a note counts them.
+    Voxels of the background become 0, whatever value the file has there; see `find_background`. So do voxels that are
+    not finite. Notes say both.
 
     Raises:
       InputError: as for `read_volume`; the files are not on one grid; every voxel is 0.
     """
     notes = []
+    backgrounds = []
     for index, path in enumerate(files):
         data, affine, header = read_volume(path, len(files))
         if index == 0:
@@ -214,10 +227,44 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
         broken = ~np.isfinite(data)
         if broken.any():
             notes.append(f"{path}: {int(broken.sum())} voxels are not finite; taken as background")
-        images[..., index] = np.where(broken, np.float32(0), data)
+        data = np.where(broken, np.float32(0), data)
+        background, outside = find_background(data)
+        backgrounds.append(background)
+        images[..., index] = np.where(outside, np.float32(0), data) if background else data
     if not images.any():
         raise InputError(f"{files[0]}: no voxel of this case differs from 0 in any sequence; expected a brain")
-    return replace(case, notes=tuple(notes))
+    if any(backgrounds):
+        notes.append("the background of some channel is not 0; it is taken as 0")
+    if not case.oriented:
+        notes.append("the header says nothing reliable about left and right (qform, sform); sides are unknown")
+    return replace(case, notes=tuple(notes), backgrounds=tuple(backgrounds))
+
+
+def find_background(volume: np.ndarray) -> tuple[float, np.ndarray]:
+    """The value of a volume outside the head, and where the volume has it.
+
+    It is the value of most voxels along the twelve edges of the box, to a tolerance, unless the whole volume has it.
+    Where there is no such value, as in an image that was not skull-stripped, it is 0.
+
+    Args:
+      volume: float32 [X, Y, Z], finite.
+
+    Returns:
+      The value, and bool [X, Y, Z].
+    """
+    ends = [sorted({0, side - 1}) for side in volume.shape]
+    everywhere = [np.arange(side) for side in volume.shape]
+    edges = [
+        volume[np.ix_(*(everywhere[axis] if axis == free else ends[axis] for axis in range(3)))].ravel()
+        for free in range(3)
+    ]
+    along = np.concatenate(edges)
+    value = float(np.median(along))
+    tolerance = BACKGROUND_TOLERANCE * float(np.ptp(volume))
+    if value == 0 or (abs(along - value) <= tolerance).mean() < EDGE_SHARE:
+        return 0.0, volume == 0
+    outside = abs(volume - np.float32(value)) <= tolerance
+    return (0.0, volume == 0) if outside.all() else (value, outside)
 
 
 def read_all(items: Sequence[Item], read: Callable[[Item], Case]) -> tuple[Case, ...]:

@@ -133,14 +133,14 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
         shutil.copyfile(dataset.root / PHANTOM_MARKER, temporary / PHANTOM_MARKER)
     table = patients.text(dataset.cases)
     if table:
-        (temporary / patients.NAME).write_text(table)
+        (temporary / patients.NAME).write_text(table, encoding="utf-8")
     content = {
         "channel_names": {str(index): name for index, name in enumerate(dataset.channels)},
         "labels": {"background": 0} | {name: value for value, name in enumerate(dataset.classes, 1)},
         "numTraining": sum(case.labels is not None for case in dataset.cases),
         "file_ending": ".nii.gz",
     }
-    (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
+    (temporary / "dataset.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -184,7 +184,8 @@ def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tupl
                 f"{path}: the label {name!r} is {reprlib.repr(value)}; expected one integer (no regions, "
                 "no ignore label)"
             )
-    if len(set(labels.values())) < len(labels) or 0 not in labels.values() or len(labels) < 2:
+    swapped = any(value for name, value in labels.items() if name.lower() == "background")
+    if swapped or len(set(labels.values())) < len(labels) or 0 not in labels.values() or len(labels) < 2:
         found = reprlib.repr(labels)
         raise InputError(f"{path}: labels is {found}; expected background 0 and at least one other, all different")
     ordered = sorted((value, str(name)) for name, value in labels.items() if value)

@@ -19,8 +19,9 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
 
     Returns:
       shape and spacing_mm; axes: where the stored axes point to, such as "RAS"; brain_ml; empty: the share of voxels
-      that are 0 in all channels; percentiles: of each channel in the brain; covered: the share of the brain in the box
-      around a channel's values that are not 0. Zeros inside the box are no gap: Tmax is 0 where blood arrives early.
+      outside the brain; background: of each channel, if one is not 0; percentiles: of each channel in the brain;
+      covered: the share of the brain in the box around a channel's values that are not 0. Zeros inside the box are no
+      gap: Tmax is 0 where blood arrives early.
     """
     inside = case.images[case.brain]
     quantiles = np.percentile(inside, PERCENTILES, axis=0).T
@@ -30,6 +31,7 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
         "axes": "".join(nib.aff2axcodes(case.affine)),
         "brain_ml": round(len(inside) * case.voxel_ml, 3),
         "empty": round(1 - len(inside) / case.brain.size, 5),
+        **({"background": dict(zip(channels, case.backgrounds, strict=True))} if any(case.backgrounds) else {}),
         "percentiles": {
             name: [float(f"{value:.5g}") for value in row] for name, row in zip(channels, quantiles, strict=True)
         },
@@ -56,7 +58,12 @@ def right_side(case: Case) -> np.ndarray:
 
 
 def across_ml(labels: np.ndarray, case: Case) -> float:
-    """How far a lesion crosses the midline: the volume on its smaller side, the largest over lesions, in ml."""
+    """How far a lesion crosses the midline: the volume on its smaller side, the largest over lesions, in ml.
+
+    It is 0 where the header does not say where left is.
+    """
+    if not case.oriented:
+        return 0.0
     numbered, count = metrics.lesions(labels > 0)
     right = np.bincount(numbered[right_side(case)], minlength=count + 1)[1:]
     left = np.bincount(numbered.ravel(), minlength=count + 1)[1:] - right

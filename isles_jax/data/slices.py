@@ -85,9 +85,14 @@ def _shape(case: Case, made: grid.Grid | None) -> tuple[int, ...]:
     return made.shape if made else case.images.shape[:3]
 
 
+def shape_on_grid(case: Case, target: Target) -> tuple[int, ...]:
+    """The shape of a case on the network's grid."""
+    return _shape(case, grid.make_grid(case, target))
+
+
 def largest_sides(cases: Sequence[Case], target: Target = AS_STORED) -> tuple[int, int]:
     """The largest height and the largest width of a slice on the network's grid."""
-    shapes = [_shape(case, grid.make_grid(case, target)) for case in cases]
+    shapes = [shape_on_grid(case, target) for case in cases]
     height, width, _ = np.max(shapes, axis=0).tolist()
     return height, width
 

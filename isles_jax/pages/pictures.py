@@ -113,7 +113,7 @@ def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = Tr
     lesion = np.any([volume > 0 for volume in volumes], axis=0)
     slices = _extent(brain, 2, 0) if all_slices or not lesion.any() else _extent(lesion, 2, 2)
     crop = (_extent(brain, 0, 2), _extent(brain, 1, 2), slices)
-    flips, sides = radiological(case.affine)
+    flips, sides = radiological(case)
 
     def show(volume: np.ndarray) -> np.ndarray:
         # [X, Y, Z] -> [S, H, W]: x runs along a row, y down the columns.

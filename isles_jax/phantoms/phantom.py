@@ -74,7 +74,7 @@ def write_phantom(
         list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
         settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
         content = json.dumps({"digital perfusion phantom": settings}, indent=1)
-        (temporary / PHANTOM_MARKER).write_text(content + "\n")
+        (temporary / PHANTOM_MARKER).write_text(content + "\n", encoding="utf-8")
 
 
 def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:

@@ -107,11 +107,14 @@ def agreement(fold_masks: Sequence[np.ndarray]) -> float | None:
 
 
 def side(labels: np.ndarray, case: Case) -> str:
-    """Where the lesions lie, by the affine: "left" or "right" of the patient, "both", or "" without lesion."""
+    """Where the lesions lie, by the affine: "left" or "right" of the patient, or "both".
+
+    It is "" without a lesion, and where the header does not say where left is.
+    """
     total = int((labels > 0).sum())
     right = int((labels[right_side(case)] > 0).sum())
     left = total - right
-    if not total:
+    if not total or not case.oriented:
         return ""
     if min(right, left) >= BOTH * total:
         return "both"

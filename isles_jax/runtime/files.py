@@ -111,10 +111,16 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_text(path: epath.PathLike) -> str:
+    """A text file in UTF-8, with or without a byte order mark, whatever the locale is."""
+    text: str = epath.Path(path).read_bytes().decode("utf-8-sig")
+    return text
+
+
 def read_json(path: epath.PathLike) -> Any:
     """Reads a JSON file. A file that is not JSON raises a ValueError."""
     try:
-        return json.loads(epath.Path(path).read_text())
+        return json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -86,9 +86,10 @@ def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
                 f"{run.workdir}: found other cases than in {first.workdir}, expected runs on the same data"
             )
     places = [str(run.workdir) for run in runs]
-    twice = [place for place in places if places.count(place) > 1]
+    real = [str(run.workdir.resolve()) for run in runs]
+    twice = [place for place, target in zip(places, real, strict=True) if real.count(target) > 1]
     if twice:
-        raise InputError(f"{twice[0]}: found the run twice, expected each run once")
+        raise InputError(f"{twice[-1]}: found the run twice, expected each run once")
     labels = [run.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [f"{run.name} ({place})" for run, place in zip(runs, places, strict=True)]

@@ -134,7 +134,7 @@ def _read_lines(path: epath.Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in files.read_text(path).splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: found a line that is not JSON, expected the file as it was written") from error
     for line in lines:

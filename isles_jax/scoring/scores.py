@@ -111,7 +111,7 @@ def read_cases_csv(path: epath.PathLike) -> list[Row]:
     """
     path = epath.Path(path)
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text()))
+        reader = csv.DictReader(io.StringIO(files.read_text(path)))
         columns = list(reader.fieldnames or ())
         if not set(REQUIRED) <= set(columns) or len(set(columns)) < len(columns):
             found = repr(",".join(columns))[1:-1]  # a damaged name may hold a line break

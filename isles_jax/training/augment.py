@@ -44,7 +44,7 @@ def augment(
     def one(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
         channels = image.shape[-1]
         # One draw for all: every further one would cost a second of compilation.
-        drawn = jax.random.uniform(key, (3 + 2 * channels + both,), minval=-1.0)
+        drawn = jax.random.uniform(key, (3 + 2 * channels + both,), minval=-1.0, dtype=jnp.float32)
         mirror = jnp.where(drawn[0] < 0, -1.0, 1.0)
         turn = jnp.deg2rad(rotation_degrees) * drawn[1]
         size = 1.0 + scale * drawn[2]
@@ -62,14 +62,19 @@ def augment(
     return jax.vmap(one)(keys, images, labels)
 
 
+def _pixels(count: int) -> Array:
+    """The numbers of a line's pixels, in float32 whatever JAX's default type is."""
+    return jnp.arange(count, dtype=jnp.float32)
+
+
 # In both forms, the pixel at (x, y) from the centre is taken from (mirror (cos x - sin y), sin x + cos y).
 
 
 def _interpolate(image: Array, label: Array, mirror: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
     """Bilinear interpolation of an image [H, W, M], and the nearest label [H, W]."""
     height, width = label.shape
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    x, y = jnp.meshgrid(jnp.arange(height) - centre[0], jnp.arange(width) - centre[1], indexing="ij")
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2], jnp.float32)
+    x, y = jnp.meshgrid(_pixels(height) - centre[0], _pixels(width) - centre[1], indexing="ij")
     places = [mirror * (cos * x - sin * y) + centre[0], sin * x + cos * y + centre[1]]
     image = jax.vmap(lambda plane: map_coordinates(plane, places, order=1), in_axes=-1, out_axes=-1)(image)
     return image, map_coordinates(label, places, order=0, cval=-1)
@@ -78,8 +83,8 @@ def _interpolate(image: Array, label: Array, mirror: Array, cos: Array, sin: Arr
 def _in_two_passes(image: Array, label: Array, mirror: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
     """The same by two one-dimensional interpolations, as batches of matrix products (Catmull and Smith 1980)."""
     height, width = label.shape
-    x = jnp.arange(height) - (height - 1) / 2
-    y = jnp.arange(width) - (width - 1) / 2
+    x = _pixels(height) - (height - 1) / 2
+    y = _pixels(width) - (width - 1) / 2
     # Between the passes, a pixel has its new row x and its old column v. There y is (v - sin x) / cos.
     rows = mirror * ((cos**2 + sin**2) * x - sin * y[:, None]) / cos + (height - 1) / 2
     columns = sin * x[:, None] + cos * y + (width - 1) / 2

@@ -177,7 +177,7 @@ def _damage(folder: epath.Path) -> str | None:
 def steps(directory: epath.PathLike) -> list[int]:
     """The steps saved in a fold's `checkpoints` folder, oldest first."""
     entries = epath.Path(directory).iterdir() if epath.Path(directory).exists() else ()
-    return sorted(int(path.name) for path in entries if path.name.isdigit())
+    return sorted(int(path.name) for path in entries if path.name.isdecimal())
 
 
 def newest(directory: epath.PathLike) -> int | None:

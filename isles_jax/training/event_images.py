@@ -48,14 +48,14 @@ def draw(
         # Outside the brain everything is background, as in a prediction.
         brain = (slices.images[index] != 0).any(axis=-1)
         pictures[f"held-out/{case.name}"] = _row(
-            slices.images[index], slices.labels[index], np.where(brain, labels[number], 0), case.affine
+            slices.images[index], slices.labels[index], np.where(brain, labels[number], 0), case
         )
     return pictures
 
 
-def _row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def _row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, case: Case) -> np.ndarray:
     """The panels of one slice, image [X, Y, M], side by side: uint8 [rows, columns, 3]."""
-    (x, y), _ = radiological(affine)
+    (x, y), _ = radiological(case)
 
     def show(plane: np.ndarray) -> np.ndarray:
         return np.kron(plane.T[::y, ::x], np.ones((ZOOM, ZOOM), plane.dtype))

@@ -34,7 +34,7 @@ class MetricWriter:
             self._events = events.SummaryWriter(str(directory), purge_step=first_step + 1, filename_suffix=suffix)
         self._path = epath.Path(directory) / "metrics.jsonl"
         self._lines: list[str] = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+        for line in files.read_text(self._path).splitlines() if self._path.exists() else ():
             try:
                 kept = json.loads(line)["step"] <= first_step
             except (ValueError, KeyError):

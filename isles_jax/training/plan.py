@@ -14,7 +14,7 @@ import numpy as np
 from isles_jax.data import grid
 from isles_jax.data.case import Dataset
 from isles_jax.data.nifti import machine_memory
-from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices
+from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices, shape_on_grid
 from isles_jax.runtime.command import InputError
 from isles_jax.training import parallel
 from isles_jax.training.step import make_step
@@ -69,6 +69,7 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     target = grid.choose(config.data.spacing_mm, dataset.cases)
     size = largest_sides(dataset.cases, target)
     task = Task(config, dataset.channels, dataset.classes, dataset.label_values, target, size)
+    _check_size(task, dataset)
     slices = make_slices(dataset.cases, task.padded(size), target, config.data.dtype)
     # All folds take the same number of steps, so that they share one compilation.
     training = len(slices.labels) * (config.folds - 1) / config.folds
@@ -86,6 +87,18 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     else:
         data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
     return Plan(task, dataset, slices, data, run_steps, steps)
+
+
+def _check_size(task: Task, dataset: Dataset) -> None:
+    """Raises an InputError if the slices on the network's grid cannot fit the memory."""
+    assert task.size is not None
+    height, width = task.padded(task.size)
+    depth = sum(shape_on_grid(case, task.target)[2] for case in dataset.cases)
+    needed = depth * height * width * (task.planes * np.dtype(task.config.data.dtype).itemsize + 1)
+    memory = machine_memory()
+    if needed > memory:
+        sizes = f"{needed / 1e9:.0f} GB of slices, of {memory / 1e9:.0f} GB"
+        raise InputError(f"--config.data.spacing_mm: found {task.config.data.spacing_mm!r}, which needs {sizes}")
 
 
 def _check_batch(config: ml_collections.ConfigDict, training: float, pixels: int, on_device: int) -> None:

@@ -65,7 +65,7 @@ def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
 def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
     entries = workdir.iterdir() if workdir.is_dir() else []
     named = {path.name.removeprefix("fold_"): path for path in entries if path.name.startswith("fold_")}
-    folders = {int(k): path for k, path in named.items() if k.isdigit() and (path / "checkpoints").exists()}
+    folders = {int(k): path for k, path in named.items() if k.isdecimal() and (path / "checkpoints").exists()}
     if not folders:
         raise InputError(f"{workdir}: found no fold_*/checkpoints, expected a run of isles_jax.main")
     finished = [number for number in sorted(folders) if (folders[number] / "DONE").exists()]
