@@ -470,7 +470,7 @@ def boundary_distance(
         raise ValueError(f"{name}: logits {logits.shape} need distances of that shape, got {distances.shape}")
     shape = _images_by_pixels(name, labels, reduction == "none", reduction)
     distances = distances if where is None else jnp.where(mask[..., None], distances, 0.0)
-    logits, distances = (_padded(x.reshape(*shape, x.shape[-1])) for x in (logits, distances))
+    logits, distances = (_padded(x.reshape(*shape, x.shape[-1]), x.shape[-1]) for x in (logits, distances))
     total = _expected_sums(logits, distances)
     losses = _ratio(total, jnp.sum(mask.reshape(shape), axis=1, dtype=jnp.float32))
     return losses if reduction == "none" else losses[0]
@@ -973,7 +973,7 @@ def _mean_of_classes(
     labels = labels.reshape(shape)
     # Without the barrier XLA would spend many seconds of compilation on what depends on a constant mask.
     mask = lax.optimization_barrier(mask.reshape(shape))
-    losses, present = loss(*(_padded(x) for x in (logits.reshape(*shape, count), labels, mask)), chosen)
+    losses, present = loss(*(_padded(x, count) for x in (logits.reshape(*shape, count), labels, mask)), chosen)
     weights = jnp.broadcast_to(table[jnp.array(chosen)], losses.shape)
     if classes == "present":
         weights = jnp.where(present, weights, 0.0)
@@ -1092,12 +1092,13 @@ def _pixel_axes(name: str, labels: Array, reduction: str) -> tuple[int, ...] | N
     return None if reduction == "mean" else tuple(range(1, labels.ndim))
 
 
-def _padded(x: Array) -> Array:
-    """[B, N, ...] with zeros at the end of the second axis, so that N is an odd number of words.
+def _padded(x: Array, num_classes: int) -> Array:
+    """[B, N, ...] with zeros at the end of the second axis, so that N is a multiple of whole words.
 
-    Rows whose length is a power of two would meet in the same few lines of a CPU's cache.
+    With few classes it is an odd multiple: rows whose length is a power of two would meet in the same few lines of a
+    CPU's cache.
     """
-    more = (_WORD - x.shape[1]) % (2 * _WORD)
+    more = -x.shape[1] % _WORD if num_classes > _MANY else (_WORD - x.shape[1]) % (2 * _WORD)
     return jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
 
 

@@ -78,6 +78,14 @@ def test_which_headers_say_where_left_is(qform, sform, oriented):
     assert numbers.side(labels, case) == ("left" if oriented else "")
 
 
+@pytest.mark.parametrize(("field", "value"), [("quatern_b", 3.0), ("quatern_c", np.nan), ("qoffset_x", 3e38)])
+def test_a_damaged_qform_says_nothing(field, value):
+    header = header_of(np.eye(4))
+    header.set_data_shape((9, 8, 6))
+    header[field] = value
+    assert not Case("a", np.ones((9, 8, 6, 1), np.float32), None, np.eye(4), header).oriented
+
+
 @pytest.mark.parametrize("name", ["", "a\rb", "a\nb", "a\tb", "\udcff", "x" * 241, "ä" * 121])
 def test_names_that_cannot_be_written_are_refused(name):
     with pytest.raises(InputError, match="found a case with the name") as caught:

@@ -80,8 +80,13 @@ class Case:
         if 0 in codes:
             return any(codes)
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.images.shape[:3]], [1], indexing="ij")).reshape(4, -1)
-        apart = (self.header.get_qform() - self.header.get_sform()) @ corners
-        return bool(np.linalg.norm(apart[:3], axis=0).max() <= min(self.spacing_mm))
+        try:
+            qform = self.header.get_qform()
+        except (ValueError, nib.spatialimages.HeaderDataError):
+            return False  # its quaternion, or a side of its voxels, is no such thing
+        with np.errstate(all="ignore"):
+            apart = (qform - self.header.get_sform()) @ corners
+            return bool(np.linalg.norm(apart[:3], axis=0).max() <= min(self.spacing_mm))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
