@@ -149,21 +149,26 @@ def test_any_part_of_it_can_be_predicted(tmp_path):
         assert np.median(dataset.cases[0].images[..., 0][dataset.cases[0].brain]) == pytest.approx(HEALTHY, rel=0.05)
 
 
-def test_the_real_case_is_read(tmp_path):
+def test_real_cases_are_read(tmp_path):
     root = Path(os.environ.get("ISLES_JAX_ISLES2022", Path(__file__).parents[2] / "shared" / "data" / "isles2022"))
     if not root.is_dir():
-        pytest.skip("the case of ISLES-2022 is not there; the variable ISLES_JAX_ISLES2022 names its folder")
-    [case] = layouts.load(root).cases
+        pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
+    cases = {case.patient: case for case in layouts.load(root).cases}
+    # Files of real scanners: all say where left is, and have a background of 0 around a brain of a brain's size.
+    assert all(case.oriented and case.backgrounds == (0.0, 0.0) for case in cases.values())
+    assert all(1000 < case.brain.sum() * case.voxel_ml < 1800 for case in cases.values())
+    case = cases["sub-strokecase0009"]
     assert case.images.shape == (112, 112, 73, 2)
     assert (case.labels == 1).sum() == 523
-    assert case.patient == "sub-strokecase0009"
     assert 0.7 < np.median(case.images[..., 1][case.brain]) < 1.1
     convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
-    [back] = layouts.load(tmp_path / "raw").cases
-    np.testing.assert_array_equal(back.images, case.images)
-    np.testing.assert_array_equal(back.labels, case.labels)
-    np.testing.assert_array_equal(back.affine, case.affine)
-    assert (back.header["qform_code"], back.header["sform_code"]) == (2, 1)
+    for old, new in zip(cases.values(), layouts.load(tmp_path / "raw").cases, strict=True):
+        np.testing.assert_array_equal(new.images, old.images)
+        np.testing.assert_array_equal(new.labels, old.labels)
+        np.testing.assert_array_equal(new.affine, old.affine)
+        assert [new.header[code] for code in ("qform_code", "sform_code")] == [
+            old.header[code] for code in ("qform_code", "sform_code")
+        ]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
