@@ -213,6 +213,11 @@ def slurm_variables(port, number):
     }  # fmt: skip
 
 
+def shapes(module, *image_shape):
+    """The shapes and types of a module's variables, without computing one."""
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), np.zeros(image_shape, np.float32)))
+
+
 def softmax(logits):
     """Over the last axis, in the precision of the logits."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import shapes
 from jax import lax
 
 from isles_jax.models import Discriminator, SUMNet, convolve, max_pool, max_unpool
@@ -11,10 +12,6 @@ from isles_jax.models import Discriminator, SUMNet, convolve, max_pool, max_unpo
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def shapes(module, *image_shape):
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(image_shape)))
 
 
 def draw(module, *image_shape):

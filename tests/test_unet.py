@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import shapes
 from scipy.signal import correlate2d
 
 from isles_jax.models import UNet, poolings_for, upsample
-
-
-def shapes(module, *image_shape):
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(image_shape)))
 
 
 def draw(module, *image_shape):

@@ -79,14 +79,13 @@ class Case:
         codes = int(self.header["qform_code"]), int(self.header["sform_code"])
         if 0 in codes:
             return any(codes)
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.images.shape[:3]], [1], indexing="ij")).reshape(4, -1)
         try:
             qform = self.header.get_qform()
         except (ValueError, nib.spatialimages.HeaderDataError):
-            return False  # its quaternion, or a side of its voxels, is no such thing
+            return False  # the quaternion or the voxel sides in the header are damaged
         with np.errstate(all="ignore"):
-            apart = (qform - self.header.get_sform()) @ corners
-            return bool(np.linalg.norm(apart[:3], axis=0).max() <= min(self.spacing_mm))
+            apart = corners_apart_mm(qform, self.header.get_sform(), self.images.shape[:3])
+        return apart <= min(self.spacing_mm)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -192,6 +191,12 @@ def make_dataset(
     shared = tuple(note if count == 1 else f"{count} cases: {note}" for note, count in counts.items())
     phantom = (root / PHANTOM_MARKER).is_file()
     return Dataset(root, cases, channels, classes, label_values, phantom, shared + notes, layout)
+
+
+def corners_apart_mm(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
+    """How far two affines [4, 4] place the corners of one volume apart: the largest of the eight distances."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
+    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
 
 
 def radiological(case: Case) -> tuple[tuple[int, int], str]:

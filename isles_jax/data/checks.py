@@ -1,4 +1,4 @@
-"""Checks that the labels agree with the images."""
+"""Checks of what was read: that the brains can be brains, and that the labels agree with the images."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 import nibabel as nib
 import numpy as np
 
-from isles_jax.data.case import Case
+from isles_jax.data.case import Case, corners_apart_mm
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
 from isles_jax.runtime.progress import track
@@ -201,8 +201,7 @@ def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, case: Ca
     expected = case.images.shape[:3]
     if shape != expected:
         raise InputError(f"{path}: shape {_times(shape)}; expected {_times(expected)} as in {other}")
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
-    apart = np.linalg.norm(((affine - case.affine) @ corners)[:3], axis=0).max()
+    apart = corners_apart_mm(affine, case.affine, shape)
     if apart > SAME_GRID * min(case.spacing_mm):
         raise InputError(f"{path}: its affine lies {apart:.3g} mm away from that of {other}; expected one grid")
 
@@ -243,7 +242,8 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
 def find_background(volume: np.ndarray) -> tuple[float, np.ndarray]:
     """The value of a volume outside the head, and where the volume has it.
 
-    It is the value of most voxels along the twelve edges of the box, to a tolerance, unless the whole volume has it.
+    It is the value of three quarters of the voxels along the twelve edges of the box, to a tolerance, unless the whole
+    volume has it.
     Where there is no such value, as in an image that was not skull-stripped, it is 0.
 
     Args:
@@ -260,7 +260,8 @@ def find_background(volume: np.ndarray) -> tuple[float, np.ndarray]:
     ]
     along = np.concatenate(edges)
     value = float(np.median(along))
-    tolerance = BACKGROUND_TOLERANCE * float(np.ptp(volume))
+    # The difference of two large float32 numbers may exceed float32.
+    tolerance = BACKGROUND_TOLERANCE * (float(volume.max()) - float(volume.min()))
     if value == 0 or (abs(along - value) <= tolerance).mean() < EDGE_SHARE:
         return 0.0, volume == 0
     outside = abs(volume - np.float32(value)) <= tolerance
