@@ -26,7 +26,15 @@ from isles_jax.training.metric_writer import require_tensorboard
 from isles_jax.training.plan import Plan, prepare, training_slices
 
 # Keys that may differ between two calls on one workdir, because they change how a call works and not its results.
-FREE = ("fold", "train.parallel", "train.profile", "train.tensorboard")
+FREE = (
+    "fold",
+    "train.checkpoint_every_seconds",
+    "train.checkpoint_every_steps",
+    "train.parallel",
+    "train.profile",
+    "train.steps_per_call",
+    "train.tensorboard",
+)
 
 
 def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> str:

@@ -90,7 +90,7 @@ def take_form(monkeypatch):
 
     def take(platform):
         def choose(*arguments, default, **forms):
-            return forms.get(platform, default)(*arguments)
+            return forms.get({"gpu": "cuda"}.get(platform, platform), default)(*arguments)
 
         monkeypatch.setattr(lax, "platform_dependent", choose)
         jax.clear_caches()

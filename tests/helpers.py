@@ -142,7 +142,7 @@ SYSTEMS = {
 }
 TINY = {
     "folds": 2, "model.width": 4, "discriminator.width": 4, "train.epochs": 1, "train.batch_size": 8,
-    "train.checkpoint_every_steps": 2, "train.log_every_steps": 1,
+    "train.checkpoint_every_steps": 2, "train.checkpoint_every_seconds": 0.0, "train.log_every_steps": 1,
 }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def saved(original, tmp_path):
 def test_the_newest_two_are_kept_and_the_newest_is_restored(saved):
     directory, state = saved
     assert checkpoint.steps(directory) == [4, 6]
-    restored = checkpoint.restore(directory, state)
+    restored, _ = checkpoint.restore(directory, state)
     assert equal(restored, at(state, 6))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
@@ -125,7 +125,7 @@ def test_a_damaged_step_is_removed_when_the_step_before_is_restored(saved):
         max((directory / "6" / "params").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size), "flipped"
     )
     with note_of("not as it was written"):
-        restored = checkpoint.restore(directory, state)
+        restored, _ = checkpoint.restore(directory, state)
     assert equal(restored, at(state, 4))
     assert checkpoint.steps(directory) == [4]
     checkpoint.save(directory, at(state, 6), {"config": {}})
@@ -162,7 +162,7 @@ def test_what_a_kill_during_a_save_leaves_is_removed(saved):
     # The oldest step was being deleted.
     damage(directory / "4" / checkpoint.MANIFEST, "removed")
     damage(directory / "4" / "_CHECKPOINT_METADATA", "removed")
-    assert equal(checkpoint.restore(directory, state), at(state, 6))
+    assert equal(checkpoint.restore(directory, state)[0], at(state, 6))
     assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
     checkpoint.save(directory, at(state, 8), {"config": {}})
     assert sorted(path.name for path in directory.iterdir()) == ["6", "8"]
@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
         f"error: {directory}/8: cannot be written (File too large); the checkpoints before are kept\n"
     )
     assert (directory / checkpoint.SAVING).exists()
-    assert equal(checkpoint.restore(directory, state), at(state, 6))
+    assert equal(checkpoint.restore(directory, state)[0], at(state, 6))
     assert sorted(path.name for path in directory.iterdir()) == ["4", "6"]
 
 

@@ -29,7 +29,7 @@ def state_of(directory):
 
     meta = checkpoint.read_meta(directory)
     like = init_state(Task.read(meta), 1, 0)
-    return leaves(checkpoint.restore(directory, like))
+    return leaves(checkpoint.restore(directory, like)[0])
 
 
 NAMES = SYSTEMS if "ALL_SYSTEMS" in os.environ else ("bl1", "proposed")

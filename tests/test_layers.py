@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "isles_jax"
 # What a module may import stands to its left. A command comes last, and only the command line of all commands knows it.
 ORDER = (
-    "losses", "metrics", "conv", "models",
+    "losses", "metrics", "conv", "norm", "models",
     "runtime.interrupt", "runtime.command", "runtime.overrides", "runtime.progress", "runtime.files", "runtime.lock",
     "runtime.processes", "config",
     "data.case", "data.profile", "data.nifti", "data.checks", "data.folds", "data.grid", "data.slices",
@@ -30,7 +30,7 @@ ORDER = (
 COMMANDS = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli"}
 # Rooms in the order in which data flow; the modules on the public top floor stand between them.
 ROOMS = ("runtime", "data", "phantoms", "training", "scoring", "prediction", "pages")
-REUSABLE = {"losses", "metrics", "conv", "models"}
+REUSABLE = {"losses", "metrics", "conv", "norm", "models"}
 # Commands import the library only once the flags are read, so that --help is quick.
 HIDDEN = {"main", "predict", "evaluate", "report", "export", "phantom", "convert"}
 

@@ -117,6 +117,7 @@ def test_scalars_are_json_lines(tmp_path):
     writer = MetricWriter(tmp_path / "fold_0", 0)
     writer.write_scalars(10, {"loss": 0.5, "lovasz": float("nan")})
     writer.write_scalars(20, {"loss": 0.25})
+    writer.flush()
     assert lines(tmp_path / "fold_0") == [{"step": 10, "loss": 0.5, "lovasz": None}, {"step": 20, "loss": 0.25}]
 
 
@@ -124,9 +125,11 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     for step in (10, 20, 30):
         writer.write_scalars(step, {"loss": 1.0 / step})
+    writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # killed while writing
     resumed = MetricWriter(tmp_path, 20)
     assert [line["step"] for line in lines(tmp_path)] == [10, 20]
     resumed.write_scalars(30, {"loss": 0.0})
+    resumed.close()
     assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]

@@ -45,7 +45,7 @@ def brute_place(values, index):
     return placed
 
 
-@pytest.fixture(params=["cpu", "tpu"])
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
 def form(request, take_form):
     """Each platform's form of what has several, on this CPU."""
     take_form(request.param)

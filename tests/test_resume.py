@@ -85,7 +85,7 @@ def result(workdir):
     settings = config.resolve(tiny_config("bl1", **{"model.width": 4}))
     for fold in (0, 1):
         like = init_state(task_of(settings, ("penumbra", "core")), 8, fold)
-        state = leaves(checkpoint.restore(workdir / f"fold_{fold}" / "checkpoints", like))
+        state = leaves(checkpoint.restore(workdir / f"fold_{fold}" / "checkpoints", like)[0])
         files |= {f"fold {fold} {key}": value.tobytes() for key, value in state.items()}
     return files
 

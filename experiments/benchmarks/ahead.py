@@ -263,6 +263,7 @@ def examine(options: argparse.Namespace, config: ml_collections.ConfigDict) -> d
     chip, devices = find_devices(options.target)
     # "auto" looks at the machine that compiles.
     config.model.conv = "lax" if config.model.conv == "auto" else config.model.conv
+    config.train.steps_per_call = config.train.steps_per_call or 1
     report: dict[str, Any] = {"target": options.target, "devices": len(devices), "config": configs.flatten(config)}
     # Arithmetic is counted in the form for a CPU, which has no loop inside a step.
     cpu = jax.devices("cpu")[:1]

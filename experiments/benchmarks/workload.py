@@ -31,6 +31,7 @@ def make_config(options: argparse.Namespace, system: str, **keys: object) -> ml_
         "model.conv": options.conv,
         "train.epochs": 50,
         "train.batch_size": options.batch,
+        "train.steps_per_call": 1,
         "augment.enabled": False,
     }
     config.update_from_flattened_dict(chosen | keys)

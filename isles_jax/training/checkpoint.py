@@ -2,16 +2,19 @@
 
 `<directory>/<step>/` holds three Orbax items: `params` (the segmenter's variables, enough for inference), `train` (the
 rest of the training state) and `meta` (configuration, classes, versions). Beside them, `manifest.json` maps every file
-of the step to its SHA-256 checksum.
+of the step to its SHA-256 checksum. The manifest is written last: a step without one was never complete.
 """
 
 import importlib.metadata
 import os
 import sys
 import threading
+import time
+from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -40,7 +43,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _manager(directory: epath.PathLike) -> _Manager:
-    # Saving is synchronous, so that the manifest can be made as soon as `save` returns.
+    # Orbax saves synchronously, so that the manifest can be made as soon as it returns. `Saver` brings the thread.
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEEP), enable_async_checkpointing=False
     )
@@ -62,6 +65,80 @@ def _items(state: State) -> tuple[Any, Any]:
 def versions() -> dict[str, str]:
     """The versions of the packages that a result depends on."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+
+
+class Saver:
+    """Saves the states of a fold's training, in a thread of its own while training goes on.
+
+    What is saved is a copy on the device, so that the next step may overwrite the state. One state is saved at a time:
+    `save` waits for the one before. Several processes save together, without a thread, because all of them must agree
+    on the order of their messages.
+    """
+
+    def __init__(self, directory: epath.PathLike) -> None:
+        self._directory = epath.Path(directory)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._ended = time.monotonic()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Waits for the save that is running. Its error is raised unless the block ends with another one."""
+        self._join()
+        if kind is None:
+            self._raise()
+
+    def idle_seconds(self) -> float:
+        """The time since the last save ended, or since the start; 0 while one is running."""
+        return 0.0 if self._thread and self._thread.is_alive() else time.monotonic() - self._ended
+
+    def save(self, state: State, meta: dict[str, Any]) -> None:
+        """Begins to save a state, as `save`.
+
+        Raises:
+          InputError: the state before could not be written.
+        """
+        self.wait()
+        if processes.count() > 1:
+            self._write(state, meta)
+            return self._raise()
+        copied = _copy(parallel.one_each(state))
+        self._thread = threading.Thread(target=self._write, args=(copied, meta), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the state is saved.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        self._join()
+        self._raise()
+
+    def _write(self, state: State, meta: dict[str, Any]) -> None:
+        try:
+            save(self._directory, state, meta)
+        except Exception as error:  # the thread that trains raises it
+            self._error = error
+        self._ended = time.monotonic()
+
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _raise(self) -> None:
+        error = self._error
+        self._error = None
+        if error:
+            raise error
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def save(directory: epath.PathLike, state: State, meta: dict[str, Any]) -> None:
@@ -210,11 +287,11 @@ def _newest(directory: epath.PathLike) -> tuple[int | None, list[str]]:
     raise InputError(f"{directory}: no readable checkpoint ({damages[0]}); move the folder away to start again")
 
 
-def restore(directory: epath.PathLike, like: State) -> State | None:
+def restore(directory: epath.PathLike, like: State) -> tuple[State, dict[str, Any]] | None:
     """Reads the newest undamaged state onto all devices of all processes, and removes newer, damaged checkpoints.
 
     Returns:
-      The state, with the shapes and types of `like`; None if no save was ever completed.
+      The state, with the shapes and types of `like`, and the meta; None if no save was ever completed.
 
     Raises:
       InputError: checkpoints exist, and all are damaged.
@@ -222,11 +299,12 @@ def restore(directory: epath.PathLike, like: State) -> State | None:
     step = processes.on_first(lambda: _keep_newest(directory))
     if step is None:
         return None
+    meta = processes.on_first(lambda: _meta_of(directory, step))
     params, train = (ocp.args.StandardRestore(parallel.abstract(item)) for item in _items(like))
     with _manager(directory) as manager:
         read = manager.restore(step, args=ocp.args.Composite(params=params, train=train))
     segmenter = Network(read.params["params"], read.params["batch_stats"], read.train["opt_state"])
-    return State(read.train["step"], read.train["key"], segmenter, read.train["critics"])
+    return State(read.train["step"], read.train["key"], segmenter, read.train["critics"]), meta
 
 
 def _keep_newest(directory: epath.PathLike) -> int | None:
@@ -253,9 +331,13 @@ def read_meta(directory: epath.PathLike) -> dict[str, Any]:
     step, notes = _newest(directory)
     if step is None:
         raise InputError(f"{directory}: found no checkpoint, expected one of a trained fold")
+    return _meta_of(directory, step) | {"step": step, "skipped": notes}
+
+
+def _meta_of(directory: epath.PathLike, step: int) -> dict[str, Any]:
     # Orbax needs all processes for a read; a plain read works on one process alone.
     meta: dict[str, Any] = files.read_json(epath.Path(directory) / str(step) / "meta" / META)
-    return meta | {"step": step, "skipped": notes}
+    return meta
 
 
 def load_variables(directory: epath.PathLike) -> tuple[dict[str, Any], Task, dict[str, Any]]:

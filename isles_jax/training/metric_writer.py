@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,15 @@ from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
 
+# The file is written again for new lines after this time at the earliest, because each time all lines are written.
+FLUSH_SECONDS = 5.0
+
+
 class MetricWriter:
-    """Writes scalars to `metrics.jsonl`, and scalars, images and settings to event files. Method names are clu's."""
+    """Writes scalars to `metrics.jsonl`, and scalars, images and settings to event files. Method names are clu's.
+
+    New lines are on disk after a few seconds, and after `flush` or `close`.
+    """
 
     def __init__(self, directory: epath.PathLike, first_step: int, *, tensorboard: bool = False) -> None:
         """Opens the file. It loses the lines after `first_step` that an interrupted run left.
@@ -41,7 +49,7 @@ class MetricWriter:
                 break  # a killed run may have left half a line at the end
             if kept:
                 self._lines.append(line)
-        self._flush()
+        self.flush()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line for `step`. A value that is not finite is written as null."""
@@ -50,14 +58,15 @@ class MetricWriter:
         if self._events:
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
-        self._flush()
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Adds pictures, uint8 [H, W, 3], to the event file only."""
         if self._events:
             for name, image in images.items():
                 self._events.add_image(name, image, step, dataformats="HWC")
-            self._flush()
+            self.flush()
 
     def write_hparams(self, settings: Mapping[str, Any]) -> None:
         """Adds the settings of the run to the event file only, for TensorBoard's HPARAMS page."""
@@ -68,15 +77,22 @@ class MetricWriter:
             values = {key: value if isinstance(value, simple) else str(value) for key, value in settings.items()}
             for summary in hparams(values, {"loss": 0.0}):
                 self._events.file_writer.add_summary(summary)
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what was added.
+
+        Raises:
+          InputError: the file cannot be written.
+        """
         files.write_atomic(self._path, "".join(line + "\n" for line in self._lines))
         if self._events:
             self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Writes what was added, and closes the event file."""
+        self.flush()
         if self._events:
             self._events.close()
 

@@ -17,6 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from isles_jax.runtime.command import InputError
 
 AXIS = "data"
+# How XLA compiles a training step for an NVIDIA GPU: cuDNN compiles a convolution with what stands around it. These are
+# options of this program alone, and no flags of the process. docs/gpu.md says what they gain.
+CUDA_OPTIONS = {"xla_gpu_experimental_enable_conv_fusion": True}
 
 
 def mesh() -> Mesh:
@@ -121,6 +124,7 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
         axes = (None, None, 0)
         mapped = jax.pmap(jax.jit(step), axis_name=AXIS, in_axes=axes, out_axes=None, donate_argnums=(0,))
+        mapped = _with_options(mapped, compiler_options())
         count = jax.local_device_count()
         own = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
         return lambda state, data, indices: mapped(state, data, indices[own])
@@ -135,7 +139,7 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         out_specs=whole,
         check_vma=False,
     )
-    compiled = jax.jit(on_devices, donate_argnums=(0,))
+    compiled = jax.jit(on_devices, donate_argnums=(0,), compiler_options=compiler_options())
     sharding = NamedSharding(mesh(), split)
 
     def call(state: Any, data: Any, indices: np.ndarray | jax.Array) -> Any:
@@ -143,5 +147,25 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
             rows = indices
             indices = jax.make_array_from_callback(rows.shape, sharding, lambda place: rows[place])
         return compiled(state, data, indices)
+
+    return call
+
+
+def compiler_options() -> dict[str, bool]:
+    """The options with which XLA compiles a training step for the devices at hand."""
+    return CUDA_OPTIONS if "cuda" in jax.devices()[0].client.platform_version else {}
+
+
+def _with_options(mapped: Callable[..., Any], options: dict[str, bool]) -> Callable[..., Any]:
+    """A pmapped function, compiled with options, which `pmap` does not take itself."""
+    if not options:
+        return mapped
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def call(*arguments: Any) -> Any:
+        shapes = tuple(x.shape for x in jax.tree.leaves(arguments[1:]))
+        if shapes not in programs:
+            programs[shapes] = mapped.lower(*arguments).compile(compiler_options=options)
+        return programs[shapes](*arguments)
 
     return call

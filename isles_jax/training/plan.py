@@ -22,6 +22,8 @@ from isles_jax.training.task import Task
 
 # The keys of the configuration that change the compiled step.
 STEP_KEYS = ("dtype", "model", "discriminator", "loss", "optimizer", "augment")
+# Steps in a call on a GPU or a TPU. More save hardly anything.
+STEPS_PER_CALL = 10
 # The slices may take this share of a device's memory; a step of the paper's network needs the rest.
 SLICES_SHARE = 0.5
 
@@ -35,8 +37,9 @@ class Plan:
       dataset: all cases have labels.
       slices: of all cases, on the host.
       data: images and labels of the slices on the devices; None if they are too large for that.
-      run_steps: the compiled (state, data, indices) -> (state, metrics); one call runs `train.steps_per_call` steps.
+      run_steps: the compiled (state, data, indices) -> (state, metrics); one call runs as many steps as indices name.
       steps: the number of steps that every fold is trained.
+      per_call: the number of steps in a call.
     """
 
     task: Task
@@ -45,6 +48,12 @@ class Plan:
     data: tuple[jax.Array, jax.Array] | None
     run_steps: Callable[..., Any]
     steps: int
+    per_call: int
+
+    def calls(self, start: int) -> range:
+        """The first step of each call of a training from the step `start`; the last call may be shorter."""
+        # A run that began with fewer steps in a call may stop between two of today's calls.
+        return range(start, self.steps, math.gcd(self.per_call, start))
 
     @property
     def config(self) -> ml_collections.ConfigDict:
@@ -74,8 +83,7 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     # All folds take the same number of steps, so that they share one compilation.
     training = len(slices.labels) * (config.folds - 1) / config.folds
     _check_batch(config, training, slices.labels.shape[1] * slices.labels.shape[2], batch // devices)
-    per_call = config.train.steps_per_call
-    steps = math.ceil(config.train.epochs * math.ceil(training / batch) / per_call) * per_call
+    steps = config.train.epochs * math.ceil(training / batch)
     record = task.record()
     record["config"] = {key: record["config"][key] for key in STEP_KEYS}
     run_steps = _parallel_step(json.dumps(record), steps, config.train.parallel)
@@ -86,7 +94,18 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
         print(f"the slices take {needed / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
     else:
         data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
-    return Plan(task, dataset, slices, data, run_steps, steps)
+    return Plan(task, dataset, slices, data, run_steps, steps, _steps_per_call(config, steps))
+
+
+def _steps_per_call(config: ml_collections.ConfigDict, steps: int) -> int:
+    """`train.steps_per_call`; if it is not set, what suits the device and divides all that counts steps."""
+    train = config.train
+    if train.steps_per_call:
+        given: int = train.steps_per_call
+        return given
+    if jax.default_backend() == "cpu":
+        return 1
+    return math.gcd(STEPS_PER_CALL, steps, train.log_every_steps, train.checkpoint_every_steps)
 
 
 def _check_size(task: Task, dataset: Dataset) -> None:
@@ -145,7 +164,9 @@ def feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tupl
     Yields:
       The data, as `run_steps` takes them, and int32 [devices, steps, slices on a device], indices into the data.
     """
-    prepared = (_prepare_call(plan, pool, fold, range(start, start + calls.step)) for start in calls)
+    prepared = (
+        _prepare_call(plan, pool, fold, range(start, min(start + calls.step, calls.stop))) for start in calls
+    )
     ready = next(prepared)
     for following in prepared:
         yield ready

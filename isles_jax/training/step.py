@@ -25,7 +25,7 @@ def make_step(task: Task, steps: int, axis_name: str, platform: str | None = Non
     """Builds the step of a training of `steps` steps, on one device of the axis `axis_name`.
 
     The step has no losses with a weight of 0, and no critics if training is not adversarial. The platform, "cpu", "gpu"
-    or "tpu", decides how the critics run; None: JAX's default.
+    or "tpu", decides how the networks run; None: JAX's default.
 
     Returns:
       step(state, (images [N, H, W, M], labels [N, H, W]), indices [K, B]) -> (state, metrics): K steps on the slices
@@ -34,8 +34,9 @@ def make_step(task: Task, steps: int, axis_name: str, platform: str | None = Non
     config = task.config
     rate = optimizers.learning_rate(config, steps)
     optimizer = optimizers.of_segmenter(config, steps)
-    segmenter = task.segmenter(axis_name, steps)
-    update_critics, fool_critics = make_critics(task, steps, axis_name, platform or jax.default_backend())
+    platform = platform or jax.default_backend()
+    segmenter = task.segmenter(axis_name, steps, platform)
+    update_critics, fool_critics = make_critics(task, steps, axis_name, platform)
 
     def one_step(state: State, data: tuple[Array, Array], indices: Array) -> tuple[State, Metrics]:
         with jax.named_scope("augmentation"):

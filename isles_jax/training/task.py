@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from isles_jax import conv
+from isles_jax import conv, norm
 from isles_jax.config import complete, to_dict
 from isles_jax.data.case import ALL_CLASSES
 from isles_jax.data.grid import AS_STORED, Target
@@ -54,27 +54,34 @@ class Task:
         """The number of classes, background included."""
         return len(self.classes) + 1
 
-    def segmenter(self, axis_name: str | None = None, calls: int = 0) -> nn.Module:
+    def segmenter(self, axis_name: str | None = None, calls: int = 0, platform: str | None = None) -> nn.Module:
         """The segmentation network, not initialised.
 
         Args:
           axis_name: device axis over which batch norm's statistics are averaged, or None.
           calls: how often the network will run. With `model.conv="auto"` it decides which convolution is used.
+          platform: "cpu", "gpu" or "tpu", which decides which batch norm is used; None: Flax's.
         """
         make = NETWORKS[self.config.model.network]
         size = self.size or (SHORTEST_SIDE, SHORTEST_SIDE)
-        return make(self.config, size, num_classes=self.outputs, **self._options(axis_name, calls))
+        return make(self.config, size, num_classes=self.outputs, **self._options(axis_name, calls, platform))
 
-    def critic(self, axis_name: str | None = None, calls: int = 0) -> Discriminator:
+    def critic(self, axis_name: str | None = None, calls: int = 0, platform: str | None = None) -> Discriminator:
         """The discriminator, which all critics use. The arguments are those of `segmenter`."""
-        return Discriminator(width=self.config.discriminator.width, **self._options(axis_name, calls))
+        return Discriminator(width=self.config.discriminator.width, **self._options(axis_name, calls, platform))
 
-    def _options(self, axis_name: str | None, calls: int) -> dict[str, Any]:
+    def _options(self, axis_name: str | None, calls: int, platform: str | None) -> dict[str, Any]:
         name = self.config.model.conv
         if name == "auto":
             name = "winograd" if jax.default_backend() == "cpu" and calls >= LONG_RUN else "lax"
         convolution = conv.conv_general_dilated if name == "winograd" else None
-        return {"dtype": jnp.dtype(self.config.dtype), "axis_name": axis_name, "conv": convolution}
+        normalisation = norm.BatchNorm if platform == "gpu" else nn.BatchNorm
+        return {
+            "dtype": jnp.dtype(self.config.dtype),
+            "axis_name": axis_name,
+            "conv": convolution,
+            "norm": normalisation,
+        }
 
     @property
     def views(self) -> dict[str, slice]:
