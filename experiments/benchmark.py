@@ -2,8 +2,8 @@
 
 python -m experiments.benchmark all --output=results.json
 
-Subjects: the command for a new case; inference of a case; the losses alone; a training step with cross-entropy; the
-training loop of a fold, and where its time goes; the proposed system's adversarial step; the network's forward pass;
+Subjects: the command for a new case; inference of a case; the losses alone; the training loop of a fold, and where its
+time goes; the proposed system's adversarial step; a training step with cross-entropy; the network's forward pass;
 whether PyTorch computes the same. On an accelerator, "all" leaves out the last two, and nothing new is begun after
 --minutes.
 
@@ -28,14 +28,14 @@ from isles_jax.runtime import files
 from isles_jax.runtime.command import run_command
 from isles_jax.training import parallel
 
-# The cheapest first.
+# On a GPU, the first three take about two minutes together. What is compiled for a step of one network tells the least.
 SUBJECTS = {
     "predict": pipeline.benchmark_predict,
     "inference": pipeline.benchmark_inference,
     "losses": loss_times.benchmark_losses,
-    "step": network.benchmark_step,
     "fold": pipeline.benchmark_fold,
     "adversarial": network.benchmark_adversarial,
+    "step": network.benchmark_step,
     "forward": network.benchmark_forward,
     "agreement": network.check_agreement,
 }
@@ -108,6 +108,7 @@ def measure_subject(options: argparse.Namespace, subject: str) -> dict[str, Any]
     """The results of a subject, or the reason why there are none."""
     name = f"batch {options.batch}"
     if time.monotonic() > options.deadline:
+        print(f"{subject} skipped: no time was left", flush=True)
         return {name: {"skipped": "no time was left"}}
     options.pytorch = variants(options, subject)
     try:
