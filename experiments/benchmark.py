@@ -2,35 +2,50 @@
 
 python -m experiments.benchmark all --output=results.json
 
-Subjects: the losses alone; the network's forward pass; a training step with cross-entropy; the proposed system's
-adversarial step; inference of a case; an epoch; a whole fold, trained and predicted. PyTorch is optional (`pip install
-isles-jax[bench]`). It runs in the same process and on the same number of threads, and the functions take turns. A run
-counts only if other processes took less than a tenth of the machine, unless fewer than three such runs remain. The
-results are medians with the smallest and the largest time, CPU time, ratios to PyTorch eager, and the share of the
-largest matrix product measured.
+Subjects: the command for a new case; inference of a case; the losses alone; the training loop of a fold, and where its
+time goes; the proposed system's adversarial step; a training step with cross-entropy; the network's forward pass;
+whether PyTorch computes the same. On an accelerator, "all" leaves out the last two, and nothing new is begun after
+--minutes.
+
+PyTorch (`pip install isles-jax[bench]`) runs in the same process and on the same number of threads, and the functions
+take turns. A run counts only if other processes took less than a tenth of the machine, unless fewer than three such
+runs remain. The results are medians with the smallest and the largest time, CPU time, seconds to the end of the first
+run, ratios to the fastest PyTorch eager and to the fastest PyTorch, and the share of the largest matrix product
+measured. What fails has its reason in place of times.
 """
 
 import argparse
-import json
+import importlib.util
+import math
+import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from experiments.benchmarks import loss_times, network, pipeline
-from experiments.benchmarks.timing import ACCELERATOR, describe_machine, keep_memory, matrix_limit
+from experiments.benchmarks.timing import ACCELERATOR, describe_machine, keep_memory, matrix_limit, one_line
 from experiments.benchmarks.workload import DTYPES
+from isles_jax.runtime import files
+from isles_jax.runtime.command import run_command
+from isles_jax.training import parallel
 
+# On a GPU, the first three take about two minutes together. What is compiled for a step of one network tells the least.
 SUBJECTS = {
-    "agreement": network.check_agreement,
-    "losses": loss_times.benchmark_losses,
-    "forward": network.benchmark_forward,
-    "step": network.benchmark_step,
-    "adversarial": network.benchmark_adversarial,
+    "predict": pipeline.benchmark_predict,
     "inference": pipeline.benchmark_inference,
-    "epoch": pipeline.benchmark_epoch,
+    "losses": loss_times.benchmark_losses,
     "fold": pipeline.benchmark_fold,
+    "adversarial": network.benchmark_adversarial,
+    "step": network.benchmark_step,
+    "forward": network.benchmark_forward,
+    "agreement": network.check_agreement,
 }
+# Inference shows what the forward pass takes, too. On a GPU, products of float32 are less exact, which hides mistakes.
+NOT_IN_ALL = ("forward", "agreement") if ACCELERATOR else ()
 # The subjects that are measured at every batch size; the others use the first.
-ALL_BATCHES = ("forward", "step", "adversarial")
+ALL_BATCHES = ("forward", "step", "adversarial") if not ACCELERATOR else ("adversarial",)
+
+FASTEST = "compiled, channels last, autocast"
+EAGER = ["eager", "eager, channels last, autocast"] if ACCELERATOR else ["eager", "eager, channels last"]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -42,41 +57,89 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__, formatter_class=_Help)
     add = parser.add_argument
     add("subject", choices=[*SUBJECTS, "all"], help="what is timed")
-    add("--runs", type=int, default=12, help="runs of each function; a quarter of them where one run is long")
-    add("--sizes", type=int, default=3, help="number of sizes for the losses, the smallest first")
-    add("--losses", nargs="+", default=list(loss_times.LOSSES), help="which of the losses are timed")
+    add("--runs", type=int, default=12, help="runs of each function")
+    add("--seconds", type=float, default=8.0 if ACCELERATOR else 60.0, help="after which there are no more than 3 runs")
+    minutes = 6.5 if ACCELERATOR else None
+    add("--minutes", type=float, default=minutes, help="after which nothing new is begun; None: no limit")
+    add("--sizes", type=int, default=1 if ACCELERATOR else 3, help="number of sizes for the losses, smallest first")
+    losses = ["lovasz", "dice", "band"] if ACCELERATOR else list(loss_times.LOSSES)
+    add("--losses", nargs="+", default=losses, help=f"which of the losses are timed: {', '.join(loss_times.LOSSES)}")
     add("--seed", type=int, default=0, help="of weights, batches and the phantom")
     add("--width", type=int, default=64, help="channels of the first layers; the default is the paper's network")
     add("--conv", default="lax" if ACCELERATOR else "winograd", help="as the key model.conv")
     add("--batch", type=int, nargs="+", default=[8, 64] if ACCELERATOR else [8], help="slices in a batch, one or more")
     add("--size", type=int, nargs=2, default=(96, 128), help="sides of a slice")
-    add("--cases", type=int, default=30 if ACCELERATOR else 3, help="phantom cases of epoch and fold")
+    add("--cases", type=int, default=6 if ACCELERATOR else 3, help="phantom cases of the fold")
     add("--shape", type=int, nargs=3, default=(96, 110, 71) if ACCELERATOR else (96, 110, 8), help="voxels of a case")
-    add("--epochs", type=int, default=50 if ACCELERATOR else 1, help="epochs of the fold")
-    variants = ["eager", "compiled", "compiled, autocast"] if ACCELERATOR else ["eager", "eager, channels last"]
-    add("--pytorch", nargs="*", default=variants, help="PyTorch's variants; 'compiled' may be added on CPU")
+    add("--epochs", type=int, default=50, help="of the fold's training, to which its rates are extrapolated")
+    add("--steps", type=int, default=1200 if ACCELERATOR else 20, help="of the fold's training that are measured")
+    words = "as in 'compiled, channels last, autocast, CUDA graphs'; the default depends on the subject"
+    add("--pytorch", nargs="+", metavar="VARIANT", dest="variants", help=f"PyTorch's variants, {words}")
     add("--no-torch", action="store_true", help="measure this package only")
-    add("--output", help="write the results to this JSON file, after each subject")
+    add("--output", help="write the results to this JSON file, after each subject and batch size")
     options = parser.parse_args(arguments)
-    if options.no_torch:
-        options.pytorch = []
+    if not options.no_torch and options.subject != "predict" and not importlib.util.find_spec("torch"):
+        parser.error("PyTorch is not installed: pip install isles-jax[bench], or add --no-torch")
+    for variant in options.variants or ():
+        first, *others = variant.split(", ")
+        if first not in ("eager", "compiled") or not set(others) <= {"channels last", "autocast", "CUDA graphs"}:
+            parser.error(f"--pytorch: found {variant!r}, expected {words.partition(';')[0]}, or 'eager'")
     return options
+
+
+def variants(options: argparse.Namespace, subject: str) -> list[str]:
+    """PyTorch's variants beside a subject. Each that is compiled costs up to a minute, so few are timed on a GPU."""
+    if options.no_torch:
+        return []
+    if options.variants:
+        return options.variants
+    if subject == "fold":
+        return ["eager"]
+    if not ACCELERATOR:
+        return EAGER
+    if subject == "step":
+        return [*EAGER, "compiled", FASTEST]
+    if subject == "adversarial" and not options.further:
+        return [*EAGER, FASTEST, f"{FASTEST}, CUDA graphs"]
+    return [*EAGER, FASTEST]
+
+
+def measure_subject(options: argparse.Namespace, subject: str) -> dict[str, Any]:
+    """The results of a subject, or the reason why there are none."""
+    name = f"batch {options.batch}"
+    if time.monotonic() > options.deadline:
+        print(f"{subject} skipped: no time was left", flush=True)
+        return {name: {"skipped": "no time was left"}}
+    options.pytorch = variants(options, subject)
+    try:
+        return SUBJECTS[subject](options)
+    except Exception as error:  # the other subjects are measured all the same
+        print(f"{subject} failed: {one_line(error)}", flush=True)
+        return {name: {"failed": one_line(error)}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the chosen subjects, prints the times and writes them."""
+    start = time.monotonic()
     options = parse(arguments)
     keep_memory()
-    batches = options.batch
+    parallel.keep_compiled()
+    options.deadline = math.inf if options.minutes is None else start + 60 * options.minutes
     options.limits = {dtype: matrix_limit(dtype, 8192 if ACCELERATOR else 2048) for dtype in DTYPES}
+    # After the matrix products, the clocks are those of a device at work.
     results = describe_machine(options) | {"results": {}}
-    for subject in SUBJECTS if options.subject == "all" else [options.subject]:
+    batches = options.batch
+    chosen = [name for name in SUBJECTS if name not in NOT_IN_ALL] if options.subject == "all" else [options.subject]
+    if options.output:
+        files.write_json(options.output, results)  # a file that cannot be written ends the command now
+    for subject in chosen:
         for options.batch in batches if subject in ALL_BATCHES else batches[:1]:
+            options.further = options.batch != batches[0]
             print(f"\n{subject}, batch {options.batch}", flush=True)
-            results["results"].setdefault(subject, {}).update(SUBJECTS[subject](options))
+            results["results"].setdefault(subject, {}).update(measure_subject(options, subject))
             if options.output:
-                Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
+                files.write_json(options.output, results)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -35,6 +35,14 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With -m device, the other test files are not imported: they may need packages that a machine with a GPU lacks."""
+    chosen = config.option.markexpr.split()
+    if "device" in chosen and "not device" not in config.option.markexpr and collection_path.suffix == ".py":
+        return True if "pytest.mark.device" not in collection_path.read_text() else None
+    return None
+
+
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory):
     """A small phantom data set in the SPES layout."""

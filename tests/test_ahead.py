@@ -2,7 +2,10 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
 
 from experiments.benchmarks import ahead, chips, compiled_text
 from isles_jax.runtime.command import InputError
@@ -55,6 +58,63 @@ def test_operations_are_read_with_their_parts_bytes_and_loops():
     assert collectives["seconds_at_peak"] == pytest.approx(64 * 4 / 200e9)
 
 
+CONVOLUTIONS = """HloModule step
+
+%fused (p: f32[8,96,128,2]) -> f32[3,3,2,64] {
+  ROOT %convolution.1 = f32[3,3,2,64]{3,2,1,0} convolution(%p, %q), window={size=96x128 pad=1_1x1_1}, \
+dim_labels=f01b_i01o->01bf, metadata={op_name="critics/conv1/transpose"}
+}
+
+ENTRY %main (a: f32[8,96,128,6]) -> f32[8] {
+  %cudnn-conv.2 = (f32[6,64,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%a, %b), window={size=96x128 pad=1_1x1_1}, \
+dim_labels=bf01_oi01->bf01, custom_call_target="__cudnn$convForward", metadata={op_name="critics/vmap/transpose"}
+  %cudnn-conv.3 = (f32[64,2,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%a, %b), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=bf01_oi01->bf01, custom_call_target="__cudnn$convBackwardFilter"
+  %cudnn-conv.4 = (f32[8,6,96,128]{3,2,1,0}, u8[0]{0}) custom-call(%a, %b), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=bf01_oi01->bf01, feature_group_count=3, custom_call_target="__cudnn$convForward"
+  %conv.5 = f32[8,96,128,6]{3,2,1,0} convolution(%a, %b), window={size=1x9}, dim_labels=b01f_01io->b01f, \
+batch_group_count=2, metadata={op_name="a/b"}
+  %conv.6 = f32[8,96,128,6]{3,2,1,0} convolution(%a, %b), dim_labels=b01f_01io->b01f, feature_group_count=1
+  ROOT %pool.7 = f32[8]{0} reduce-window(%a, %zero), window={size=1x16}, to_apply=%max
+}
+"""
+
+
+def test_slow_forms_are_large_windows_and_groups():
+    assert compiled_text.slow_forms(CONVOLUTIONS, windows=True) == [
+        "window 96x128: critics/conv1/transpose",
+        "window 96x128: critics/vmap/transpose",
+        "3 feature groups: cudnn-conv.4",
+        "window 1x9, 2 batch groups: a/b",
+    ]
+    groups = ["3 feature groups: cudnn-conv.4", "2 batch groups: a/b"]
+    assert compiled_text.slow_forms(CONVOLUTIONS, windows=False) == groups
+
+
+def test_a_convolution_is_a_slow_form_once_it_has_groups():
+    def compiled(groups):
+        def convolve(x, kernel):
+            layout = ("NHWC", "HWIO", "NHWC")
+            return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, layout, groups)
+
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 4), (3, 3, 4 // groups, 6))]
+        return compiled_text.slow_forms(jax.jit(convolve).lower(*shapes).compile().as_text(), windows=False)
+
+    assert compiled(1) == []
+    [form] = compiled(2)
+    assert form.startswith("2 feature groups: jit(convolve)/")
+
+
+def test_the_summary_prints_each_slow_form():
+    empty = dict.fromkeys(("arguments", "temporary", "code", "device"), 1e9)
+    part = {"compile_s": 1.0, "memory_bytes": empty, "flops": 1e9, "bytes": 1e9, "launches": 3.0, "operations": {}}
+    part |= {"seconds_at_peak": {"arithmetic": 1.0, "bytes": 1.0}, "pixel_gathers": 0, "step_s": 1.0}
+    part |= {"collectives": {"count": 0, "bytes": 0, "seconds_at_peak": 0}, "slow_forms": ["window 96x128: critics"]}
+    lines = ahead.summary({"target": "h100", "devices": 1, "step": part}).splitlines()
+    place = lines.index("  convolutions in slow forms: 1")
+    assert lines[place + 1] == "    window 96x128: critics"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -91,6 +151,7 @@ def test_a_tiny_step_and_inference_compile_for_tpus(tmp_path, capsys):
     for part in (report["step"], report["inference"]):
         assert part["pixel_gathers"] == 0
         assert part["wide"] == [], "nothing of 64 bits reaches a TPU"
+        assert part["slow_forms"] == []
         assert part["cycles"] > 0
         assert part["flops"] > 0
     assert {"critics", "segmenter", "losses", "optimiser", "augmentation"} <= report["step"]["cycles_by_part"].keys()

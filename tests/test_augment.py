@@ -8,6 +8,8 @@ from scipy import ndimage
 
 from isles_jax.training import augment as module
 
+pytestmark = pytest.mark.device
+
 # Compiled, as in a step. Without that, JAX would compile each operation alone, which takes longer.
 augment = jax.jit(module.augment, static_argnames=("rotation_degrees", "scale", "intensity", "both"))
 STILL = {"rotation_degrees": 0.0, "scale": 0.0, "intensity": 0.0}

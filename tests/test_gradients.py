@@ -18,6 +18,8 @@ from isles_jax.training import parallel
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 
+pytestmark = pytest.mark.device
+
 # One class has one critic; three would take three times as long to compile.
 CLASSES = ("lesion",)
 # All eight systems take minutes to compile: by default the simplest, and the one that has every part.

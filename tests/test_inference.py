@@ -15,6 +15,8 @@ from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, networks, parallel
 from isles_jax.training.state import init_state
 
+pytestmark = pytest.mark.device
+
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,6 @@
 import functools
 import itertools
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,8 @@ from helpers import segmentation_case as case
 from helpers import softmax
 
 from isles_jax import losses
+
+pytestmark = pytest.mark.device
 
 # Oracles: numpy, float64, by the definitions.
 
@@ -104,35 +104,25 @@ def test_gradients_are_those_of_float64_differences(name, options):
     assert (np.asarray(gradient)[~where] == 0).all()
 
 
-COMPILED = [
-    jax.jit(jax.value_and_grad(functools.partial(getattr(losses, name), **options))) for name, options in OPTIONS
-]
-
-
 @pytest.mark.slow
-@hypothesis.settings(max_examples=60, deadline=None)
-@hypothesis.given(
-    which=st.integers(0, len(OPTIONS) - 1),
-    seed=st.integers(0, 2**32 - 1),
-    scale=st.sampled_from([0.0, 1e-3, 1.0, 10.0]),
-    shape=st.sampled_from([(3, 11), (2, 4, 9)]),
-    keep=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-)
-def test_properties(which, seed, scale, shape, keep):
-    rng = np.random.default_rng(seed)
-    (name, options), function = OPTIONS[which], COMPILED[which]
-    logits = (scale * rng.standard_normal((*shape, 3))).astype(np.float32)
-    labels, where = rng.integers(0, 1 + seed % 3, shape), rng.random(shape) < keep
-    value, gradient = function(logits, labels, where=where)
-    np.testing.assert_allclose(value, BY_HAND[name](logits, labels, where=where, **options), atol=2e-5)
-    assert np.isfinite(gradient).all()
-    assert (np.asarray(gradient)[~where] == 0).all()
-    # A softmax does not see a shift of its logits.
-    np.testing.assert_allclose(np.sum(gradient, axis=-1), 0.0, atol=1e-6)
-    # What lies under the mask plays no part.
-    again = function(np.where(where[..., None], logits, np.nan), np.where(where, labels, 255), where=where)
-    np.testing.assert_array_equal(again[0], value)
-    np.testing.assert_array_equal(again[1], gradient)
+@each_option
+def test_properties(name, options):
+    function = jax.jit(jax.value_and_grad(functools.partial(getattr(losses, name), **options)))
+    draws = itertools.product([(3, 11), (2, 4, 9)], (0.0, 1e-3, 1.0, 10.0), (0.0, 0.05, 0.5, 1.0), (1, 2, 3))
+    for seed, (shape, scale, keep, present) in enumerate(draws):
+        rng = np.random.default_rng(seed)
+        logits = (scale * rng.standard_normal((*shape, 3))).astype(np.float32)
+        labels, where = rng.integers(0, present, shape), rng.random(shape) < keep
+        value, gradient = function(logits, labels, where=where)
+        np.testing.assert_allclose(value, BY_HAND[name](logits, labels, where=where, **options), atol=2e-5)
+        assert np.isfinite(gradient).all()
+        assert (np.asarray(gradient)[~where] == 0).all()
+        # A softmax does not see a shift of its logits.
+        np.testing.assert_allclose(np.sum(gradient, axis=-1), 0.0, atol=1e-6)
+        # What lies under the mask plays no part.
+        again = function(np.where(where[..., None], logits, np.nan), np.where(where, labels, 255), where=where)
+        np.testing.assert_array_equal(again[0], value)
+        np.testing.assert_array_equal(again[1], gradient)
 
 
 def hard(predicted, num_classes):

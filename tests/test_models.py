@@ -9,6 +9,8 @@ from jax import lax
 
 from isles_jax.models import Discriminator, SUMNet, convolve, max_pool, max_unpool
 
+pytestmark = pytest.mark.device
+
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

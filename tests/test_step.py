@@ -12,6 +12,8 @@ from isles_jax.training.critics import _accuracy, _maps
 from isles_jax.training.state import init_state
 from isles_jax.training.step import _supervised, make_step
 
+pytestmark = pytest.mark.device
+
 CLASSES = ("penumbra", "core")
 # One class has one critic, which compiles in a third of the time.
 ONE = ("lesion",)
@@ -49,8 +51,9 @@ def trace(config, platform="cpu"):
     return str(jaxpr), calls[SUMNet], calls[Discriminator]
 
 
-def test_one_forward_pass_serves_both_updates(small_config):
-    _, segmenter, critics = trace(small_config())
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_one_forward_pass_serves_both_updates(small_config, platform):
+    _, segmenter, critics = trace(small_config(), platform)
     # A critic's pass is traced once for one map and once for two, and used four times for each of three critics.
     assert (segmenter, critics) == (1, 4)
 
@@ -88,15 +91,14 @@ def test_dice_and_focal_have_weights_of_their_own(small_config):
     np.testing.assert_allclose(values["focal"].mean(), losses.focal(logits, labels, where=labels >= 0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.slow
-def test_accelerators_trace_one_program_for_all_critics(small_config, platform):
+def test_a_tpu_traces_one_program_for_all_critics(small_config):
     # Both maps at once for the update, and one after the other for the segmenter, whatever the number of critics; and
     # once more each for the shapes of the results: those of the critics of one class, and of all.
-    _, segmenter, critics = trace(small_config(), platform)
+    _, segmenter, critics = trace(small_config(), "tpu")
     assert segmenter == 1
     assert critics <= 9
-    _, segmenter, critics = trace(small_config(adversarial=False), platform)
+    _, segmenter, critics = trace(small_config(adversarial=False), "tpu")
     assert (segmenter, critics) == (1, 0)
 
 

@@ -9,6 +9,8 @@ from scipy.signal import correlate2d
 
 from isles_jax.models import UNet, poolings_for, upsample
 
+pytestmark = pytest.mark.device
+
 
 def draw(module, *image_shape):
     """Random variables, none of them 0 or 1, that keep the size of features; statistics as those of a running mean."""

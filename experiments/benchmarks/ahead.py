@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.benchmarks.chips import CHIPS, Chip, find_devices
-from experiments.benchmarks.compiled_text import Operation, operations
+from experiments.benchmarks.compiled_text import Operation, operations, slow_forms
 from isles_jax import config as configs
 from isles_jax import main as training_command
 from isles_jax.runtime import overrides
@@ -175,6 +175,8 @@ def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -
         "pixel_gathers": len(_pixelwise(text)),
         "operations": _counts(found, calls),
         "wide": _wide(text),
+        # Without the compiler's cycles, on a GPU, nothing else shows a slow convolution.
+        "slow_forms": slow_forms(text, windows=not chip.clock),
         "collectives": _collectives(found, calls, chip, devices),
     }
     if chip.clock:
@@ -316,6 +318,8 @@ def _lines(part: dict[str, Any]) -> list[str]:
         lines.append(f"{part['launches']:.0f} launches")
     counts = ", ".join(f"{part['operations'].get(kind, 0):.0f} {kind}" for kind in ("gather", "scatter", "sort"))
     lines.append(f"{counts}; {part['pixel_gathers']} of single pixels")
+    slow = part["slow_forms"]
+    lines += [f"convolutions in slow forms: {len(slow)}", *(f"  {form}" for form in slow)]
     lines.append(
         f"{shared['count']:.0f} collectives, {shared['bytes'] / 1e6:.1f} MB, {1e3 * shared['seconds_at_peak']:.2f} ms "
         f"on the links; not less than {1e3 * part['step_s']:.2f} ms in all"

@@ -28,9 +28,13 @@ FREE = {
     "opt-barrier",
     "iota",
 }
+# The largest kernel of a usual network.
+LARGEST_WINDOW = 7
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*\) -> .*)?\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9-]*)\(")
+# XLA's own convolutions, and those that it leaves to cuDNN.
+_CONVOLUTION = re.compile(r"\sconvolution\(|__cudnn\$conv")
 _SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
@@ -69,6 +73,36 @@ def operations(text: str) -> list[Operation]:
     """What the entry computation runs, and the loops and branches in it; not what fusions are made of."""
     blocks, entry = _blocks(text)
     return list(_walk(blocks, entry, 1))
+
+
+def slow_forms(text: str, *, windows: bool) -> list[str]:
+    """Convolutions, fused or not, in forms that a device may run at a tenth of its speed, as short descriptions.
+
+    Args:
+      text: of the compiled program.
+      windows: also list those whose window has a side above 7. On a GPU, no gradient needs this form: that of a kernel
+        is cuDNN's backward convolution, which has the kernel's window. For a TPU, XLA writes gradients of kernels, and
+        matrix products of pictures, with the picture as the window, and this is the fast form there.
+
+    Returns:
+      One line for each: the window or the groups, and the path of JAX's scopes, or else the name.
+    """
+    forms = []
+    for line in text.splitlines():
+        found = _OPERATION.match(line)
+        if not found or not _CONVOLUTION.search(line):
+            continue
+        reasons = []
+        window = re.search(r"window=\{size=([\dx]+)", line)
+        if windows and window and max(int(side) for side in window[1].split("x")) > LARGEST_WINDOW:
+            reasons.append(f"window {window[1]}")
+        for kind, groups in re.findall(r"\b(feature|batch)_group_count=(\d+)", line):
+            if int(groups) > 1:
+                reasons.append(f"{groups} {kind} groups")
+        if reasons:
+            part = re.search(r'op_name="([^"]*)"', line)
+            forms.append(f"{', '.join(reasons)}: {part[1] if part else found[1]}")
+    return forms
 
 
 def _blocks(text: str) -> tuple[dict[str, list[str]], str]:

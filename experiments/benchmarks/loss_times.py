@@ -3,12 +3,14 @@
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.timing import interleave
+from experiments.benchmarks.timing import Makers, interleave
 from isles_jax import losses
 
 # Shapes of the logits, channels last.
@@ -17,10 +19,7 @@ BINS = 16384
 LOSSES = ("lovasz", "dice", "tversky", "focal", "distance", "band")
 
 
-Functions = dict[str, Callable[[], object]]
-
-
-def jax_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Functions:
+def jax_makers(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Makers:
     """This package's losses, compiled."""
     x, y, far = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(distances)
     functions = {
@@ -31,13 +30,19 @@ def jax_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray)
         "focal, ours": (losses.focal, y),
         "distance, ours": (losses.boundary_distance, far),
     }
-    compiled = {name: (jax.jit(jax.value_and_grad(f)), target) for name, (f, target) in functions.items()}
-    table = {name: (lambda f=f, t=t: jax.block_until_ready(f(x, t))) for name, (f, t) in compiled.items()}
-    band = jax.jit(lambda y: losses.boundary_mask(y, x.shape[-1], spatial_ndim=y.ndim - 1))
-    return table | {"band, ours": lambda: jax.block_until_ready(band(y))}
+
+    def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
+        run = jax.jit(function)
+        return lambda: jax.block_until_ready(run(*arguments))
+
+    def band(y: jax.Array) -> jax.Array:
+        return losses.boundary_mask(y, x.shape[-1], spatial_ndim=y.ndim - 1)
+
+    makers: Makers = {name: partial(compiled, jax.value_and_grad(f), x, t) for name, (f, t) in functions.items()}
+    return makers | {"band, ours": partial(compiled, band, y)}
 
 
-def torch_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Functions:
+def torch_makers(logits: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Makers:
     """PyTorch's losses, on channels first."""
     import torch
 
@@ -49,13 +54,18 @@ def torch_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarra
     y = torch.from_numpy(labels.astype(np.int64)).to(device)
     far = torch.from_numpy(np.moveaxis(distances, -1, 1).copy()).to(device)
 
-    def run(function, *arguments):
-        result = function(*arguments)
-        if result.requires_grad:
-            x.grad = None
-            result.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+    def make(function: Callable[..., Any], arguments: tuple[Any, ...], compiled: bool) -> Callable[[], object]:
+        function = torch.compile(function, dynamic=False) if compiled else function
+
+        def run() -> None:
+            result = function(*arguments)
+            if result.requires_grad:
+                x.grad = None
+                result.backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
 
     # For each loss: the forms in which it is written, what they take, and whether they are also measured compiled.
     forms = {
@@ -75,16 +85,16 @@ def torch_functions(logits: np.ndarray, labels: np.ndarray, distances: np.ndarra
             ("one-hot", torch_losses.overlap_one_hot, (x, y, alpha, 1 - alpha), True),
             ("gathered", torch_losses.overlap_gathered, (x, y, alpha, 1 - alpha), True),
         ]
-    table = {}
+    makers: Makers = {}
     for loss, rows in forms.items():
         for form, function, arguments, compiled in rows:
-            variants = {form: function} | ({f"{form}, compiled": torch.compile(function)} if compiled else {})
-            for name, f in variants.items():
-                table[f"{loss}, PyTorch, {name}"] = lambda f=f, a=arguments: run(f, *a)
-    return table
+            makers[f"{loss}, PyTorch, {form}"] = partial(make, function, arguments, False)
+            if compiled:
+                makers[f"{loss}, PyTorch, {form}, compiled"] = partial(make, function, arguments, True)
+    return makers
 
 
-def benchmark_losses(options: argparse.Namespace) -> dict:
+def benchmark_losses(options: argparse.Namespace) -> dict[str, Any]:
     """Times of the losses, forward and backward, and of the boundary band."""
     results = {}
     for size in SIZES[: options.sizes]:
@@ -94,21 +104,21 @@ def benchmark_losses(options: argparse.Namespace) -> dict:
         logits = rng.standard_normal(size, dtype=np.float32) + (labels[..., None] == np.arange(size[-1]))
         floats = rng.random((size[-1], labels.size), dtype=np.float32)
         distances = rng.standard_normal(size, dtype=np.float32)
-        functions = jax_functions(logits, labels, distances)
+        makers = jax_makers(logits, labels, distances)
         if options.pytorch:
-            functions |= torch_functions(logits, labels, distances)
-        functions = {name: f for name, f in functions.items() if name.split(",")[0] in options.losses}
-        functions["numpy sort of the same floats"] = lambda floats=floats: np.sort(floats, axis=1)
-        runs = options.runs if labels.size * size[-1] < 10**7 else max(3, options.runs // 4)
-        results[str(list(size))] = times = interleave(functions, runs)
-        print(f"\n{list(size)}, {runs} runs")
-        for name, entry in times.items():
+            makers |= torch_makers(logits, labels, distances)
+        makers = {name: make for name, make in makers.items() if name.split(",")[0] in options.losses}
+        makers["numpy sort of the same floats"] = lambda floats=floats: lambda: np.sort(floats, axis=1)
+        print(f"\n{list(size)}")
+        results[str(list(size))] = rows = interleave(makers, options.runs, options.seconds, options.deadline)
+        timed = {name: entry for name, entry in rows.items() if "median_ms" in entry}
+        for name, entry in timed.items():
             kind = name.split(",")[0]
-            pytorch = [t for n, t in times.items() if n.startswith(f"{kind}, PyTorch")]
+            pytorch = [t for n, t in timed.items() if n.startswith(f"{kind}, PyTorch")]
             if pytorch and "ours" in name:
                 for key, ratio in (("median_ms", "times_as_fast_as_best_pytorch"), ("min_ms", "the_same_by_minima")):
                     entry[ratio] = round(min(t[key] for t in pytorch) / entry[key], 2)
             ratios = [entry.get(key, "") for key in ("times_as_fast_as_best_pytorch", "the_same_by_minima")]
-            times = f"{entry['median_ms']:10.2f} ms  (min {entry['min_ms']:.2f})"
+            times = f"{entry['median_ms']:10.2f} ms  (min {entry['min_ms']:.2f}, {entry['runs']} runs)"
             print(f"  {name:38s} {times}  {' '.join(map(str, ratios))}")
     return results

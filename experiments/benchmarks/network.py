@@ -3,6 +3,8 @@
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.benchmarks.timing import ACCELERATOR, Functions, measure
+from experiments.benchmarks.timing import ACCELERATOR, Makers, measure
 from experiments.benchmarks.workload import DTYPES, STEPS, initial_state, make_batch, make_config, make_task
 from isles_jax.training import parallel
 from isles_jax.training.networks import make_forward
@@ -53,7 +55,7 @@ def step_flops(config: ml_collections.ConfigDict, batch: tuple[np.ndarray, ...])
     return jax.jit(mapped).lower(state, batch, indices).cost_analysis()["flops"]
 
 
-def check_agreement(options: argparse.Namespace) -> dict:
+def check_agreement(options: argparse.Namespace) -> dict[str, Any]:
     """Relative differences between PyTorch's logits and losses and ours, from the same weights and batch."""
     if not options.pytorch:
         return {}
@@ -75,45 +77,59 @@ def check_agreement(options: argparse.Namespace) -> dict:
     return results
 
 
-def benchmark_forward(options: argparse.Namespace) -> dict:
+def benchmark_forward(options: argparse.Namespace) -> dict[str, Any]:
     """Times of the softmax maps of a batch, as inference computes them."""
     images, _ = batch = make_batch(options)
-    functions: Functions = {}
-    for dtype in DTYPES:
-        config = make_config(options, "bl5", dtype=dtype)
-        task = make_task(config)
-        variables = init_state(task, 1, 0).segmenter.variables
+
+    def ours(dtype: str) -> Callable[[], object]:
+        task = make_task(make_config(options, "bl5", dtype=dtype))
+        variables = jax.device_put(init_state(task, 1, 0).segmenter.variables)
         forward = make_forward(task.segmenter())
-        variables = jax.device_put(variables)
         x = jnp.asarray(images)
-        functions[f"ours, {dtype}"] = lambda f=forward, v=variables, x=x: f(v, x).block_until_ready()
+        return lambda: forward(variables, x).block_until_ready()
+
+    makers: Makers = {f"ours, {dtype}": partial(ours, dtype) for dtype in DTYPES}
     if options.pytorch:
         from experiments.benchmarks import torch_functions
 
-        functions |= torch_functions.forward_functions(options.pytorch, initial_state(options, "bl5"), batch)
-    return {f"batch {options.batch}": measure(functions, options, step_flops(config, batch) / 3)}
+        makers |= torch_functions.forward_makers(options.pytorch, initial_state(options, "bl5"), batch)
+    flops = step_flops(make_config(options, "bl5"), batch) / 3
+    return {f"batch {options.batch}": measure(makers, options, flops)}
 
 
-def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict:
+def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict[str, Any]:
     """Times of a training step of Residual-SUMNet with cross-entropy and Adam."""
     batch = make_batch(options)
-    variants = [{"dtype": dtype} for dtype in DTYPES]
-    if ACCELERATOR:
-        variants.append({"dtype": "bfloat16", "train.steps_per_call": 10})
-    functions: Functions = {}
+    makers: Makers = {}
     calls = {}
-    for keys in variants:
+    for keys in our_variants(system, options.further):
         name = ", ".join(["ours", *(f"{key.split('.')[-1]}={value}" for key, value in keys.items())])
-        functions[name] = our_step(make_config(options, system, **keys), batch)
+        makers[name] = partial(our_step, make_config(options, system, **keys), batch)
         calls[name] = keys.get("train.steps_per_call", 1)
     if options.pytorch:
         from experiments.benchmarks import torch_functions
 
-        functions |= torch_functions.step_functions(options.pytorch, initial_state(options, system), batch)
+        makers |= torch_functions.step_makers(options.pytorch, initial_state(options, system), batch)
     flops = step_flops(make_config(options, system), batch)
-    return {f"batch {options.batch}": measure(functions, options, flops, calls)}
+    return {f"batch {options.batch}": measure(makers, options, flops, calls)}
 
 
-def benchmark_adversarial(options: argparse.Namespace) -> dict:
+def benchmark_adversarial(options: argparse.Namespace) -> dict[str, Any]:
     """Times of a step of the proposed system: four losses, three critics, one forward pass of the segmenter."""
     return benchmark_step(options, "proposed")
+
+
+def our_variants(system: str, further: bool) -> list[dict[str, Any]]:
+    """The settings in which a step is timed. On an accelerator, each costs up to a minute of compilation.
+
+    Args:
+      system: "bl5" or "proposed". The types are compared with the cheaper one.
+      further: this is not the first batch size. Then the fastest form is timed alone.
+    """
+    if not ACCELERATOR:
+        return [{"dtype": "float32"}]
+    single: dict[str, Any] = {"dtype": "bfloat16"}
+    scanned = single | {"train.steps_per_call": 10}
+    if further:
+        return [scanned]
+    return [single, scanned] if system == "proposed" else [{"dtype": "float32"}, single, scanned]

@@ -1,21 +1,36 @@
 """Timing: functions that take turns, the load of other processes, and the largest matrix product for comparison."""
 
 import argparse
+import contextlib
+import math
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Functions = dict[str, Callable[[], object]]
+# For each name, what makes the function that is timed.
+Makers = dict[str, Callable[[], Callable[[], object]]]
 ACCELERATOR = jax.default_backend() != "cpu"
+# Runs after the first that do not count. PyTorch records its CUDA graphs in the second and the third.
+WARM_UP = 2 if ACCELERATOR else 0
+PACKAGES = (
+    *("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("libtpu", "flax", "numpy", "torch", "triton"),
+)
+GPU_FACTS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
+TUNABLES = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"
 
 
 def keep_memory() -> None:
@@ -23,10 +38,12 @@ def keep_memory() -> None:
 
     JAX and PyTorch each free gigabytes at the end of a step. If the C library returns them to the system, the system
     clears the pages again for the function whose turn is next. This took up to a third of a step's time.
+
+    On a GPU, JAX reserves half of the memory instead of three quarters, and PyTorch has the other half.
     """
-    tunables = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"
-    if os.environ.get("GLIBC_TUNABLES") != tunables:
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": tunables})
+    if os.environ.get("GLIBC_TUNABLES") != TUNABLES:
+        shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", **os.environ}
+        os.execve(sys.executable, sys.orig_argv, shared | {"GLIBC_TUNABLES": TUNABLES})
 
 
 def _cpu_seconds() -> tuple[float, float]:
@@ -39,33 +56,89 @@ def _cpu_seconds() -> tuple[float, float]:
     return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
-def interleave(functions: Functions, runs: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each function, taking turns, after one run to warm up.
+def one_line(error: Exception) -> str:
+    """The reason for a failure, as one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def interleave(
+    makers: Makers, runs: int, seconds: float = math.inf, deadline: float = math.inf
+) -> dict[str, dict[str, Any]]:
+    """Milliseconds of each function, taking turns, after a few runs to warm up.
+
+    Args:
+      makers: each makes a function that is timed. A function may have a `note`, which stands in its row.
+      runs: of each function.
+      seconds: after this time there are no more runs than three.
+      deadline: by `time.monotonic`. Later, no function is made.
 
     Returns:
-      For each function: the median, the smallest and the largest time; the smallest CPU time; how many runs count, and
-      whether other processes took less than a tenth of the machine in all of them.
+      For each function: the seconds to make it and run it once, which include compilation; the median, the smallest and
+      the largest time; the smallest CPU time; how many runs count, and whether other processes took less than a tenth
+      of the machine in all of them. If it fails, its row is {"failed": the reason}. If it is not made, its row is
+      {"skipped": the reason}.
     """
+    rows: dict[str, dict[str, Any]] = {}
+    functions: dict[str, Callable[[], object]] = {}
+
+    def attempt(name: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # whatever a compiler or a device raises: the other functions are timed all the same
+            rows[name] = {"failed": one_line(error)}
+            functions.pop(name, None)
+            print(f"  {name:42s} failed: {rows[name]['failed']}", flush=True)
+            return None
+
+    for name, make in makers.items():
+        if time.monotonic() > deadline:
+            rows[name] = {"skipped": "no time was left"}
+            print(f"  {name:42s} skipped: no time was left", flush=True)
+            continue
+        start = time.perf_counter()
+        rows[name] = {}
+        function = attempt(name, make)
+        if function is not None:
+            functions[name] = function
+            attempt(name, function)
+        if name in functions:
+            rows[name]["first_s"] = round(time.perf_counter() - start, 2)
+            if note := getattr(function, "note", ""):
+                rows[name]["note"] = note
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in functions}
-    for run in range(runs + 1):
-        for name, function in functions.items():
-            machine, own = _cpu_seconds()
-            start = time.perf_counter()
-            function()
-            seconds = time.perf_counter() - start
-            machine, own = (after - before for after, before in zip(_cpu_seconds(), (machine, own), strict=True))
-            if run:
-                times[name].append((1e3 * seconds, (machine - own) / (seconds * os.cpu_count()), own))
-    results = {}
-    for name, rows in times.items():
-        quiet = [t for t, others, _ in rows if others < 0.1]
-        kept = quiet if len(quiet) >= 3 else [t for t, _, _ in rows]
-        values = {"median_ms": statistics.median(kept), "min_ms": min(kept), "max_ms": max(kept)}
-        # Summed over all CPUs. Other processes on the machine change it little.
-        values["cpu_ms"] = 1e3 * min(own for _, _, own in rows)
-        results[name] = {key: round(value, 3) for key, value in values.items()}
-        results[name] |= {"runs": len(kept), "quiet": len(kept) == len(quiet)}
-    return results
+    start = time.monotonic()
+    for run in range(WARM_UP + runs):
+        if run >= WARM_UP + 3 and time.monotonic() - start > seconds:
+            break
+        for name, function in list(functions.items()):
+            entry = attempt(name, partial(_timed, function))
+            if entry and run >= WARM_UP:
+                times[name].append(entry)
+    for name in functions:
+        rows[name] |= _summary(times[name])
+    return rows
+
+
+def _timed(function: Callable[[], object]) -> tuple[float, float, float]:
+    """Milliseconds of one run, the share of the machine that other processes took, and this process's CPU seconds."""
+    machine, own = _cpu_seconds()
+    start = time.perf_counter()
+    function()
+    seconds = time.perf_counter() - start
+    machine, own = (after - before for after, before in zip(_cpu_seconds(), (machine, own), strict=True))
+    return 1e3 * seconds, (machine - own) / (seconds * os.cpu_count()), own
+
+
+def _summary(rows: list[tuple[float, float, float]]) -> dict[str, Any]:
+    quiet = [t for t, others, _ in rows if others < 0.1]
+    kept = quiet if len(quiet) >= 3 else [t for t, _, _ in rows]
+    values = {"median_ms": statistics.median(kept), "min_ms": min(kept), "max_ms": max(kept)}
+    # Summed over all CPUs. Other processes on the machine change it little.
+    values["cpu_ms"] = 1e3 * min(own for _, _, own in rows)
+    return {key: round(value, 3) for key, value in values.items()} | {
+        "runs": len(kept),
+        "quiet": len(kept) == len(quiet),
+    }
 
 
 def matrix_limit(dtype: str, side: int) -> float:
@@ -75,8 +148,7 @@ def matrix_limit(dtype: str, side: int) -> float:
     """
     a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    entry = interleave({"product": lambda: product(a).block_until_ready()}, 8)["product"]
+    entry = interleave({"product": lambda: lambda: product(a).block_until_ready()}, 8)["product"]
     return 2 * side**3 / _seconds(entry)
 
 
@@ -85,47 +157,77 @@ def _seconds(entry: dict[str, float]) -> float:
 
 
 def measure(
-    functions: Functions, options: argparse.Namespace, flops: float = 0.0, calls: dict[str, int] | None = None
-) -> dict:
+    makers: Makers, options: argparse.Namespace, flops: float = 0.0, calls: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Times with ratios to the best PyTorch eager, milliseconds for one step, and the share of the matrix limit."""
-    results = interleave(functions, options.runs)
-    for name, entry in results.items():
+    results = interleave(makers, options.runs, options.seconds, options.deadline)
+    timed = {name: entry for name, entry in results.items() if "median_ms" in entry}
+    for name, entry in timed.items():
         for key in ("median_ms", "min_ms", "max_ms", "cpu_ms"):
             entry[key] = round(entry[key] / (calls or {}).get(name, 1), 3)
-    eager = [entry for name, entry in results.items() if name.startswith("PyTorch, eager")]
-    for name, entry in results.items():
-        for key, ratio in (("median_ms", "ratio_to_eager"), ("cpu_ms", "cpu_ratio_to_eager")):
-            if eager:
-                entry[ratio] = round(entry[key] / min(other[key] for other in eager), 3)
-        if flops:
-            low = "bfloat16" in name or "autocast" in name
-            limit = options.limits["bfloat16" if low else "float32"]
+    for name, entry in timed.items():
+        entry |= _ratios(entry, timed)
+        limit = options.limits.get("bfloat16" if "bfloat16" in name or "autocast" in name else "float32")
+        if flops and limit:
             entry["share_of_matrix_limit"] = round(flops / _seconds(entry) / limit, 3)
-        shares = "  ".join(
-            f"{key} {entry[key]}"
-            for key in ("ratio_to_eager", "cpu_ratio_to_eager", "share_of_matrix_limit")
-            if key in entry
-        )
-        runs = f"{entry['runs']} runs{'' if entry['quiet'] else ', not quiet'}"
-        times = f"{entry['median_ms']:10.2f} ms ({entry['min_ms']:.2f} to {entry['max_ms']:.2f}, {runs})"
-        print(f"  {name:42s} {times}  {shares}", flush=True)
+        _print(name, entry)
     return results | {"gflop": round(flops / 1e9, 2)}
 
 
-def describe_machine(options: argparse.Namespace) -> dict:
+def _ratios(entry: dict[str, Any], timed: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Times relative to the fastest PyTorch eager, and to the fastest PyTorch of all."""
+    ratios = {}
+    beside = (
+        ("ratio_to_eager", "PyTorch, eager", "median_ms"),
+        ("cpu_ratio_to_eager", "PyTorch, eager", "cpu_ms"),
+        ("ratio_to_pytorch", "PyTorch", "median_ms"),
+    )
+    for ratio, start, key in beside:
+        others = [other[key] for name, other in timed.items() if name.startswith(start)]
+        if others:
+            ratios[ratio] = round(entry[key] / min(others), 3)
+    return ratios
+
+
+def _print(name: str, entry: dict[str, Any]) -> None:
+    keys = ("ratio_to_eager", "cpu_ratio_to_eager", "ratio_to_pytorch", "share_of_matrix_limit", "note")
+    facts = "  ".join(f"{key} {entry[key]}" for key in keys if key in entry)
+    runs = f"{entry['runs']} runs{'' if entry['quiet'] else ', not quiet'}"
+    times = f"{entry['median_ms']:10.2f} ms ({entry['min_ms']:.2f} to {entry['max_ms']:.2f}, {runs})"
+    print(f"  {name:42s} {times}  first {entry['first_s']:.1f} s  {facts}", flush=True)
+
+
+def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
     """The machine, the date, the versions and the options, for the file of results."""
     versions = {}
-    for package in ("jax", "jaxlib", "flax", "numpy", "torch"):
-        try:
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line for line in lines if line.startswith("model name")]
     cpu = names[0].split(":")[1].strip() if names else platform.processor()
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    kept = jax.config.jax_compilation_cache_dir
     return {
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} x {cpu}; {device}",
-        "versions": versions,
-        "options": {key: value for key, value in vars(options).items() if key != "output"},
+        "gpus": _gpus(),
+        "versions": {"python": platform.python_version(), **versions},
+        # If there are some, the first runs need not compile.
+        "compiled_before": len(list(Path(kept).iterdir())) if kept and Path(kept).is_dir() else 0,
+        "options": {key: value for key, value in vars(options).items() if key not in ("output", "deadline")},
     }
+
+
+def _gpus() -> list[dict[str, str]]:
+    """What nvidia-smi says of each GPU; nothing where the program does not exist or does not answer."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"note: nvidia-smi says nothing of the GPUs: {one_line(error)}")
+        return []
+    return [dict(zip(GPU_FACTS, line.split(", "), strict=False)) for line in text.splitlines() if line]

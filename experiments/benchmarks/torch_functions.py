@@ -1,6 +1,8 @@
 """PyTorch's functions to be timed, with this package's weights and data.
 
-A variant is "eager" or "compiled", then in any order "channels last" and "autocast" (bfloat16).
+A variant is "eager" or "compiled", then in any order "channels last", "autocast" (bfloat16) and "CUDA graphs" (of what
+is compiled). Compiled are the networks, each on its own, and the losses if PyTorch's compiler takes them. The step
+around them is Python, as PyTorch's users have it.
 """
 
 import os
@@ -13,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.benchmarks import torch_networks, torch_steps
-from experiments.benchmarks.timing import Functions
+from experiments.benchmarks import torch_losses, torch_networks, torch_steps
+from experiments.benchmarks.timing import Makers, one_line
 from isles_jax.data.case import Case
 from isles_jax.data.slices import draw_batch, network_input, padded_size
 from isles_jax.models import MULTIPLE
@@ -32,8 +34,7 @@ Setup = tuple[State, list[slice]]
 
 
 def _layout(variant: str) -> torch.memory_format:
-    last = "channels last" in variant or "autocast" in variant
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.channels_last if "channels last" in variant else torch.contiguous_format
 
 
 def _cast(variant: str) -> Callable[[], Any]:
@@ -41,7 +42,30 @@ def _cast(variant: str) -> Callable[[], Any]:
 
 
 def _wrap(variant: str) -> Callable[..., Any]:
-    return torch.compile if "compiled" in variant else lambda function: function
+    if "compiled" not in variant:
+        return lambda function: function
+    # The critics share the code of `forward`, and PyTorch counts all their compilations together: 8 are too few.
+    torch._dynamo.config.recompile_limit = 64
+    return partial(torch.compile, dynamic=False, mode="reduce-overhead" if "CUDA graphs" in variant else None)
+
+
+def _begin(variant: str) -> None:
+    """Says that the results of the step before are no longer needed, so that CUDA graphs may write over them."""
+    if "CUDA graphs" in variant:
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def _losses(variant: str, classes: int, labels: torch.Tensor) -> tuple[Callable[..., torch.Tensor], str]:
+    """The supervised losses, compiled if that works for labels of this shape, and a note if it does not."""
+    if "compiled" not in variant:
+        return torch_losses.supervised_losses, ""
+    function = torch.compile(torch_losses.supervised_losses, dynamic=False)
+    shape = (len(labels), classes, *labels.shape[1:])
+    try:
+        function(torch.zeros(shape, device=DEVICE, requires_grad=True), labels).backward()
+    except Exception as error:  # whatever the compiler raises
+        return torch_losses.supervised_losses, f"losses eager, which cannot be compiled: {one_line(error)}"
+    return function, ""
 
 
 def segmenter(variant: str, state: State) -> torch.nn.Module:
@@ -67,13 +91,15 @@ def critics(variant: str, setup: Setup) -> list[tuple[slice, torch.nn.Module]]:
     return networks
 
 
-def step(variant: str, setup: Setup) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The training step of a state. It is adversarial if the state has critics."""
+def step(
+    variant: str, setup: Setup, losses: Callable[..., torch.Tensor] = torch_losses.supervised_losses
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The training step of a state. It is adversarial, with these losses, if the state has critics."""
     network = segmenter(variant, setup[0])
     adversaries = critics(variant, setup)
     options = _cast(variant), _wrap(variant)
     if adversaries:
-        return torch_steps.adversarial_step(network, adversaries, *options)
+        return torch_steps.adversarial_step(network, adversaries, losses, *options)
     return torch_steps.supervised_step(network, *options)
 
 
@@ -99,7 +125,7 @@ def first_loss(setup: Setup, batch: tuple[np.ndarray, np.ndarray]) -> float:
     return float(step("eager", setup)(*_place("eager", *batch)))
 
 
-def forward_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray, np.ndarray]) -> Functions:
+def forward_makers(variants: list[str], setup: Setup, batch: tuple[np.ndarray, np.ndarray]) -> Makers:
     """Softmax maps of a batch in inference mode."""
 
     def make(variant: str) -> Callable[[], object]:
@@ -108,80 +134,83 @@ def forward_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray
 
         @torch.inference_mode()
         def run() -> None:
+            _begin(variant)
             with _cast(variant)():
                 network(x).float().softmax(1)
             _wait()
 
         return run
 
-    return {f"PyTorch, {variant}": make(variant) for variant in variants}
+    return {f"PyTorch, {variant}": partial(make, variant) for variant in variants}
 
 
-def step_functions(variants: list[str], setup: Setup, batch: tuple[np.ndarray, np.ndarray]) -> Functions:
+def step_makers(variants: list[str], setup: Setup, batch: tuple[np.ndarray, np.ndarray]) -> Makers:
     """One training step on a batch, waited for."""
 
     def make(variant: str) -> Callable[[], object]:
-        train = step(variant, setup)
-        placed = _place(variant, *batch)
+        images, labels = _place(variant, *batch)
+        losses, note = torch_losses.supervised_losses, ""
+        if setup[0].critics:
+            losses, note = _losses(variant, setup[0].segmenter.params["output"]["kernel"].shape[3], labels)
+        train = step(variant, setup, losses)
 
         def run() -> None:
-            train(*placed)
+            _begin(variant)
+            train(images, labels)
             _wait()
 
+        run.note = note
         return run
 
-    return {f"PyTorch, {variant}": make(variant) for variant in variants}
+    return {f"PyTorch, {variant}": partial(make, variant) for variant in variants}
 
 
-def _epoch(variant: str, setup: Setup, plan: Plan) -> Callable[[], object]:
-    """The plan's steps: batches are indexed and augmented on the device, and the losses are read at the end."""
+def training_rate(variant: str, setup: Setup, plan: Plan, steps: int) -> float:
+    """Steps a second of a training loop that draws and augments batches on the device and reads the losses at the end.
+
+    Args:
+      variant: see above.
+      setup: the first state.
+      plan: its slices and settings.
+      steps: that are timed, after ten others.
+    """
     train = step(variant, setup)
     images, labels = _place(variant, plan.slices.images, plan.slices.labels)
     pool = np.arange(len(labels))
     size = plan.config.train.batch_size
 
-    def run() -> None:
+    def run(numbers: range) -> None:
         losses = []
-        for number in range(plan.steps):
+        for number in numbers:
             rows = torch.from_numpy(draw_batch(pool, plan.slices.lesion, size, (number,))).to(DEVICE).long()
             losses.append(train(*torch_steps.augment(images[rows], labels[rows])))
         torch.stack(losses).cpu()
 
-    return run
-
-
-def epoch_functions(variants: list[str], setup: Setup, plan: Plan) -> Functions:
-    """An epoch of each variant."""
-    return {f"PyTorch, {variant}": _epoch(variant, setup, plan) for variant in variants}
-
-
-def _inference(variant: str, state: State, case: Case) -> Callable[[], object]:
-    network = _wrap(variant)(segmenter(variant, state).eval())
-
-    @torch.inference_mode()
-    def run() -> np.ndarray:
-        stack, _ = network_input(case, padded_size(case.images.shape[:2], MULTIPLE))
-        x = torch.from_numpy(np.moveaxis(stack, -1, 1).copy()).to(DEVICE, memory_format=_layout(variant))
-        parts = []
-        for part in x.split(BATCH):
-            with _cast(variant)():
-                parts.append(network(part).float().softmax(1).argmax(1).byte())
-        return torch.cat(parts).cpu().numpy()
-
-    return run
-
-
-def inference_functions(variants: list[str], setup: Setup, case: Case) -> Functions:
-    """Labels of a case's slices."""
-    return {f"PyTorch, {variant}": _inference(variant, setup[0], case) for variant in variants}
-
-
-def fold_seconds(setup: Setup, plan: Plan, held_out: list[str]) -> dict[str, float]:
-    """Seconds of a fold in PyTorch, eager and without saving: training, and prediction of the held-out cases."""
+    run(range(10))
     start = time.perf_counter()
-    _epoch("eager", setup, plan)()
-    trained = time.perf_counter() - start
-    for case in plan.dataset.cases:
-        if case.name in held_out:
-            _inference("eager", setup[0], case)()
-    return {"pytorch_training_s": round(trained, 2), "pytorch_total_s": round(time.perf_counter() - start, 2)}
+    run(range(steps))
+    return steps / (time.perf_counter() - start)
+
+
+def inference_makers(variants: list[str], setup: Setup, case: Case) -> Makers:
+    """Labels of a case's slices."""
+
+    def make(variant: str) -> Callable[[], object]:
+        network = _wrap(variant)(segmenter(variant, setup[0]).eval())
+
+        @torch.inference_mode()
+        def run() -> np.ndarray:
+            stack, _ = network_input(case, padded_size(case.images.shape[:2], MULTIPLE))
+            # As in our inference, the last batch is filled up, so that one compilation serves all batches.
+            filled = np.pad(stack, [(0, -len(stack) % BATCH)] + [(0, 0)] * 3)
+            x = torch.from_numpy(np.moveaxis(filled, -1, 1).copy()).to(DEVICE, memory_format=_layout(variant))
+            parts = []
+            for part in x.split(BATCH):
+                _begin(variant)
+                with _cast(variant)():
+                    parts.append(network(part).float().softmax(1).argmax(1).byte())
+            return torch.cat(parts)[: len(stack)].cpu().numpy()
+
+        return run
+
+    return {f"PyTorch, {variant}": partial(make, variant) for variant in variants}

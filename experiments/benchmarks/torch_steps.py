@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from experiments.benchmarks.torch_losses import supervised_losses
-
 # The weight of each critic's loss, as `loss.adversarial`.
 ADVERSARIAL = 1e-3
 
@@ -47,7 +45,7 @@ def supervised_step(
     Args:
       segmenter: trained in place.
       cast: makes the context in which the networks run (autocast, or nothing).
-      wrap: applied to the networks and the losses: `torch.compile`, or the identity.
+      wrap: applied to each network: `torch.compile`, or the identity.
     """
     optimizer = adam(segmenter, lr=1e-3, weight_decay=1e-5)
     network = wrap(segmenter)
@@ -65,20 +63,24 @@ def supervised_step(
 
 
 def adversarial_step(
-    segmenter: nn.Module, critics: list[tuple[slice, nn.Module]], cast: Callable[[], Any], wrap: Callable[..., Any]
+    segmenter: nn.Module,
+    critics: list[tuple[slice, nn.Module]],
+    losses: Callable[[Tensor, Tensor], Tensor],
+    cast: Callable[[], Any],
+    wrap: Callable[..., Any],
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The proposed system's step: all four losses, three relativistic critics, one forward pass of the segmenter.
 
     Args:
       segmenter: trained in place.
       critics: each with the class channels that it sees; trained in place.
+      losses: (logits, labels) -> the sum of the supervised losses.
       cast: as in `supervised_step`.
       wrap: as in `supervised_step`.
     """
     optimizer = adam(segmenter, lr=1e-3, weight_decay=1e-5)
     network = wrap(segmenter)
     wrapped = [(view, critic, wrap(critic), adam(critic, lr=1e-4, betas=(0.5, 0.999))) for view, critic in critics]
-    losses = wrap(supervised_losses)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with cast():
