@@ -24,14 +24,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.benchmarks.chips import CHIPS, Chip, find_devices
+from experiments.benchmarks.chips import CHIPS, Chip, cuda_plugins, find_devices
 from experiments.benchmarks.compiled_text import Operation, operations, slow_forms
 from isles_jax import config as configs
 from isles_jax import main as training_command
 from isles_jax.runtime import overrides
 from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.training.networks import BATCH, make_forward
-from isles_jax.training.parallel import AXIS
+from isles_jax.training.parallel import AXIS, CUDA_OPTIONS_OF_ONE_DEVICE
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 from isles_jax.training.task import Task
@@ -137,7 +137,9 @@ def epoch_steps(config: ml_collections.ConfigDict, slices: int) -> int:
     return math.ceil(slices * (config.folds - 1) / config.folds / config.train.batch_size)
 
 
-def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -> dict[str, Any]:
+def describe(
+    lowered: Any, flops: float, chip: Chip, calls: int, devices: int, options: dict[str, bool | str] | None = None
+) -> dict[str, Any]:
     """Compiles, and says what the compiler says.
 
     Args:
@@ -146,9 +148,10 @@ def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int) -
       chip: to whose peaks its arithmetic and bytes are set.
       calls: steps in a call; what is reported is for one.
       devices: that share the collectives.
+      options: of the compiler.
     """
     start = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     costs = compiled.cost_analysis()
@@ -276,7 +279,8 @@ def examine(options: argparse.Namespace, config: ml_collections.ConfigDict) -> d
         share = config.copy_and_resolve_references()
         share.train.batch_size //= count
         flops = lower_step(share, cpu, options.slices, options.size).cost_analysis()["flops"]
-        report["step"] = describe(lowered, flops, chip, calls, count)
+        options_there = None if chip.clock else CUDA_OPTIONS_OF_ONE_DEVICE
+        report["step"] = describe(lowered, flops, chip, calls, count, options_there)
         report["lower_bounds"] = bounds(config, options.slices, report["step"]["step_s"])
     flops = lower_inference(config, cpu, options.size).cost_analysis()["flops"]
     report["inference"] = describe(lower_inference(config, devices, options.size), flops, chip, 1, 1)
@@ -359,7 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     print(f"compiling for {options.target}; the paper's network takes several minutes", flush=True)
     report = examine(options, configs.resolve(chosen))
-    packages = ("jax", "jaxlib", "jax-cuda12-plugin" if options.target == "h100" else "libtpu")
+    compilers = cuda_plugins() if options.target == "h100" else ["libtpu"]
+    packages = ("jax", "jaxlib", *compilers)
     report |= {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}
     if options.output:
         before = json.loads(options.output.read_text()) if options.output.exists() else []

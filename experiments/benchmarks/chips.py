@@ -94,9 +94,14 @@ def find_devices(target: str) -> tuple[Chip, list[Any]]:
     return CHIPS[name], list(topology.devices)
 
 
+def cuda_plugins() -> list[str]:
+    """JAX's plugins for NVIDIA GPUs that are installed."""
+    return [f"jax-cuda{version}-plugin" for version in (12, 13) if importlib.util.find_spec(f"jax_cuda{version}_plugin")]
+
+
 def _gpu() -> list[Any]:
-    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
-        raise InputError('--target=h100: JAX\'s CUDA plugin is not installed; pip install "jax[cuda12]" (5 GB)')
+    if not cuda_plugins():
+        raise InputError('--target=h100: JAX\'s CUDA plugin is not installed; pip install "jax[cuda13]" (5 GB)')
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.config.update("jax_platforms", "cuda,cpu")
     options = {"topology": "1x1x1", "target_config": H100}

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isles_jax.runtime.command import InputError
 
 AXIS = "data"
-# How XLA compiles a training step for an NVIDIA GPU: cuDNN compiles a convolution with what stands around it. These are
-# options of this program alone, and no flags of the process. docs/gpu.md says what they gain.
-CUDA_OPTIONS = {"xla_gpu_experimental_enable_conv_fusion": True}
+# How XLA compiles a training step for an NVIDIA GPU. These are options of this program alone, and no flags of the
+# process. docs/gpu.md says what they gain. cuDNN compiles each convolution with what stands around it.
+CUDA_OPTIONS: dict[str, bool | str] = {"xla_gpu_experimental_enable_conv_fusion": True}
+# All steps of a call become one CUDA graph, whose independent parts run at the same time, as the critics are. We could
+# not try this with the messages between several devices.
+CUDA_OPTIONS_OF_ONE_DEVICE: dict[str, bool | str] = CUDA_OPTIONS | {
+    "xla_gpu_enable_command_buffer": (
+        "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,DYNAMIC_SLICE_FUSION"
+    ),
+    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
+}
 
 
 def mesh() -> Mesh:
@@ -151,12 +160,20 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
     return call
 
 
-def compiler_options() -> dict[str, bool]:
+def compiler_options() -> dict[str, bool | str]:
     """The options with which XLA compiles a training step for the devices at hand."""
-    return CUDA_OPTIONS if "cuda" in jax.devices()[0].client.platform_version else {}
+    if "cuda" not in jax.devices()[0].client.platform_version:
+        return {}
+    options = CUDA_OPTIONS_OF_ONE_DEVICE if jax.device_count() == 1 else CUDA_OPTIONS
+    try:
+        jax.jit(lambda: jnp.zeros(())).lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        print(f"note: this version of XLA refuses options that make a step faster ({str(error).splitlines()[0]})")
+        return {}
+    return options
 
 
-def _with_options(mapped: Callable[..., Any], options: dict[str, bool]) -> Callable[..., Any]:
+def _with_options(mapped: Callable[..., Any], options: dict[str, bool | str]) -> Callable[..., Any]:
     """A pmapped function, compiled with options, which `pmap` does not take itself."""
     if not options:
         return mapped
