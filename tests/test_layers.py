@@ -11,7 +11,7 @@ ORDER = (
     "losses", "metrics", "conv", "models",
     "runtime.interrupt", "runtime.command", "runtime.overrides", "runtime.progress", "runtime.files", "runtime.lock",
     "runtime.processes", "config",
-    "data.case", "data.profile", "data.nifti", "data.checks", "data.folds", "data.grid", "data.slices",
+    "data.case", "data.profile", "data.folder", "data.nifti", "data.checks", "data.folds", "data.grid", "data.slices",
     "data.adc", "data.patients", "data.isles", "data.isles2022", "data.nnunet", "data.layouts",
     "phantoms.perfusion", "phantoms.tissue", "phantoms.scans", "phantoms.isles2022", "phantoms.phantom",
     "training.networks", "training.task", "training.optimizers", "training.augment", "training.state",

@@ -9,7 +9,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers import SHAPE, checksums, save_volume, spes_folder
-from isles_folder import HEALTHY, ISLES_2017, LAYOUTS, case_folders, images, isles_2018, isles_2022, nnunet, siss
+from isles_folder import (
+    HEALTHY,
+    ISLES_2017,
+    LAYOUTS,
+    bids,
+    case_folders,
+    flat,
+    images,
+    isles_2018,
+    isles_2022,
+    nnunet,
+    siss,
+)
 
 from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
@@ -107,7 +119,7 @@ def test_scans_of_a_patient_are_known_and_flair_is_left_out(tmp_path):
     ]
     assert "3 cases of 2 patients" in dataset.headline
     [note] = dataset.notes
-    assert note.startswith("3 cases: FLAIR is left out")
+    assert re.fullmatch(r"not read: \S+_ses-0001_FLAIR.nii.gz, .*; each of them .* none of the channels .*", note)
     convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
     assert [case.patient for case in layouts.load(tmp_path / "raw").cases] == [case.patient for case in dataset.cases]
 
@@ -147,6 +159,21 @@ def test_any_part_of_it_can_be_predicted(tmp_path):
         assert len(dataset.cases) == count
         assert all(case.labels is None for case in dataset.cases)
         assert np.median(dataset.cases[0].images[..., 0][dataset.cases[0].brain]) == pytest.approx(HEALTHY, rel=0.05)
+
+
+def test_a_flat_folder_of_new_cases_is_predicted_by_case(tmp_path):
+    flat(tmp_path)
+    dataset = layouts.load_images(tmp_path, ("ADC", "DWI"))
+    assert [case.name for case in dataset.cases] == [f"strokecase000{number}_0001" for number in (1, 2, 3)]
+    for case, other in zip(dataset.cases, layouts.load(tmp_path).cases, strict=True):
+        np.testing.assert_array_equal(case.images, other.images[..., ::-1])
+
+
+def test_a_mask_of_the_brain_is_no_lesion_and_is_named(tmp_path):
+    dataset = layouts.load(bids(tmp_path))
+    assert [int(case.labels.sum()) for case in dataset.cases] == [60] * 3
+    [note] = dataset.notes
+    assert note.count("_desc-brain_mask.nii.gz") == 3
 
 
 def test_real_cases_are_read(tmp_path):
@@ -247,7 +274,8 @@ BAD = {
     "2022: no DWI": (changed(DWI, removed), "no sub-strokecase0002_ses-0001_dwi.nii.*found .*adc.nii.gz"),
     "2022: no ADC": (changed(ADC, removed), "no sub-strokecase0002_ses-0001_adc.nii.*found .*dwi.nii.gz"),
     "2022: neither": (lambda r: (changed(DWI, removed)(r), removed(r / ADC)), "0002: no sub-.*expected one"),
-    "2022: an empty subject": (lambda r: (isles_2022(r), (r / "sub-x").mkdir()), "sub-x: no sub-x_…_dwi"),
+    "2022: a subject with FLAIR alone": (
+        lambda r: (isles_2022(r), save_volume(r / "sub-x" / "sub-x_FLAIR.nii.gz", ONES)), "sub-x: no sub-x_…_dwi"),
     "2022: subjects and no files": (lambda r: (r / "sub-1" / "ses-1").mkdir(parents=True), "sub-1: no sub-1_…_dwi"),
     "2022: DWI twice": (changed(DWI, copied(f"{NAMES[1]}_dwi.nii")), "2 files for DWI of sub-"),
     "2022: DWI in two folders": (

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from isles_jax.data import isles, isles2022, nnunet, patients
+from isles_jax.data import folder, isles, isles2022, nnunet, patients
 from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.checks import brain_notes, verify_labels
 from isles_jax.runtime.command import InputError
@@ -36,7 +36,7 @@ def load(root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core:
     else:
         dataset = isles.read(root, channels, penumbra=penumbra, core=core)
     verify_labels(dataset)
-    return _with_brain_notes(patients.apply(dataset))
+    return _with_notes(patients.apply(dataset), "or their labels")
 
 
 def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
@@ -53,12 +53,22 @@ def load_images(path: Path, channels: tuple[str, ...]) -> Dataset:
     check_folder(path)
     if nnunet.is_image_folder(path):
         cases = nnunet.read_image_folder(path, channels)
-    elif isles2022.fits(path):
+    elif isles2022.fits(path, channels):
         cases = isles2022.read_image_folder(path, channels)
     else:
         cases = isles.read_image_folders(path, channels)
-    return _with_brain_notes(make_dataset(path, cases, channels))
+    return _with_notes(make_dataset(path, cases, channels), "")
 
 
-def _with_brain_notes(dataset: Dataset) -> Dataset:
-    return replace(dataset, notes=dataset.notes + brain_notes(dataset.cases))
+def _with_notes(dataset: Dataset, labels: str) -> Dataset:
+    """The data set with notes on its brains, and on what lies in its folders and is not read."""
+    root = dataset.root
+    folders, cases = [root], []
+    if not nnunet.is_image_folder(root):
+        of_subjects = isles2022.fits(root, dataset.channels)
+        cases = isles2022.subjects(root) if of_subjects else isles.case_folders(root)
+        folders += isles2022.mask_folders(root)[1:] if of_subjects and labels else []
+    folders = [path for path in folders if path == root or not path.is_relative_to(root)]
+    wanted = f"the channels {', '.join(dataset.channels)} {labels}".rstrip()
+    passed_over = folder.notes(folders, cases, dataset.cases, wanted)
+    return replace(dataset, notes=dataset.notes + brain_notes(dataset.cases) + passed_over)
