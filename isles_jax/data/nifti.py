@@ -208,7 +208,8 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     if any(backgrounds):
         notes.append("the background of some channel is not 0; it is taken as 0")
     if not case.oriented:
-        notes.append("the header says nothing reliable about left and right (qform, sform); sides are unknown")
+        unknown = "sides are unknown, and the axes are taken as stored"
+        notes.append(f"the header says nothing reliable about left and right (qform, sform); {unknown}")
     return replace(case, notes=tuple(notes), backgrounds=tuple(backgrounds))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isles_jax.data import patients
+from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
 from isles_jax.data.folder import SUFFIXES, hint, is_nifti, list_folder, stem, volumes_by_name, why_unread
 from isles_jax.data.nifti import read_all, read_images, with_labels, write_labels, write_volume
@@ -25,12 +26,13 @@ _KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI", "adc": "ADC"}
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
-def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
+def read(root: Path, wanted: tuple[str, ...] = (), *, adc_as_stored: bool = False) -> Dataset:
     """Reads a data set in the nnU-Net raw layout; classes are in the order of their integers in dataset.json.
 
     Args:
       root: holds dataset.json.
       wanted: names of the channels to be read, in this order; none for all of them.
+      adc_as_stored: do not bring ADC to one unit.
 
     Raises:
       InputError: dataset.json is damaged or not supported; some cases are bad (one line for each).
@@ -63,8 +65,8 @@ def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
                 f"{item}: a label volume whose images are not in imagesTr{hint(images, stem(item).lower())}"
             )
         if item in testing:
-            return _read_images(root / "imagesTs" / item, testing[item], names, channels)
-        case = _read_images(images / item, training[item], names, channels)
+            return _read_images(root / "imagesTs" / item, testing[item], names, channels, adc_as_stored)
+        case = _read_images(images / item, training[item], names, channels, adc_as_stored)
         if item not in labels:
             path = folder / f"{item}{ending}"
             raise InputError(f"{path}: missing; expected labels for every case of imagesTr{hint(folder, item.lower())}")
@@ -84,7 +86,7 @@ def is_image_folder(path: Path) -> bool:
     return any(is_nifti(entry) and _NUMBERED.fullmatch(stem(entry)) for entry in list_folder(path))
 
 
-def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
+def read_image_folder(path: Path, channels: tuple[str, ...], *, adc_as_stored: bool = False) -> tuple[Case, ...]:
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
     A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
@@ -101,7 +103,11 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
         raise InputError(
             f"{folder}: no <case>_0000.nii.gz; expected one file for each of {', '.join(channels)}{hint(folder)}"
         )
-    return read_all(sorted(cases), lambda name: _read_images(folder / name, cases[name], names, channels))
+
+    def read_case(name: str) -> Case:
+        return _read_images(folder / name, cases[name], names, channels, adc_as_stored)
+
+    return read_all(sorted(cases), read_case)
 
 
 def write(dataset: Dataset, root: Path) -> None:
@@ -200,10 +206,13 @@ def _find_cases(folder: Path) -> dict[str, dict[int, Path]]:
     return cases
 
 
-def _read_images(path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...]) -> Case:
+def _read_images(
+    path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], adc_as_stored: bool
+) -> Case:
     """Reads the images of a case, `path` without numbers; an InputError unless there is one for each of `names`."""
     if set(files) != set(range(len(names))):
         numbers = ", ".join(f"{number:04d}" for number in sorted(files))
         unread = hint(path.parent, path.name.lower())
         raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}{unread}")
-    return read_images(path.name, [files[names.index(channel)] for channel in channels])
+    case = read_images(path.name, [files[names.index(channel)] for channel in channels])
+    return case if adc_as_stored else in_one_unit(case, channels)
