@@ -455,6 +455,18 @@ def test_damaged_folders_end_in_one_line(kind, tmp_path):
     assert before is None or checksums(tmp_path) == before
 
 
+def test_sheared_axes_are_named(tmp_path):
+    """The volume of a voxel is right for any affine, but surface distances take its sides as perpendicular."""
+    spes_folder(tmp_path)
+    sheared = np.diag([2.0, 2.0, 3.0, 1.0])
+    sheared[0, 1] = 2 / np.sqrt(3)
+    for path in sorted((tmp_path / "b").iterdir()):
+        save_volume(path, np.asarray(nib.load(path).dataobj).copy(), sheared, (0, 1))
+    dataset = layouts.load(tmp_path)
+    [note] = [note for note in dataset.notes if "surface distances" in note]
+    assert note == "b: the axes meet at 60 degrees; surface distances are measured as if at 90"
+
+
 def test_the_challenges_own_names(tmp_path):
     long_form(tmp_path)
     dataset = layouts.load(tmp_path, penumbra=1, core=2)

@@ -48,6 +48,9 @@ SAME_GRID = 0.1
 EDGE_SHARE = 0.75
 # A value belongs to the background if it is closer to it than this share of the volume's range.
 BACKGROUND_TOLERANCE = 1e-3
+# Axes whose angles have a larger cosine than this are not taken for right ones. Below it, distances that are measured
+# along the axes, as those between surfaces are, are wrong by about a twentieth at most.
+SHEARED = 0.05
 # The longest side that NIfTI-1, the format of what is written, can hold.
 _LONGEST_SIDE = 32767
 
@@ -210,6 +213,11 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     if not case.oriented:
         unknown = "sides are unknown, and the axes are taken as stored"
         notes.append(f"the header says nothing reliable about left and right (qform, sform); {unknown}")
+    directions = case.affine[:3, :3] / case.spacing_mm
+    cosine = float(abs(directions.T @ directions - np.eye(3)).max())
+    if cosine > SHEARED:
+        angle = math.degrees(math.acos(min(cosine, 1.0)))
+        notes.append(f"{case.name}: the axes meet at {angle:.3g} degrees; surface distances are measured as if at 90")
     return replace(case, notes=tuple(notes), backgrounds=tuple(backgrounds))
 
 
