@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import SHAPE, checksums, save_volume, spes_folder
+from helpers import SHAPE, checksums, save_volume, spes_folder, task_of
 from isles_folder import (
     HEALTHY,
     ISLES_2017,
@@ -25,7 +25,9 @@ from isles_folder import (
 
 from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import isles, layouts
+from isles_jax.data import isles, layouts, orientation
+from isles_jax.data.grid import Target
+from isles_jax.prediction.inference import predict_case
 from isles_jax.runtime.command import InputError
 
 COLOURED = [("R", "u1"), ("G", "u1"), ("B", "u1")]
@@ -176,10 +178,72 @@ def test_a_mask_of_the_brain_is_no_lesion_and_is_named(tmp_path):
     assert note.count("_desc-brain_mask.nii.gz") == 3
 
 
-def test_real_cases_are_read(tmp_path):
+@pytest.fixture
+def real_cases():
+    """The folder with cases of ISLES-2022."""
     root = Path(os.environ.get("ISLES_JAX_ISLES2022", Path(__file__).parents[2] / "shared" / "data" / "isles2022"))
     if not root.is_dir():
         pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
+    return root
+
+
+def reoriented(image, axes):
+    start, end = nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
+    return image.as_reoriented(nib.orientations.ornt_transform(start, end))
+
+
+def network(variables, slices):
+    """As if trained, and different for a slice that is turned or flipped."""
+    edge = slices[..., 0] - np.roll(slices[..., 0], (1, 2), axis=(1, 2))
+    lesion = 1 / (1 + np.exp(-slices[..., 0] - edge))
+    return np.stack([1 - lesion, lesion], axis=-1).astype(np.float32)
+
+
+def beside(subject, session, word):
+    return f"{subject}/{subject}_{session}_{word}"
+
+
+def bids_place(subject, session, word):
+    if word == "msk":
+        return f"derivatives/manual/{subject}/{session}/anat/{subject}_{session}_space-orig_label-lesion_mask"
+    return f"{subject}/{session}/dwi/{subject}_{session}_{word}"
+
+
+# How a real case is stored, and where.
+STORED = {
+    "RAS": (lambda image: reoriented(image, "RAS"), beside),
+    "PIR": (lambda image: reoriented(image, "PIR"), beside),
+    "NIfTI-2": (lambda image: nib.Nifti2Image(np.asarray(image.dataobj), image.affine), beside),
+    "BIDS": (lambda image: image, bids_place),
+    "a flat folder": (lambda image: image, lambda *words: "_".join(words)),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_real_case_is_the_same_however_it_is_stored(kind, real_cases, small_config, tmp_path):
+    change, place = STORED[kind]
+    expected = next(case for case in layouts.load(real_cases).cases if case.patient == "sub-strokecase0009")
+    for path in sorted(real_cases.rglob("sub-strokecase0009*.nii.gz")):
+        if "flair" not in path.name:
+            target = tmp_path / f"{place(*path.name.removesuffix('.nii.gz').split('_'))}.nii"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(change(nib.load(path)), target)
+    [case] = layouts.load(tmp_path).cases
+    turned = orientation.turned(case, "LAS")
+    for one, other in ((turned.images, expected.images), (turned.labels, expected.labels)):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(turned.brain, expected.brain)
+    np.testing.assert_allclose(turned.affine, expected.affine, atol=1e-4)
+    # The answer comes back along the axes of the file.
+    task = task_of(small_config(), ("lesion",), channels=("DWI", "ADC"), target=Target(axes="LAS"))
+    answers = [predict_case(network, [None], each, task).argmax(axis=-1) for each in (case, expected)]
+    assert answers[0].shape == case.images.shape[:3]
+    assert 1000 < answers[1].sum() < 0.9 * expected.brain.sum()
+    np.testing.assert_array_equal(answers[0], orientation.turned_back(answers[1], case, "LAS"))
+
+
+def test_real_cases_are_read(real_cases, tmp_path):
+    root = real_cases
     cases = {case.patient: case for case in layouts.load(root).cases}
     # Files of real scanners: all say where left is, and have a background of 0 around a brain of a brain's size.
     assert all(case.oriented and case.backgrounds == (0.0, 0.0) for case in cases.values())
