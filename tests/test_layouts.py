@@ -171,6 +171,21 @@ def test_a_flat_folder_of_new_cases_is_predicted_by_case(tmp_path):
         np.testing.assert_array_equal(case.images, other.images[..., ::-1])
 
 
+@pytest.mark.parametrize("prefix", ["", "sub-{}_"])
+def test_folders_of_subjects_with_the_sequences_of_an_earlier_challenge(prefix, tmp_path):
+    spes_folder(tmp_path / "spes", cases=("sub-a", "sub-b"))
+    for path in sorted((tmp_path / "spes").rglob("*.nii")):
+        path.rename(path.with_name(prefix.format(path.parent.name[-1]) + path.name))
+    dataset = layouts.load(tmp_path / "spes")
+    assert (dataset.layout, dataset.notes) == ("ISLES-2015 SPES", ())
+    assert [case.name for case in dataset.cases] == ["sub-a", "sub-b"]
+    assert all(case.labels.max() == 2 for case in dataset.cases)
+    for path, names in ((tmp_path / "spes", ["sub-a", "sub-b"]), (tmp_path / "spes" / "sub-b", ["sub-b"])):
+        images = layouts.load_images(path, dataset.channels)
+        assert [case.name for case in images.cases] == names
+        np.testing.assert_array_equal(images.cases[-1].images, dataset.cases[-1].images)
+
+
 def test_a_mask_of_the_brain_is_no_lesion_and_is_named(tmp_path):
     dataset = layouts.load(bids(tmp_path))
     assert [int(case.labels.sum()) for case in dataset.cases] == [60] * 3

@@ -19,7 +19,7 @@ _UNREAD = {
     (".nii.bz2", ".nii.xz", ".nii.zst", ".zip", ".tar", ".tar.gz", ".tgz", ".7z"): _PACKED,
 }
 _DICOM = _UNREAD[".dcm", ".ima"]
-_LINK = "a link to nowhere; 'git annex get' or 'datalad get' fetches it from a data set of theirs"
+_LINK = "a link to nowhere; 'git annex get' or 'datalad get' fetches its content"
 # How a file begins in place of its content.
 _POINTERS = {
     b"version https://git-lfs": "a pointer of Git LFS; 'git lfs pull' fetches its content",

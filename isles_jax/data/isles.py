@@ -79,6 +79,13 @@ def _cases_in(root: Path) -> Path:
     return root / "TRAINING" if (root / "TRAINING").is_dir() else root
 
 
+def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
+    """Whether the folder, or one in it, has a file for each channel; without channels, for those of a challenge."""
+    every = [_nifti_files(folder) for folder in (root, *case_folders(root))]
+    sets = [channels] if channels else [layout.channels for layout in LAYOUTS]
+    return any(all(_named(files, name) for name in names) for files in every for names in sets)
+
+
 def case_folders(root: Path) -> list[Path]:
     """The folders in `root`, or in its folder TRAINING."""
     return [path for path in list_folder(_cases_in(root)) if path.is_dir()]

@@ -44,6 +44,13 @@ def fits(root: Path, channels: tuple[str, ...] = CHANNELS) -> bool:
     return bool(subjects(root)) or _is_flat(root, channels)
 
 
+def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
+    """Whether some case of the folder has a file for each channel."""
+    wanted = {channel.lower() for channel in channels}
+    trees = [_grouped(subject) for subject in subjects(root)] or [_grouped(root, depth=0)]
+    return any(wanted <= files.keys() for tree in trees for files in tree.values())
+
+
 def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
     """Reads all cases; those without a mask have labels None. An InputError lists the bad cases, one line for each."""
     found = _cases(root, channels)

@@ -34,7 +34,7 @@ def load(
         raise InputError(f"--channels: found {', '.join(channels)}, expected each channel once")
     if (root / "dataset.json").is_file():
         dataset = nnunet.read(root, channels, adc_as_stored=adc_as_stored)
-    elif isles2022.fits(root):
+    elif _is_named_like_2022(root, channels):
         dataset = isles2022.read(root, channels or isles2022.CHANNELS)
     else:
         dataset = isles.read(root, channels, penumbra=penumbra, core=core)
@@ -57,11 +57,19 @@ def load_images(path: Path, channels: tuple[str, ...], *, adc_as_stored: bool = 
     check_folder(path)
     if nnunet.is_image_folder(path):
         cases = nnunet.read_image_folder(path, channels, adc_as_stored=adc_as_stored)
-    elif isles2022.fits(path, channels):
+    elif _is_named_like_2022(path, channels):
         cases = isles2022.read_image_folder(path, channels)
     else:
         cases = isles.read_image_folders(path, channels)
     return _with_notes(make_dataset(path, cases, channels), "")
+
+
+def _is_named_like_2022(root: Path, channels: tuple[str, ...]) -> bool:
+    """Whether the names are those of ISLES-2022. A folder sub-A may also hold the sequences of an earlier challenge."""
+    wanted = channels or isles2022.CHANNELS
+    if not isles2022.fits(root, wanted):
+        return False
+    return isles2022.holds_case(root, wanted) or not isles.holds_case(root, channels)
 
 
 def _with_notes(dataset: Dataset, labels: str) -> Dataset:
@@ -69,7 +77,7 @@ def _with_notes(dataset: Dataset, labels: str) -> Dataset:
     root = dataset.root
     folders, cases = [root], []
     if not nnunet.is_image_folder(root):
-        of_subjects = isles2022.fits(root, dataset.channels)
+        of_subjects = _is_named_like_2022(root, dataset.channels)
         cases = isles2022.subjects(root) if of_subjects else isles.case_folders(root)
         folders += isles2022.mask_folders(root)[1:] if of_subjects and labels else []
     folders = [path for path in folders if path == root or not path.is_relative_to(root)]
