@@ -10,10 +10,9 @@ import numpy as np
 from etils import epath
 
 from isles_jax.config import complete, flatten, resolve, to_dict
-from isles_jax.data import adc, layouts, profile
+from isles_jax.data import adc, grid, layouts, profile
 from isles_jax.data import folds as splits
 from isles_jax.data.case import Case, Dataset
-from isles_jax.data.grid import Target
 from isles_jax.data.nifti import read_labels
 from isles_jax.pages import page
 from isles_jax.phantoms import phantom
@@ -100,7 +99,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Pl
     dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
     begun = _begun(workdir)
     # An earlier version may have chosen another grid.
-    target = None if begun is None else Target(**begun.get("grid", {}))
+    target = None if begun is None else grid.read_target(workdir / "data.json", begun.get("grid", {}))
     plan = processes.on_all(lambda: prepare(config, dataset, target))
     description["grid"] = plan.task.target._asdict()
     return plan, processes.on_first(lambda: _record_run(config, workdir, plan, description))

@@ -4,20 +4,27 @@ The axes are turned first, without loss. Then a voxel of one grid lies at a scal
 each axis alone. Interpolation is linear, after a Gaussian if voxels become larger.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from scipy import ndimage
 
 from isles_jax.data import orientation
 from isles_jax.data.case import Case
+from isles_jax.runtime.command import InputError
 
 # A side that differs by less than this share is not resampled.
 SAME = 0.05
 # Slices thicker than this many times a voxel's shorter side in the plane are never interpolated between.
 THICK = 3.0
+
+
+# No scanner makes smaller or larger voxels.
+SIDES_MM = (0.01, 100.0)
 
 
 class Target(NamedTuple):
@@ -48,6 +55,30 @@ class Grid(NamedTuple):
     step: np.ndarray
     shape: tuple[int, ...]
     axes: str = ""
+
+
+def misfit(target: Target) -> str:
+    """What is wrong with a target that was read from a file; "" if nothing is."""
+    spacing, crop, axes = target
+    if spacing is not None:
+        sides = spacing if isinstance(spacing, (list, tuple)) else ()
+        if len(sides) != 3 or not all(type(s) in (int, float) and SIDES_MM[0] <= s <= SIDES_MM[1] for s in sides):
+            return f"the spacing {spacing!r} in its grid"
+    if not isinstance(crop, bool):
+        return f"the crop {crop!r} in its grid"
+    return "" if axes in ("", *orientation.ALL) else f"the axes {axes!r} in its grid"
+
+
+def read_target(path: epath.PathLike, record: Any) -> Target:
+    """The target of a `record` (the dict of a target) that stands in a file; an InputError if it is none."""
+    try:
+        target = Target(**record)
+        wrong = misfit(target)
+    except TypeError:
+        wrong = f"the grid {reprlib.repr(record)}"
+    if wrong:
+        raise InputError(f"{path}: found {wrong}, expected the file as it was written")
+    return target
 
 
 def choose(setting: str, cases: Sequence[Case]) -> Target:

@@ -4,6 +4,7 @@ An orientation is written as the three letters of where the axes point to, such 
 front and to the top. The axes of an oblique volume have the letters of the directions that are closest.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,11 @@ import numpy as np
 from nibabel import orientations
 
 from isles_jax.data.case import Case
+
+# Every orientation.
+ALL = tuple(
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "IS")) for letters in itertools.product(*order)
+)
 
 
 def axes_of(case: Case) -> str:
