@@ -142,6 +142,7 @@ BAD = {
     "no background": (lambda r: edit(r, labels={"a": 1, "b": 2}), "expected background 0"),
     "a label twice": (lambda r: edit(r, labels=LABELS | {"other": 3}), "all different"),
     "an ending of another kind": (lambda r: edit(r, file_ending=".png"), "is '.png'; expected .nii or .nii.gz"),
+    "an ending longer than any name": (lambda r: edit(r, file_ending="x" * 5000), "file_ending is 'xxx"),
     "an ending that SimpleITK converts": (lambda r: edit(r, file_ending=".mha"), "is '.mha', .*SimpleITK.*; expected"),
     "files listed elsewhere": (lambda r: edit(r, dataset={}), "lists its files under 'dataset'"),
     "a missing channel": (

@@ -96,17 +96,21 @@ def pointer(start: bytes) -> str:
     return next((reason for mark, reason in _POINTERS.items() if start.startswith(mark)), "")
 
 
+def of_other_format(name: str) -> str:
+    """Why a file with this name is not read; "" for the name of a NIfTI file or of no image."""
+    return next((reason for endings, reason in _UNREAD.items() if name.lower().endswith(endings)), "")
+
+
 def why_unread(path: Path) -> str:
     """Why a file that looks like an image is not read; "" for a NIfTI file, and for a file that is no image."""
-    name = path.name.lower()
     if is_nifti(path):
         return ""
-    if path.is_symlink() and not path.exists() and name.endswith((*SUFFIXES, *sum(_UNREAD, ()))):
+    other = of_other_format(path.name)
+    if (other or path.name.lower().endswith(SUFFIXES)) and path.is_symlink() and not path.exists():
         return _LINK
-    for endings, reason in _UNREAD.items():
-        if name.endswith(endings):
-            return reason
-    if _NO_ENDING.fullmatch(name) and path.is_file():
+    if other:
+        return other
+    if _NO_ENDING.fullmatch(path.name) and path.is_file():
         try:
             with path.open("rb") as file:
                 return _DICOM if file.read(132)[128:] == b"DICM" else ""

@@ -16,7 +16,7 @@ from typing import Any
 from isles_jax.data import patients
 from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
-from isles_jax.data.folder import SUFFIXES, hint, is_nifti, list_folder, stem, volumes_by_name, why_unread
+from isles_jax.data.folder import SUFFIXES, hint, is_nifti, list_folder, of_other_format, stem, volumes_by_name
 from isles_jax.data.nifti import read_all, read_images, with_labels, write_labels, write_volume
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import new_folder, read_json, refuse_inside
@@ -44,10 +44,8 @@ def read(root: Path, wanted: tuple[str, ...] = (), *, adc_as_stored: bool = Fals
     classes, values = _classes(description, content)
     ending = content.get("file_ending", ".nii.gz")
     if ending not in SUFFIXES:
-        reason = why_unread(Path(f"x{ending}"))
-        raise InputError(
-            f"{description}: file_ending is {ending!r}{reason and f', {reason}'}; expected .nii or .nii.gz"
-        )
+        found = ", ".join(filter(None, (reprlib.repr(ending), of_other_format(f"x{ending}"))))
+        raise InputError(f"{description}: file_ending is {found}; expected .nii or .nii.gz")
     images = root / "imagesTr"
     training = _find_cases(images)
     testing = _find_cases(root / "imagesTs")
