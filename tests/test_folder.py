@@ -194,6 +194,21 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     assert note == "not read: closed; a folder that cannot be read (Permission denied)"
 
 
+def test_a_file_in_a_folder_that_may_only_be_listed_is_named(tmp_path, monkeypatch):
+    nnunet_folder(tmp_path)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "x.nii.gz").touch()
+    real = Path.stat
+
+    def guarded(self, **options):
+        if self.parent.name == "code":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", guarded)
+    assert unread(layouts.load(tmp_path)) == ["not read: code/x.nii.gz; a file that cannot be read (Permission denied)"]
+
+
 def test_volumes_that_are_no_channel_are_named(tmp_path):
     root = spes_folder(tmp_path)
     save_volume(root / "a" / "T2.nii", np.ones(SHAPE, np.uint8))

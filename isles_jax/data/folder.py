@@ -111,11 +111,8 @@ def why_unread(path: Path) -> str:
     if other:
         return other
     if _NO_ENDING.fullmatch(path.name) and path.is_file():
-        try:
-            with path.open("rb") as file:
-                return _DICOM if file.read(132)[128:] == b"DICM" else ""
-        except OSError as error:
-            return f"a file that cannot be read ({error.strerror})"
+        with path.open("rb") as file:
+            return _DICOM if file.read(132)[128:] == b"DICM" else ""
     return ""
 
 
@@ -164,11 +161,14 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, str
         yield folder, "a folder that" + str(error).removeprefix(f"{folder}:").replace(" as a folder", "")
         return
     for path in entries:
-        if path.is_dir():
-            yield from _walk(path, (*above, here))
-        elif is_nifti(path):
-            yield path, ""
-        else:
-            reason = why_unread(path)
-            if reason:
-                yield path, reason
+        try:
+            found = _walk(path, (*above, here)) if path.is_dir() else _alone(path)
+        except OSError as error:
+            found = iter([(path, f"a file that cannot be read ({error.strerror})")])
+        yield from found
+
+
+def _alone(path: Path) -> Iterator[tuple[Path, str]]:
+    """A file as `_walk` gives it, or nothing."""
+    reason = why_unread(path)
+    return iter([(path, reason)] if reason or is_nifti(path) else [])
