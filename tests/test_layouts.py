@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -169,6 +170,27 @@ def test_a_flat_folder_of_new_cases_is_predicted_by_case(tmp_path):
     assert [case.name for case in dataset.cases] == [f"strokecase000{number}_0001" for number in (1, 2, 3)]
     for case, other in zip(dataset.cases, layouts.load(tmp_path).cases, strict=True):
         np.testing.assert_array_equal(case.images, other.images[..., ::-1])
+
+
+def test_a_mask_of_something_else_is_named_and_not_taken(tmp_path):
+    """It may lie beside that of the lesion, or have a name that is no case's."""
+    isles_2022(tmp_path, flair=False)
+    lesions = sorted(tmp_path.rglob("*_msk.nii.gz"))
+    others = ("strokecase0001_ses-0001_mask.nii.gz", "strokecase0001_ses-0001_brain_mask.nii.gz")
+    for name in others:
+        save_volume(lesions[0].with_name(f"sub-{name}"), ONES)
+    dataset = layouts.load(tmp_path)
+    assert [case.files[-1] for case in dataset.cases] == lesions
+    [note] = dataset.notes
+    assert note.startswith("not read: ")
+    assert all(name in note for name in others)
+
+
+def test_two_subjects_whose_files_have_one_name_are_refused(tmp_path):
+    isles_2022(tmp_path, flair=False)
+    shutil.copytree(tmp_path / "sub-strokecase0001", tmp_path / "sub-strokecase0009")
+    with pytest.raises(InputError, match=r"2 files for DWI of sub-strokecase0001_ses-0001 \(sub-.*0001/.*sub-.*0009/"):
+        layouts.load(tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["", "sub-{}_"])

@@ -23,8 +23,8 @@ from isles_jax.runtime.command import InputError
 
 CHANNELS = ("DWI", "ADC")
 CLASSES = ("lesion",)
-# The last words of a label volume's name.
-MASKS = ("msk", "mask", "lesion-msk", "lesion-mask")
+# The last words of a label volume's name, the surest first: a "mask" may also be that of a brain.
+MASKS = ("msk", "lesion-msk", "lesion-mask", "mask")
 _RAW = ("rawdata", "raw_data")
 # What BIDS adds to the name of a derivative.
 _DERIVED = ("space-", "res-", "den-", "label-", "desc-")
@@ -39,7 +39,7 @@ Files = dict[str, list[Path]]
 def fits(root: Path, channels: tuple[str, ...] = CHANNELS) -> bool:
     """True for a folder of subjects (sub-...), with or without rawdata between, and for a subject or a session.
 
-    It is also true for a flat folder: one that holds files NAME_CHANNEL.nii.gz, each channel in lower case.
+    It is also true for a flat folder: one that holds files NAME_CHANNEL.nii.gz, in upper or lower case.
     """
     return bool(subjects(root)) or _is_flat(root, channels)
 
@@ -66,7 +66,8 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
             return read_case(item)
         raise InputError(f"{item}: a mask whose images are not in {root}{hint(root, _key(stem(item)).lower())}")
 
-    lost = [paths[0] for key, paths in sorted(masks.items()) if key not in set(map(_key, found))]
+    keys = set(map(_key, found))
+    lost = [paths[0] for key, paths in sorted(masks.items()) if key not in keys and not _is_vague(paths[0])]
     items: list[str | Path] = [*sorted(found), *lost]
     notes: tuple[str, ...] = ()
     if not masks:
@@ -126,7 +127,7 @@ def _cases(root: Path, channels: tuple[str, ...]) -> dict[str, Files]:
     found: dict[str, Files] = {}
     for subject in subjects(root):
         here = {name: files for name, files in _grouped(subject).items() if wanted & files.keys()}
-        found |= here
+        _merge(found, here)
         if not here:
             empty.append(subject)
     bad = [subject for subject in empty if holds_images(subject)] if found else empty
@@ -139,14 +140,19 @@ def _cases(root: Path, channels: tuple[str, ...]) -> dict[str, Files]:
 
 def _masks(root: Path) -> dict[str, list[Path]]:
     """{key of a case: its masks}."""
-    masks: dict[str, list[Path]] = {}
-    folders = subjects(root) or [root]
-    trees = [_grouped(folder, _DEPTH if folder != root else 0) for folder in folders]
+    trees = [_grouped(folder) for folder in subjects(root)] or [_grouped(root, depth=0)]
     trees += [_grouped(folder) for folder in mask_folders(root)[1:]]
+    by_key: dict[str, Files] = {}
     for name, files in (item for tree in trees for item in tree.items()):
         if not any(word in name for word in _NO_LESION):
-            masks.setdefault(_key(name), []).extend(path for word in MASKS for path in files.get(word, []))
-    return {key: paths for key, paths in masks.items() if paths}
+            _merge(by_key, {_key(name): files})
+    chosen = {key: next((files[word] for word in MASKS if word in files), []) for key, files in by_key.items()}
+    return {key: paths for key, paths in chosen.items() if paths}
+
+
+def _is_vague(mask: Path) -> bool:
+    """Whether a mask may be of something else than a lesion, by its name."""
+    return stem(mask).lower().endswith("_mask")
 
 
 def _key(name: str) -> str:
@@ -159,11 +165,16 @@ def _grouped(folder: Path, depth: int = _DEPTH) -> dict[str, Files]:
     groups: dict[str, Files] = {}
     for path in list_folder(folder):
         if path.is_dir() and depth:
-            for name, files in _grouped(path, depth - 1).items():
-                for word, more in files.items():
-                    groups.setdefault(name, {}).setdefault(word, []).extend(more)
+            _merge(groups, _grouped(path, depth - 1))
         elif is_nifti(path):
             name, _, word = stem(path).rpartition("_")
             if name:
-                groups.setdefault(name, {}).setdefault(word.lower(), []).append(path)
+                _merge(groups, {name: {word.lower(): [path]}})
     return groups
+
+
+def _merge(groups: dict[str, Files], more: dict[str, Files]) -> None:
+    """Adds files to groups in place; two files with one name in two folders both stay."""
+    for name, files in more.items():
+        for word, paths in files.items():
+            groups.setdefault(name, {}).setdefault(word, []).extend(paths)

@@ -16,8 +16,8 @@ def load(
     """Reads and checks a whole data set.
 
     Args:
-      root: a folder in the nnU-Net raw layout if it holds dataset.json, of ISLES-2022 if it holds folders sub-..., and
-        of one of the challenges from 2015 to 2018 otherwise.
+      root: a folder in the nnU-Net raw layout if it holds dataset.json, of ISLES-2022 if it holds folders sub-... or
+        files NAME_dwi.nii.gz, and of one of the challenges from 2015 to 2018 otherwise.
       channels: to be read, in this order; none for all those of the layout.
       penumbra: its integer in a SPES label volume.
       core: its integer in a SPES label volume.
@@ -46,8 +46,8 @@ def load_images(path: Path, channels: tuple[str, ...], *, adc_as_stored: bool = 
     """Reads cases without labels, for prediction.
 
     Args:
-      path: one case folder, a folder of case folders, ISLES-2022 or one of its subjects, or a folder of nnU-Net
-        images (CASE_0000.nii.gz and so on, or a data set whose imagesTs holds them).
+      path: one case folder, a folder of case folders, ISLES-2022 or one of its subjects, a flat folder, or a folder of
+        nnU-Net images (CASE_0000.nii.gz and so on, or a data set whose imagesTs holds them).
       channels: names of the channels to read, in the order of the network's input.
       adc_as_stored: as in `load`.
 
