@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.rows import average, read_seeds, seconds_file
 from experiments.study import write_table
+from isles_jax.data.adc import taken_as_stored
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.grid import Target
 from isles_jax.data.layouts import load
@@ -165,7 +166,9 @@ class Job:
 def read_job(run: Run) -> Job:
     """The job that a finished run of ours had."""
     config = run.config
-    dataset = load(Path(config.data.root), tuple(config.data.channels), **config.data.labels)
+    data = config.data
+    as_stored = taken_as_stored(run.data)
+    dataset = load(Path(data.root), tuple(data.channels), **data.labels, adc_as_stored=as_stored)
     dataset = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
     target = Target(**run.data.get("grid", {}))
     size = largest_sides(dataset.cases, target)

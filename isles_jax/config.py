@@ -160,7 +160,7 @@ def data_section() -> ml_collections.ConfigDict:
     # Names of the channels to use, in this order; (): all those of the layout.
     data.channels = ()
     # Side of the network's voxels in mm: "median" of the cases, one number for all three sides, three numbers with
-    # commas between them, from 0.1 to 30 mm; or "0": every case as stored. Sides that differ by less than 5% are not
+    # commas between them, from 0.1 to 30 mm; or "0": no case is resampled. Sides that differ by less than 5% are not
     # resampled.
     data.spacing_mm = "median"
     # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.

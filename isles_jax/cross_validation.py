@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from isles_jax.config import complete, flatten, resolve, to_dict
+from isles_jax.data import adc, grid, layouts, profile
 from isles_jax.data import folds as splits
-from isles_jax.data import layouts, profile
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.nifti import read_labels
 from isles_jax.pages import page
@@ -105,7 +105,10 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Pl
     """Prepares the workdir, the data and the compiled step; returns the plan and the held-out cases of each fold."""
     processes.on_first(lambda: _prepare_workdir(config, workdir))
     dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
-    plan = processes.on_all(lambda: prepare(config, dataset))
+    begun = _begun(workdir)
+    # An earlier version may have chosen another grid.
+    target = None if begun is None else grid.read_target(workdir / "data.json", begun.get("grid", {}))
+    plan = processes.on_all(lambda: prepare(config, dataset, target))
     description["grid"] = plan.task.target._asdict()
     return plan, processes.on_first(lambda: _record_run(config, workdir, plan, description))
 
@@ -134,7 +137,9 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     """
     data = config.data
     root = files.fetch(data.root or workdir / "phantom")
-    dataset = layouts.load(root, tuple(data.channels), **data.labels)
+    begun = _begun(workdir)
+    as_stored = begun is not None and adc.taken_as_stored(begun)
+    dataset = layouts.load(root, tuple(data.channels), **data.labels, adc_as_stored=as_stored)
     print(dataset.headline, flush=True)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
@@ -146,6 +151,13 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
             f"{dataset.root}: found {len(labelled.cases)} labelled cases, expected one for each of {config.folds} folds"
         )
     return labelled, description
+
+
+def _begun(workdir: epath.Path) -> dict[str, Any] | None:
+    """data.json of a run that has begun; None for a new run."""
+    path = workdir / "data.json"
+    begun: dict[str, Any] | None = files.read_json_like(path, {"cases": {}}) if path.exists() else None
+    return begun
 
 
 def _record_run(

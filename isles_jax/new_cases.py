@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax import __version__
-from isles_jax.data import profile
+from isles_jax.data import adc, profile
 from isles_jax.data.case import Case
 from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
@@ -89,8 +89,8 @@ def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, option
     if options.defuse3 and not {"core", "penumbra"} <= set(task.classes):
         found = ", ".join(task.classes)
         raise InputError(f"--defuse3: found the classes {found} in {run}, expected core and penumbra")
-    dataset = load_images(images, task.channels)
     expected = expectations.known(run, trained)
+    dataset = load_images(images, task.channels, adc_as_stored=adc.taken_as_stored(expected.get("norms", {})))
     settings = _settings(task.config, options)
     new = _NewCases(trained, options, settings, expected, output, _origin(trained))
     _make_room([path for case in dataset.cases for path in new.every_path(case)], output, options)
@@ -197,7 +197,8 @@ class _NewCases:
         classes = numbers.of_classes(case, task.classes, labels, of_folds, expected)
         agree = numbers.agreement([alone > 0 for alone in of_folds])
         warnings = warning.of_images(profile.profile(case, task.channels), task.channels, expected)
-        warnings += warning.of_prediction(labels, case, agree, expected)
+        folds_ml = [float((alone > 0).sum() * case.voxel_ml) for alone in of_folds]
+        warnings += warning.of_prediction(labels, case, agree, folds_ml, expected)
         found = numbers.of_case(case, task.channels, labels, classes, agree, defuse3=self.options.defuse3)
         found += numbers.of_command(self.settings, warnings)
         left_out = tuple(warning.notes(expected))

@@ -1,6 +1,7 @@
 """Tiny folders in the layouts of the ISLES challenges, with known contents, for the tests of the readers."""
 
 import json
+import shutil
 
 import numpy as np
 from helpers import OBLIQUE, save_volume, volumes
@@ -72,6 +73,45 @@ def isles_2022(root, repository=False, subjects=(("0001", 1), ("0002", 1), ("000
     return root
 
 
+def rearranged(root, place):
+    """The cases of `isles_2022` without FLAIR, each file where `place` puts it: (subject, session, word) -> path."""
+    isles_2022(root / "there", flair=False)
+    for path in sorted((root / "there").rglob("*.nii.gz")):
+        subject, session, word = path.name.removesuffix(".nii.gz").split("_")
+        target = root / place(subject, session, word)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    shutil.rmtree(root / "there")
+    return root
+
+
+def isles_2024(root):
+    def place(subject, session, word):
+        folder, word = ("derivatives", "lesion-msk") if word == "msk" else ("raw_data", word)
+        return f"{folder}/{subject}/{session}/{subject}_{session}_{word}.nii.gz"
+
+    return rearranged(root, place)
+
+
+def bids(root):
+    """A pipeline's derivatives, four levels deep, with a mask of the brain beside that of the lesion."""
+
+    def place(subject, session, word):
+        if word == "msk":
+            name = f"{subject}_{session}_space-orig_label-lesion_mask"
+            return f"derivatives/manual/{subject}/{session}/anat/{name}.nii.gz"
+        return f"{subject}/{session}/dwi/{subject}_{session}_{word}.nii.gz"
+
+    rearranged(root, place)
+    for path in sorted(root.rglob("*_mask.nii.gz")):
+        shutil.copy(path, path.with_name(path.name.replace("label-lesion", "desc-brain")))
+    return root
+
+
+def flat(root):
+    return rearranged(root, lambda subject, session, word: f"{subject[4:]}_{session[4:]}_{word}.nii.gz")
+
+
 def nnunet(root):
     content = {
         "channel_names": {"0": "DWI", "1": "ADC"},
@@ -94,5 +134,8 @@ LAYOUTS = {
     "2018": ("ISLES-2018", ISLES_2018, isles_2018),
     "2022, the archive": ("ISLES-2022", ("DWI", "ADC"), isles_2022),
     "2022, the repository": ("ISLES-2022", ("DWI", "ADC"), lambda root: isles_2022(root, repository=True)),
+    "2024": ("ISLES-2022", ("DWI", "ADC"), isles_2024),
+    "BIDS": ("ISLES-2022", ("DWI", "ADC"), bids),
+    "a flat folder": ("ISLES-2022", ("DWI", "ADC"), flat),
     "nnU-Net": ("nnU-Net", ("DWI", "ADC"), nnunet),
 }

@@ -52,7 +52,7 @@ def test_probabilities_come_back_to_their_place(turned, spacing, wanted):
     made = grid.make_grid(case, Target(wanted))
     inside = grid.to_network(case, made)
     lesion = ball(inside.affine, made.shape)
-    back = grid.to_case(np.stack([1 - lesion, lesion], axis=-1), made, case.labels.shape)
+    back = grid.to_case(np.stack([1 - lesion, lesion], axis=-1), made, case)
     assert back.shape == (*case.labels.shape, 2)
     truth = ball(case.affine, case.labels.shape)
     for one, other in ((back[..., 1], truth), (back.argmax(axis=-1), truth > 0.5)):
@@ -69,7 +69,7 @@ def test_labels_go_to_the_networks_grid_and_back(turned, spacing):
     made = grid.make_grid(case, Target((1.7, 1.7, 1.7)))
     inside = grid.to_network(case, made)
     shares = np.stack([inside.labels == 0, inside.labels == 1], axis=-1).astype(np.float32)
-    mask = grid.to_case(shares, made, case.labels.shape).argmax(axis=-1)
+    mask = grid.to_case(shares, made, case).argmax(axis=-1)
     apart = np.subtract(ndimage.center_of_mass(mask), ndimage.center_of_mass(case.labels))
     # Whole voxels are rounded on both grids, so the bound is wider than for probabilities.
     assert np.abs(apart).max() < 0.1, apart
@@ -84,7 +84,7 @@ def test_a_smooth_map_comes_back_voxel_for_voxel(spacing):
     # A linear function of the world is itself on any grid, so that a shift of a tenth of a voxel would show.
     places = np.indices(made.shape).reshape(3, -1)
     values = (inside.affine[:3, :3] @ places + inside.affine[:3, 3:]).T.reshape(*made.shape, 3).astype(np.float32)
-    back = grid.to_case(values, made, case.labels.shape)
+    back = grid.to_case(values, made, case)
     places = np.indices(case.labels.shape).reshape(3, -1)
     truth = (case.affine[:3, :3] @ places + case.affine[:3, 3:]).T.reshape(*case.labels.shape, 3)
     # Beyond the box the nearest value is repeated, and a blurred map is flat at its edge.
@@ -132,7 +132,7 @@ def test_cutting_to_the_box_alone_changes_no_value():
     box = ndimage.find_objects(case.brain.astype(int))[0]
     np.testing.assert_array_equal(inside.images, case.images[box])
     np.testing.assert_array_equal(inside.labels, case.labels[box])
-    back = grid.to_case(inside.images, made, case.brain.shape)
+    back = grid.to_case(inside.images, made, case)
     np.testing.assert_array_equal(back[case.brain], case.images[case.brain])
 
 
@@ -142,7 +142,7 @@ def test_what_needs_nothing_is_the_case_itself():
         made = grid.make_grid(case, target)
         assert made is None
         assert grid.to_network(case, made) is case
-        assert grid.to_case(case.images, made, case.brain.shape) is case.images
+        assert grid.to_case(case.images, made, case) is case.images
 
 
 def test_the_targets_spacing_is_chosen_from_the_cases():

@@ -42,6 +42,11 @@ def lower_case(root):
         path.rename(path.with_name(path.name.lower()))
 
 
+def underscored(root):
+    for number, path in enumerate(sorted(spes_folder(root).rglob("*.nii"))):
+        path.rename(path.with_name(f"sub-{path.parent.name}_{path.name}" if number % 2 else f"Nr1-{path.name}"))
+
+
 def hidden(root):
     spes_folder(root)
     for where in ("a/._DWI.nii", ".x/DWI.nii", "__MACOSX/a.nii"):
@@ -191,6 +196,8 @@ GOOD = {
         lambda r: (spes_folder(r / ".real"), [(r / c).symlink_to(r / ".real" / c) for c in "ab"]),
         expect_same,
     ),
+    "an empty folder beside the cases": (lambda r: (spes_folder(r), (r / "c").mkdir()), expect_same),
+    "names with underscores and hyphens": (underscored, expect_same),
     "a reading-me beside the cases": (lambda r: (spes_folder(r), (r / "README.txt").write_text("x")), expect_same),
     "integers with slope and intercept, big-endian": (scaled, expect_same),
     "labels as float64": (lambda r: spes_folder(r, OT=volumes(seed=1)["OT"].astype(np.float64)), expect_same),
@@ -230,7 +237,6 @@ GOOD = {
 
 BAD = {
     "a missing sequence": (lambda r: spes_folder(r, DWI=None), "b: no DWI.nii.*found OT.nii, TTP.nii, Tmax.nii"),
-    "an empty case folder": (lambda r: (spes_folder(r), (r / "c").mkdir()), "c: no Tmax.nii.*found no NIfTI file"),
     "an empty root": (lambda r: None, "holds no case folder"),
     "files where folders should be": (lambda r: save_volume(r / "DWI.nii", ONES), "holds no case folder"),
     "a sequence twice": (lambda r: (spes_folder(r), save_volume(r / "b" / "TTP.nii.gz", ONES)), "b: 2 files for TTP"),
@@ -447,6 +453,18 @@ def test_damaged_folders_end_in_one_line(kind, tmp_path):
     assert "\n" not in message
     assert str(tmp_path) in message
     assert before is None or checksums(tmp_path) == before
+
+
+def test_sheared_axes_are_named(tmp_path):
+    """The volume of a voxel is right for any affine, but surface distances take its sides as perpendicular."""
+    spes_folder(tmp_path)
+    sheared = np.diag([2.0, 2.0, 3.0, 1.0])
+    sheared[0, 1] = 2 / np.sqrt(3)
+    for path in sorted((tmp_path / "b").iterdir()):
+        save_volume(path, np.asarray(nib.load(path).dataobj).copy(), sheared, (0, 1))
+    dataset = layouts.load(tmp_path)
+    [note] = [note for note in dataset.notes if "surface distances" in note]
+    assert note == "b: the axes meet at 60 degrees; surface distances are measured as if at 90"
 
 
 def test_the_challenges_own_names(tmp_path):

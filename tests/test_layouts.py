@@ -3,17 +3,32 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import SHAPE, checksums, save_volume, spes_folder
-from isles_folder import HEALTHY, ISLES_2017, LAYOUTS, case_folders, images, isles_2018, isles_2022, nnunet, siss
+from helpers import SHAPE, checksums, save_volume, spes_folder, task_of
+from isles_folder import (
+    HEALTHY,
+    ISLES_2017,
+    LAYOUTS,
+    bids,
+    case_folders,
+    flat,
+    images,
+    isles_2018,
+    isles_2022,
+    nnunet,
+    siss,
+)
 
 from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import isles, layouts
+from isles_jax.data import isles, layouts, orientation
+from isles_jax.data.grid import Target
+from isles_jax.prediction.inference import predict_case
 from isles_jax.runtime.command import InputError
 
 COLOURED = [("R", "u1"), ("G", "u1"), ("B", "u1")]
@@ -107,7 +122,7 @@ def test_scans_of_a_patient_are_known_and_flair_is_left_out(tmp_path):
     ]
     assert "3 cases of 2 patients" in dataset.headline
     [note] = dataset.notes
-    assert note.startswith("3 cases: FLAIR is left out")
+    assert re.fullmatch(r"not read: \S+_ses-0001_FLAIR.nii.gz, .*; each of them .* none of the channels .*", note)
     convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
     assert [case.patient for case in layouts.load(tmp_path / "raw").cases] == [case.patient for case in dataset.cases]
 
@@ -149,10 +164,123 @@ def test_any_part_of_it_can_be_predicted(tmp_path):
         assert np.median(dataset.cases[0].images[..., 0][dataset.cases[0].brain]) == pytest.approx(HEALTHY, rel=0.05)
 
 
-def test_real_cases_are_read(tmp_path):
+def test_a_flat_folder_of_new_cases_is_predicted_by_case(tmp_path):
+    flat(tmp_path)
+    dataset = layouts.load_images(tmp_path, ("ADC", "DWI"))
+    assert [case.name for case in dataset.cases] == [f"strokecase000{number}_0001" for number in (1, 2, 3)]
+    for case, other in zip(dataset.cases, layouts.load(tmp_path).cases, strict=True):
+        np.testing.assert_array_equal(case.images, other.images[..., ::-1])
+
+
+def test_a_mask_of_something_else_is_named_and_not_taken(tmp_path):
+    """It may lie beside that of the lesion, or have a name that is no case's."""
+    isles_2022(tmp_path, flair=False)
+    lesions = sorted(tmp_path.rglob("*_msk.nii.gz"))
+    others = ("strokecase0001_ses-0001_mask.nii.gz", "strokecase0001_ses-0001_brain_mask.nii.gz")
+    for name in others:
+        save_volume(lesions[0].with_name(f"sub-{name}"), ONES)
+    dataset = layouts.load(tmp_path)
+    assert [case.files[-1] for case in dataset.cases] == lesions
+    [note] = dataset.notes
+    assert note.startswith("not read: ")
+    assert all(name in note for name in others)
+
+
+def test_two_subjects_whose_files_have_one_name_are_refused(tmp_path):
+    isles_2022(tmp_path, flair=False)
+    shutil.copytree(tmp_path / "sub-strokecase0001", tmp_path / "sub-strokecase0009")
+    with pytest.raises(InputError, match=r"2 files for DWI of sub-strokecase0001_ses-0001 \(sub-.*0001/.*sub-.*0009/"):
+        layouts.load(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "sub-{}_"])
+def test_folders_of_subjects_with_the_sequences_of_an_earlier_challenge(prefix, tmp_path):
+    spes_folder(tmp_path / "spes", cases=("sub-a", "sub-b"))
+    for path in sorted((tmp_path / "spes").rglob("*.nii")):
+        path.rename(path.with_name(prefix.format(path.parent.name[-1]) + path.name))
+    dataset = layouts.load(tmp_path / "spes")
+    assert (dataset.layout, dataset.notes) == ("ISLES-2015 SPES", ())
+    assert [case.name for case in dataset.cases] == ["sub-a", "sub-b"]
+    assert all(case.labels.max() == 2 for case in dataset.cases)
+    for path, names in ((tmp_path / "spes", ["sub-a", "sub-b"]), (tmp_path / "spes" / "sub-b", ["sub-b"])):
+        images = layouts.load_images(path, dataset.channels)
+        assert [case.name for case in images.cases] == names
+        np.testing.assert_array_equal(images.cases[-1].images, dataset.cases[-1].images)
+
+
+def test_a_mask_of_the_brain_is_no_lesion_and_is_named(tmp_path):
+    dataset = layouts.load(bids(tmp_path))
+    assert [int(case.labels.sum()) for case in dataset.cases] == [60] * 3
+    [note] = dataset.notes
+    assert note.count("_desc-brain_mask.nii.gz") == 3
+
+
+@pytest.fixture
+def real_cases():
+    """The folder with cases of ISLES-2022."""
     root = Path(os.environ.get("ISLES_JAX_ISLES2022", Path(__file__).parents[2] / "shared" / "data" / "isles2022"))
     if not root.is_dir():
         pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
+    return root
+
+
+def reoriented(image, axes):
+    start, end = nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
+    return image.as_reoriented(nib.orientations.ornt_transform(start, end))
+
+
+def network(variables, slices):
+    """As if trained, and different for a slice that is turned or flipped."""
+    edge = slices[..., 0] - np.roll(slices[..., 0], (1, 2), axis=(1, 2))
+    lesion = 1 / (1 + np.exp(-slices[..., 0] - edge))
+    return np.stack([1 - lesion, lesion], axis=-1).astype(np.float32)
+
+
+def beside(subject, session, word):
+    return f"{subject}/{subject}_{session}_{word}"
+
+
+def bids_place(subject, session, word):
+    if word == "msk":
+        return f"derivatives/manual/{subject}/{session}/anat/{subject}_{session}_space-orig_label-lesion_mask"
+    return f"{subject}/{session}/dwi/{subject}_{session}_{word}"
+
+
+# How a real case is stored, and where.
+STORED = {
+    "RAS": (lambda image: reoriented(image, "RAS"), beside),
+    "PIR": (lambda image: reoriented(image, "PIR"), beside),
+    "NIfTI-2": (lambda image: nib.Nifti2Image(np.asarray(image.dataobj), image.affine), beside),
+    "BIDS": (lambda image: image, bids_place),
+    "a flat folder": (lambda image: image, lambda *words: "_".join(words)),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_real_case_is_the_same_however_it_is_stored(kind, real_cases, small_config, tmp_path):
+    change, place = STORED[kind]
+    expected = next(case for case in layouts.load(real_cases).cases if case.patient == "sub-strokecase0009")
+    for path in sorted(real_cases.rglob("sub-strokecase0009*.nii.gz")):
+        if "flair" not in path.name:
+            target = tmp_path / f"{place(*path.name.removesuffix('.nii.gz').split('_'))}.nii"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(change(nib.load(path)), target)
+    [case] = layouts.load(tmp_path).cases
+    turned = orientation.turned(case, "LAS")
+    for one, other in ((turned.images, expected.images), (turned.labels, expected.labels)):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(turned.brain, expected.brain)
+    np.testing.assert_allclose(turned.affine, expected.affine, atol=1e-4)
+    # The answer comes back along the axes of the file.
+    task = task_of(small_config(), ("lesion",), channels=("DWI", "ADC"), target=Target(axes="LAS"))
+    answers = [predict_case(network, [None], each, task).argmax(axis=-1) for each in (case, expected)]
+    assert answers[0].shape == case.images.shape[:3]
+    assert 1000 < answers[1].sum() < 0.9 * expected.brain.sum()
+    np.testing.assert_array_equal(answers[0], orientation.turned_back(answers[1], case, "LAS"))
+
+
+def test_real_cases_are_read(real_cases, tmp_path):
+    root = real_cases
     cases = {case.patient: case for case in layouts.load(root).cases}
     # Files of real scanners: all say where left is, and have a background of 0 around a brain of a brain's size.
     assert all(case.oriented and case.backgrounds == (0.0, 0.0) for case in cases.values())
@@ -247,7 +375,8 @@ BAD = {
     "2022: no DWI": (changed(DWI, removed), "no sub-strokecase0002_ses-0001_dwi.nii.*found .*adc.nii.gz"),
     "2022: no ADC": (changed(ADC, removed), "no sub-strokecase0002_ses-0001_adc.nii.*found .*dwi.nii.gz"),
     "2022: neither": (lambda r: (changed(DWI, removed)(r), removed(r / ADC)), "0002: no sub-.*expected one"),
-    "2022: an empty subject": (lambda r: (isles_2022(r), (r / "sub-x").mkdir()), "sub-x: no sub-x_…_dwi"),
+    "2022: a subject with FLAIR alone": (
+        lambda r: (isles_2022(r), save_volume(r / "sub-x" / "sub-x_FLAIR.nii.gz", ONES)), "sub-x: no sub-x_…_dwi"),
     "2022: subjects and no files": (lambda r: (r / "sub-1" / "ses-1").mkdir(parents=True), "sub-1: no sub-1_…_dwi"),
     "2022: DWI twice": (changed(DWI, copied(f"{NAMES[1]}_dwi.nii")), "2 files for DWI of sub-"),
     "2022: DWI in two folders": (

@@ -141,8 +141,9 @@ BAD = {
     "an ignore label": (lambda r: edit(r, labels=LABELS | {"ignore": 4}), "no ignore label"),
     "no background": (lambda r: edit(r, labels={"a": 1, "b": 2}), "expected background 0"),
     "a label twice": (lambda r: edit(r, labels=LABELS | {"other": 3}), "all different"),
-    "an ending of another kind": (lambda r: edit(r, file_ending=".png"), "expected .nii or .nii.gz"),
-    "an ending that no file has": (lambda r: edit(r, file_ending=".nii"), r"no <case>_0000\.nii in"),
+    "an ending of another kind": (lambda r: edit(r, file_ending=".png"), "is '.png'; expected .nii or .nii.gz"),
+    "an ending longer than any name": (lambda r: edit(r, file_ending="x" * 5000), "file_ending is 'xxx"),
+    "an ending that SimpleITK converts": (lambda r: edit(r, file_ending=".mha"), "is '.mha', .*SimpleITK.*; expected"),
     "files listed elsewhere": (lambda r: edit(r, dataset={}), "lists its files under 'dataset'"),
     "a missing channel": (
         remove("imagesTr", "p1_0001.nii.gz"),

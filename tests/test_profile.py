@@ -1,12 +1,13 @@
 """The facts of a case, and their ranges over the training cases."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from helpers import OBLIQUE, TURNED, header_of, random_case
 
-from isles_jax.data import layouts, profile
+from isles_jax.data import layouts, orientation, profile
 from isles_jax.data.case import Case
 
 
@@ -21,9 +22,34 @@ def test_the_facts_of_a_case(affine, axes):
     brain = 10 * 7 * 5
     assert facts["brain_ml"] == pytest.approx(brain * abs(np.linalg.det(affine[:3, :3])) / 1000, abs=1e-3)
     assert facts["empty"] == pytest.approx(1 - brain / (12 * 11 * 6), abs=1e-5)
+    assert facts["extent_mm"] == pytest.approx([10, 7, 5] * np.linalg.norm(affine[:3, :3], axis=0), abs=1e-3)
     assert facts["covered"] == {"Tmax": 1.0, "TTP": 1.0, "DWI": 0.4}, "DWI lacks three of five slices"
     case.images[..., 0] = 0
     assert profile.profile(case, ("Tmax", "TTP", "DWI"))["covered"]["Tmax"] == 0
+
+
+def test_sides_are_compared_along_the_axes_of_the_run():
+    """Two cases that are stored along other axes have the same facts once both are given in one order."""
+    case = random_case((12, 11, 6), affine=TURNED)
+    other = orientation.turned(case, "PIR")
+    facts = [profile.profile(each, ("a", "b", "c")) for each in (case, other)]
+    assert [each["axes"] for each in facts] == ["RAS", "PIR"]
+    assert facts[0]["spacing_mm"] != facts[1]["spacing_mm"]
+    assert facts[0]["extent_mm"] == [facts[1]["extent_mm"][axis] for axis in (2, 0, 1)]
+    one, two = (profile.numbers(each, ("a", "b", "c"), "RAS") for each in facts)
+    assert one == two
+    description = {"channels": ["a", "b", "c"], "grid": {"axes": "RAS"}, "units": {}, "cases": {
+        str(number): each | {"volume_ml": {"lesion": 1.0}} for number, each in enumerate(facts)
+    }}  # fmt: skip
+    norms = profile.norms(description)
+    assert (norms["turned_to"], norms["axes"], norms["units"]) == ("RAS", ["PIR", "RAS"], {})
+    assert all(low == high for low, high in norms["ranges"].values())
+
+
+def test_axes_are_not_known_without_a_code_in_the_header():
+    case = random_case((12, 11, 6), affine=TURNED)
+    unknown = dataclasses.replace(case, header=header_of(TURNED, (0, 0)))
+    assert profile.profile(unknown, ("a", "b", "c"))["axes"] == ""
 
 
 def test_right_is_where_the_world_coordinate_is_larger():
@@ -35,7 +61,7 @@ def test_right_is_where_the_world_coordinate_is_larger():
         affine[0, 3] = 83
         expected = np.zeros((9, 8, 7), bool)
         expected[right] = True
-        np.testing.assert_array_equal(profile.right_side(Case("x", images, None, affine, None)), expected)
+        np.testing.assert_array_equal(profile.right_side(Case("x", images, None, affine, header_of(affine))), expected)
 
 
 def test_how_far_a_lesion_crosses_the_midline():
@@ -69,4 +95,6 @@ def test_norms_are_the_ranges_over_labelled_cases(phantom_root):
     norms = profile.norms(description)
     assert (norms["cases"], norms["axes"]) == (5, [])
     assert not {"brain_ml", "empty", "across_ml", "covered.DWI"} & norms["ranges"].keys()
-    assert profile.norms({"cases": {}, "channels": ["DWI"]}) == {"cases": 0, "ranges": {}, "axes": []}
+    assert profile.norms({"cases": {}, "channels": ["DWI"]}) == {
+        "cases": 0, "ranges": {}, "axes": [], "turned_to": ""
+    }  # fmt: skip

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from isles_jax.data import layouts, profile
+from isles_jax.data import layouts, orientation, profile
 from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.prediction import warning
 
@@ -29,10 +29,10 @@ def patients(tmp_path_factory):
     return phantom(tmp_path_factory.mktemp("new") / "phantom", 24, 1).cases
 
 
-def of_case(case, expected, dice=0.9):
+def of_case(case, expected, dice=0.9, folds_ml=(20.0, 30.0)):
     """All warnings about a case whose prediction is its reference."""
     found = warning.of_images(profile.profile(case, CHANNELS), CHANNELS, expected)
-    return found + warning.of_prediction(case.labels, case, dice, expected)
+    return found + warning.of_prediction(case.labels, case, dice, folds_ml, expected)
 
 
 def test_no_new_phantom_patient_raises_a_warning(patients, expected):
@@ -76,10 +76,27 @@ def coarse(case):
     return dataclasses.replace(case, affine=case.affine @ np.diag([1.2, 1.2, 1, 1]))
 
 
-def tall(case):
-    pad = [(0, 0)] * 2 + [(4, 4)]
+def lower_half(images, brain):
+    images[:, :, images.shape[2] // 2 :] = 0
+
+
+def saturated(images, brain):
+    """No gain and no offset gives a DWI in which most of the brain is as bright as can be."""
+    images[..., 2] = 5 * np.minimum(images[..., 2], np.percentile(images[brain, 2], 20))
+
+
+def padded(case):
+    pad = [(8, 8), (3, 5), (4, 4)]
     images, labels = np.pad(case.images, [*pad, (0, 0)]), np.pad(case.labels, pad)
     return dataclasses.replace(case, images=images, labels=labels)
+
+
+def brighter(case):
+    return with_images(case, lambda images, brain: images.__setitem__((brain, 2), 5 * images[brain, 2] + 7))
+
+
+def turned(case):
+    return orientation.turned(case, "PIR")
 
 
 def mirrored(case):
@@ -103,7 +120,8 @@ def empty(case):
 
 TABLE = [
     (coarse, r"^voxels of 7\.2 x 7\.2 x 14 mm; expected 6 x 6 x 14 mm, as in the 24 training cases$"),
-    (tall, r"^shape of 32 x 32 x 16; expected 32 x 32 x 8, as"),
+    (lower_half, r"^a brain of \S+ x \S+ x \S+ mm; expected \S+ to \S+ x \S+ to \S+ x \S+.* mm, as"),
+    (saturated, r"^DWI has the percentiles .* in the brain; expected .*, as in the 24 training cases$"),
     (mirrored, r"^stored axes point to LAS; expected RAS, as"),
     (constant, r"^Tmax is 3 in the whole brain; expected percentiles .*, as"),
     (missing, r"^Tmax covers \d\S*% of the brain; expected at least 100%, as"),
@@ -119,10 +137,30 @@ TABLE = [
 
 @pytest.mark.parametrize(("change", "text"), TABLE, ids=[change.__name__ for change, _ in TABLE])
 def test_each_input_raises_its_warning(patients, expected, change, text):
-    in_place = change in (constant, missing, swapped, milliseconds, not_stripped, whole_head)
+    in_place = change in (
+        constant, missing, swapped, milliseconds, not_stripped, whole_head, lower_half, saturated
+    )  # fmt: skip
     for case in patients[:4]:
         found = of_case(with_images(case, change) if in_place else change(case), expected)
         assert [line for line in found if re.search(text, line)], found
+
+
+@pytest.mark.parametrize("change", [padded, brighter, turned])
+def test_what_cannot_change_a_prediction_raises_no_warning(patients, expected, change):
+    expected = expected | {"norms": expected["norms"] | {"turned_to": "RAS"}}
+    assert {case.name: of_case(change(case), expected) for case in patients} == {case.name: [] for case in patients}
+
+
+def test_folds_whose_volumes_disagree(patients, expected):
+    [text] = of_case(patients[0], expected, folds_ml=(30.0, 0.9, 61.9))
+    assert text == (
+        "the folds' networks alone find 0.9 to 61.9 ml; expected volumes that differ by a factor of 4 at most, "
+        "with 1 ml added to each"
+    )
+    assert of_case(patients[0], expected, folds_ml=(0.0, 3.0)) == of_case(patients[0], expected, folds_ml=(0.5,)) == []
+    assert of_case(patients[0], expected, folds_ml=(0.0, 3.01)) != []
+    # A run whose data are not known has networks that can disagree, too.
+    assert of_case(patients[0], {}, folds_ml=(0.0, 9.0)) != []
 
 
 def test_folds_that_disagree(patients, expected):
@@ -141,12 +179,16 @@ def test_checks_that_are_left_out_are_named(patients, expected):
         "the run is not scored; there are no intervals, and the folds' agreement is not compared"
     ]
     ranges = {key: limits for key, limits in expected["norms"]["ranges"].items() if "covered" not in key}
-    for key in ("brain_ml", "empty", "across_ml"):
+    for key in ("brain_ml", "empty", "across_ml", *(f"extent_mm.{axis}" for axis in range(3))):
         del ranges[key]
     earlier = expected | {"norms": expected["norms"] | {"axes": [], "ranges": ranges}}
     assert warning.notes(earlier) == [
-        "an earlier version began this run; axes, brain volume, skull-stripping, coverage and the midline are not "
-        "compared"
+        "an earlier version began this run; axes, brain volume and extent, skull-stripping, coverage and the midline "
+        "are not compared"
+    ]
+    ranges = {key: limits for key, limits in expected["norms"]["ranges"].items() if "extent_mm" not in key}
+    assert warning.notes(expected | {"norms": expected["norms"] | {"ranges": ranges}}) == [
+        "an earlier version began this run; the brain's extent is not compared"
     ]
     for change in (mirrored, across):
         assert of_case(change(patients[0]), earlier) == []

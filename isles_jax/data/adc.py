@@ -1,13 +1,16 @@
 """The apparent diffusion coefficient in one unit: 1e-3 mm2/s, in which healthy brain has about 0.8."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from isles_jax.data.case import Case
 
+UNIT = "1e-3 mm2/s"
 # The unit as it is written, and the factor to 1e-3 mm2/s.
-UNITS = (("mm2/s", 1e3), ("1e-3 mm2/s", 1.0), ("1e-6 mm2/s", 1e-3))
+UNITS = (("mm2/s", 1e3), (UNIT, 1.0), ("1e-6 mm2/s", 1e-3))
 
 
 def in_one_unit(case: Case, channels: tuple[str, ...]) -> Case:
@@ -25,6 +28,15 @@ def in_one_unit(case: Case, channels: tuple[str, ...]) -> Case:
             if factor == 1.0:
                 return case
             adc *= np.float32(factor)
-            return replace(case, notes=(*case.notes, f"ADC in {unit}, brought to 1e-3 mm2/s"))
+            return replace(case, notes=(*case.notes, f"ADC in {unit}, brought to {UNIT}"))
     note = f"{case.name}: the median of ADC is {median:.3g}, expected about 0.0008, 0.8 or 800; left as it is"
     return replace(case, notes=(*case.notes, note))
+
+
+def taken_as_stored(description: Mapping[str, Any]) -> bool:
+    """Whether a run took ADC of an nnU-Net folder as it is stored, as earlier versions did.
+
+    Args:
+      description: the run's data.json, or `profile.norms` of it.
+    """
+    return "units" not in description

@@ -59,13 +59,16 @@ class Case:
     def brain(self) -> np.ndarray:
         """Bool [X, Y, Z], True where any channel is finite and not 0, and in the holes of this region.
 
-        A hole is what no path without a value connects with the sides of the slices.
+        A hole is what no path without a value connects with the front, the back or a side of the volume. A scan may
+        begin and end inside the head. If the header does not say where the top is, it is the end of the third axis.
         """
         shown = np.any(np.isfinite(self.images) & (self.images != 0), axis=-1)
         numbered, count = ndimage.label(~shown)
         inside = np.ones(count + 1, bool)
-        inside[numbered[[0, -1]]] = False
-        inside[numbered[:, [0, -1]]] = False
+        codes = nib.aff2axcodes(self.affine) if self.oriented else ("", "", "S")
+        for axis, code in enumerate(codes):
+            if code not in ("S", "I"):
+                inside[np.take(numbered, [0, -1], axis)] = False
         inside[0] = True
         filled: np.ndarray = inside[numbered]
         return filled

@@ -5,12 +5,14 @@
     <root>/<case>/Tmax.nii.gz, TTP.nii.gz, DWI.nii.gz, OT.nii.gz                 the short form
     <root>/TRAINING/case_1/SMIR.Brain.XX.O.CT_Tmax.<id>/SMIR.Brain.XX.O.CT_Tmax.<id>.nii    ISLES-2018
 
-A sequence is recognised by its name, as a whole word between the dots of the file's name. Longer words and the names of
-folders do not count. Labels are one OT volume; those of SPES may also be two binary files with `penumbralabel` and
-`corelabel` in their names. The year is recognised by the sequences.
+A sequence is recognised by its name, as a whole word between the dots, underscores and hyphens of the file's name.
+Longer words and the names of folders do not count. Labels are one OT volume; those of SPES may also be two binary files
+with `penumbralabel` and `corelabel` in their names. The year is recognised by the sequences.
 """
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,16 +21,8 @@ import numpy as np
 
 from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, Dataset, make_dataset
-from isles_jax.data.nifti import (
-    is_nifti,
-    list_folder,
-    only,
-    read_all,
-    read_images,
-    read_labels,
-    stem,
-    with_labels,
-)
+from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, stem
+from isles_jax.data.nifti import read_all, read_images, read_labels, with_labels
 from isles_jax.runtime.command import InputError
 
 
@@ -50,7 +44,7 @@ LAYOUTS = (
     Layout("ISLES-2018", ("CBF", "CBV", "MTT", "Tmax")),
 )
 _CASES = (f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layout in LAYOUTS)
-LOOKED_FOR = "; ".join(["dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz (ISLES-2022)", *_CASES])
+LOOKED_FOR = "; ".join(["dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz or *_dwi.nii.gz (ISLES-2022)", *_CASES])
 
 
 def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int) -> Dataset:
@@ -65,27 +59,43 @@ def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int
     Raises:
       InputError: the folder fits no challenge; some cases are bad, one line for each.
     """
-    folders = _case_folders(root)
+    folders = _with_images(root)
     layout = _recognise(root, folders)
     channels = channels or layout.channels
     if layout.classes != CLASSES:
         cases = read_all(folders, lambda folder: _with_lesion(folder, _read_images(folder, channels)))
-        return make_dataset(root, cases, channels, layout.classes, (1,), layout=layout.name)
+        return make_dataset(root, cases, channels, layout.classes, (1,), _label_note(root, cases, "OT"), layout.name)
     values = (penumbra, core)
     if penumbra == core or not all(1 <= value <= 255 for value in values):
         settings = f"--config.data.labels.penumbra={penumbra} --config.data.labels.core={core}"
         raise InputError(f"{settings}: expected two different integers from 1 to 255")
     overlaps: list[tuple[int, int]] = []
     cases = read_all(folders, lambda folder: _with_labels(folder, _read_images(folder, channels), values, overlaps))
-    return make_dataset(root, cases, channels, CLASSES, values, _nesting_note(overlaps), layout.name)
+    notes = _nesting_note(overlaps) + _label_note(root, cases, "OT, or penumbralabel and corelabel")
+    return make_dataset(root, cases, channels, CLASSES, values, notes, layout.name)
 
 
-def _case_folders(root: Path) -> list[Path]:
-    """The case folders in `root`, or in its folder TRAINING; an InputError if there is none."""
-    root = root / "TRAINING" if (root / "TRAINING").is_dir() else root
-    folders = [path for path in list_folder(root) if path.is_dir()]
+def _cases_in(root: Path) -> Path:
+    return root / "TRAINING" if (root / "TRAINING").is_dir() else root
+
+
+def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
+    """Whether the folder, or one in it, has a file for each channel; without channels, for those of a challenge."""
+    every = [_nifti_files(folder) for folder in (root, *case_folders(root))]
+    sets = [channels] if channels else [layout.channels for layout in LAYOUTS]
+    return any(all(_named(files, name) for name in names) for files in every for names in sets)
+
+
+def case_folders(root: Path) -> list[Path]:
+    """The folders in `root`, or in its folder TRAINING."""
+    return [path for path in list_folder(_cases_in(root)) if path.is_dir()]
+
+
+def _with_images(root: Path) -> list[Path]:
+    """The case folders with an image in them; an InputError if there is none."""
+    folders = [path for path in case_folders(root) if holds_images(path)]
     if not folders:
-        raise InputError(f"{root}: holds no case folder; expected one of: {LOOKED_FOR}")
+        raise InputError(f"{_cases_in(root)}: holds no case folder; expected one of: {LOOKED_FOR}{hint(root)}")
     return folders
 
 
@@ -98,7 +108,7 @@ def _recognise(root: Path, folders: list[Path]) -> Layout:
                 return layout
     folder, found = max(files.items(), key=lambda item: len(item[1]))
     names = ", ".join(path.name for path in found) or "no NIfTI file"
-    raise InputError(f"{root}: {folder.name} holds {names}; expected one of: {LOOKED_FOR}")
+    raise InputError(f"{root}: {folder.name} holds {names}; expected one of: {LOOKED_FOR}{hint(folder)}")
 
 
 def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
@@ -132,7 +142,7 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
     several_folders = len({matches[0].parent for matches in by_channel if matches}) > 1
     one_each = all(len(matches) == 1 for matches in by_channel)
     is_case = (several_folders and one_each) or any(file.parent == path for file in files)
-    folders = [path] if is_case else _case_folders(path)
+    folders = [path] if is_case else _with_images(path)
     return read_all(folders, lambda folder: _read_images(folder, channels))
 
 
@@ -174,13 +184,19 @@ def _nifti_files(folder: Path) -> list[Path]:
 
 
 def _named(files: list[Path], sequence: str) -> list[Path]:
-    """The files with `sequence`, or MR_ or CT_ before it, between the dots of their names, in upper or lower case."""
-    names = {prefix + sequence.lower() for prefix in ("", "mr_", "ct_")}
-    return [path for path in files if names & set(stem(path).lower().split("."))]
+    """The files with `sequence` as a word of their names, in upper or lower case."""
+    return [path for path in files if sequence.lower() in re.split(r"[._-]", stem(path).lower())]
 
 
 def _only(folder: Path, sequence: str, found: list[Path], files: list[Path]) -> Path:
     return only(folder, sequence, found, f"{sequence}.nii or .nii.gz, alone or within a longer name", files)
+
+
+def _label_note(root: Path, cases: Sequence[Case], names: str) -> tuple[str, ...]:
+    """A note on where labels were looked for, if no case has any."""
+    if any(case.labels is not None for case in cases):
+        return ()
+    return (f"no labels: no file with {names} in its name in the case folders of {root}",)
 
 
 def _nesting_note(overlaps: list[tuple[int, int]]) -> tuple[str, ...]:

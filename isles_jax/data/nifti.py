@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 
 from isles_jax.data.case import Case, corners_apart_mm
+from isles_jax.data.folder import pointer
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
 from isles_jax.runtime.progress import track
 
-SUFFIXES = (".nii", ".nii.gz")
 # The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
 _GEOMETRY_FIELDS = (
     *("qform_code", "sform_code"),
@@ -48,49 +48,13 @@ SAME_GRID = 0.1
 EDGE_SHARE = 0.75
 # A value belongs to the background if it is closer to it than this share of the volume's range.
 BACKGROUND_TOLERANCE = 1e-3
+# Axes whose angles have a larger cosine than this are not taken for right ones. Below it, distances that are measured
+# along the axes, as those between surfaces are, are wrong by about a twentieth at most.
+SHEARED = 0.05
 # The longest side that NIfTI-1, the format of what is written, can hold.
 _LONGEST_SIDE = 32767
 
 Item = TypeVar("Item")
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, sorted by name; an InputError if it cannot be read."""
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read as a folder ({_reason(error)})") from error
-
-
-def is_nifti(path: Path) -> bool:
-    """True for a file, or a link to one, whose name ends in .nii or .nii.gz."""
-    return path.name.lower().endswith(SUFFIXES) and path.is_file()
-
-
-def stem(path: Path) -> str:
-    """The file's name without .nii or .nii.gz."""
-    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
-    return name[:-4]
-
-
-def volumes_by_name(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by their names without suffix; an InputError if two have the same name."""
-    paths: dict[str, Path] = {}
-    for path in filter(is_nifti, list_folder(folder)):
-        other = paths.setdefault(stem(path), path)
-        if other != path:
-            raise InputError(f"{path}: found beside {other.name}, expected one file for a case")
-    return paths
-
-
-def only(folder: Path, what: str, files: Sequence[Path], name: str, others: Sequence[Path] = ()) -> Path:
-    """The only one of `files`; an InputError if there are several or none. One would be called `name`."""
-    if not files:
-        raise InputError(f"{folder}: no {name}; found {', '.join(path.name for path in others) or 'no NIfTI file'}")
-    if len(files) > 1:
-        first, second = (path.relative_to(folder) if path.is_relative_to(folder) else path for path in files[:2])
-        raise InputError(f"{folder}: {len(files)} files for {what} ({first}, {second}); expected one")
-    return files[0]
 
 
 def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
@@ -108,6 +72,7 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
       InputError: the file is missing, damaged, too large for the memory, or not a 3-D volume of real numbers in mm.
     """
     try:
+        _check_content(path)
         image = _open(path)
         shape = _volume_shape(path, image)
         claimed = _check_size(path, image, channels)
@@ -130,6 +95,17 @@ def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, 
             f"{path}: the affine has no inverse or is not finite; expected one that places voxels in space"
         )
     return data, affine, geometry
+
+
+def _check_content(path: Path) -> None:
+    """Raises an InputError if the file cannot be read, or only stands for content that lies elsewhere."""
+    try:
+        with path.open("rb") as file:
+            instead = pointer(file.read(64))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+    if instead:
+        raise InputError(f"{path}: {instead}")
 
 
 def _open(path: Path) -> nib.Nifti1Image:
@@ -235,7 +211,13 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     if any(backgrounds):
         notes.append("the background of some channel is not 0; it is taken as 0")
     if not case.oriented:
-        notes.append("the header says nothing reliable about left and right (qform, sform); sides are unknown")
+        unknown = "sides are unknown, and the axes are taken as stored"
+        notes.append(f"the header says nothing reliable about left and right (qform, sform); {unknown}")
+    directions = case.affine[:3, :3] / case.spacing_mm
+    cosine = float(abs(directions.T @ directions - np.eye(3)).max())
+    if cosine > SHEARED:
+        angle = math.degrees(math.acos(min(cosine, 1.0)))
+        notes.append(f"{case.name}: the axes meet at {angle:.3g} degrees; surface distances are measured as if at 90")
     return replace(case, notes=tuple(notes), backgrounds=tuple(backgrounds))
 
 

@@ -14,19 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from isles_jax.data import patients
+from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
-from isles_jax.data.nifti import (
-    SUFFIXES,
-    is_nifti,
-    list_folder,
-    read_all,
-    read_images,
-    stem,
-    volumes_by_name,
-    with_labels,
-    write_labels,
-    write_volume,
-)
+from isles_jax.data.folder import SUFFIXES, hint, is_nifti, list_folder, of_other_format, stem, volumes_by_name
+from isles_jax.data.nifti import read_all, read_images, with_labels, write_labels, write_volume
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import new_folder, read_json, refuse_inside
 
@@ -35,12 +26,13 @@ _KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI", "adc": "ADC"}
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
-def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
+def read(root: Path, wanted: tuple[str, ...] = (), *, adc_as_stored: bool = False) -> Dataset:
     """Reads a data set in the nnU-Net raw layout; classes are in the order of their integers in dataset.json.
 
     Args:
       root: holds dataset.json.
       wanted: names of the channels to be read, in this order; none for all of them.
+      adc_as_stored: do not bring ADC to one unit.
 
     Raises:
       InputError: dataset.json is damaged or not supported; some cases are bad (one line for each).
@@ -52,27 +44,34 @@ def read(root: Path, wanted: tuple[str, ...] = ()) -> Dataset:
     classes, values = _classes(description, content)
     ending = content.get("file_ending", ".nii.gz")
     if ending not in SUFFIXES:
-        raise InputError(f"{description}: file_ending is {ending!r}; expected .nii or .nii.gz")
-    training = _find_cases(root / "imagesTr", ending)
-    testing = _find_cases(root / "imagesTs", ending)
+        found = ", ".join(filter(None, (reprlib.repr(ending), of_other_format(f"x{ending}"))))
+        raise InputError(f"{description}: file_ending is {found}; expected .nii or .nii.gz")
+    images = root / "imagesTr"
+    training = _find_cases(images)
+    testing = _find_cases(root / "imagesTs")
     in_both = sorted(set(training) & set(testing))
     if in_both:
         raise InputError(f"{root}: the case {in_both[0]} is in imagesTr and in imagesTs; expected it in one")
     if not training and not testing:
-        raise InputError(f"{root}: no <case>_0000{ending} in imagesTr or imagesTs")
-    stray = _stray_labels(root / "labelsTr", ending, training)
+        raise InputError(f"{root}: no <case>_0000.nii.gz in imagesTr or imagesTs{hint(root)}")
+    folder = root / "labelsTr"
+    labels = volumes_by_name(folder) if folder.is_dir() else {}
 
     def read_case(item: str | Path) -> Case:
         if isinstance(item, Path):
-            raise InputError(f"{item}: a label volume whose images are not in imagesTr")
+            raise InputError(
+                f"{item}: a label volume whose images are not in imagesTr{hint(images, stem(item).lower())}"
+            )
         if item in testing:
-            return _read_images(root / "imagesTs" / item, testing[item], names, channels)
-        labels = root / "labelsTr" / f"{item}{ending}"
-        case = _read_images(root / "imagesTr" / item, training[item], names, channels)
-        if not labels.is_file():
-            raise InputError(f"{labels}: missing; expected labels for every case of imagesTr")
-        return with_labels(case, labels, values)
+            return _read_images(root / "imagesTs" / item, testing[item], names, channels, adc_as_stored)
+        case = _read_images(images / item, training[item], names, channels, adc_as_stored)
+        if item not in labels:
+            path = folder / f"{item}{ending}"
+            raise InputError(f"{path}: missing; expected labels for every case of imagesTr{hint(folder, item.lower())}")
+        return with_labels(case, labels[item], values)
 
+    # A data set that was copied in part has labels without images.
+    stray = [path for name, path in labels.items() if name not in training]
     items: list[str | Path] = [*sorted(training | testing), *stray]
     cases = read_all(items, read_case)
     return make_dataset(root, cases, channels, classes, values, layout="nnU-Net")
@@ -85,7 +84,7 @@ def is_image_folder(path: Path) -> bool:
     return any(is_nifti(entry) and _NUMBERED.fullmatch(stem(entry)) for entry in list_folder(path))
 
 
-def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
+def read_image_folder(path: Path, channels: tuple[str, ...], *, adc_as_stored: bool = False) -> tuple[Case, ...]:
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
     A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
@@ -97,13 +96,16 @@ def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]
     description = next((p / "dataset.json" for p in (folder, folder.parent) if (p / "dataset.json").is_file()), None)
     if description is not None:
         names = _channels(description, _read_json(description), channels)
-    cases: dict[str, dict[int, Path]] = {}
-    for ending in SUFFIXES:
-        for name, files in _find_cases(folder, ending).items():
-            cases.setdefault(name, {}).update(files)
+    cases = _find_cases(folder)
     if not cases:
-        raise InputError(f"{folder}: no <case>_0000.nii.gz; expected one file for each of {', '.join(channels)}")
-    return read_all(sorted(cases), lambda name: _read_images(folder / name, cases[name], names, channels))
+        raise InputError(
+            f"{folder}: no <case>_0000.nii.gz; expected one file for each of {', '.join(channels)}{hint(folder)}"
+        )
+
+    def read_case(name: str) -> Case:
+        return _read_images(folder / name, cases[name], names, channels, adc_as_stored)
+
+    return read_all(sorted(cases), read_case)
 
 
 def write(dataset: Dataset, root: Path) -> None:
@@ -192,29 +194,23 @@ def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tupl
     return tuple(name for _, name in ordered), tuple(value for value, _ in ordered)
 
 
-def _find_cases(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
+def _find_cases(folder: Path) -> dict[str, dict[int, Path]]:
     """{case: {channel number: file}} of a folder; empty if there is no such folder."""
     cases: dict[str, dict[int, Path]] = {}
-    if not folder.is_dir():
-        return cases
-    for name, path in volumes_by_name(folder).items():
+    for name, path in volumes_by_name(folder).items() if folder.is_dir() else ():
         match = _NUMBERED.fullmatch(name)
-        if match and path.name == name + ending:
+        if match:
             cases.setdefault(match["case"], {})[int(match["channel"])] = path
     return cases
 
 
-def _read_images(path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...]) -> Case:
+def _read_images(
+    path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], adc_as_stored: bool
+) -> Case:
     """Reads the images of a case, `path` without numbers; an InputError unless there is one for each of `names`."""
     if set(files) != set(range(len(names))):
         numbers = ", ".join(f"{number:04d}" for number in sorted(files))
-        raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}")
-    return read_images(path.name, [files[names.index(channel)] for channel in channels])
-
-
-def _stray_labels(folder: Path, ending: str, training: dict[str, dict[int, Path]]) -> list[Path]:
-    """The label volumes without images; a data set that was copied in part has some."""
-    if not folder.is_dir():
-        return []
-    labels = volumes_by_name(folder).items()
-    return [path for name, path in labels if path.name == name + ending and name not in training]
+        unread = hint(path.parent, path.name.lower())
+        raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}{unread}")
+    case = read_images(path.name, [files[names.index(channel)] for channel in channels])
+    return case if adc_as_stored else in_one_unit(case, channels)

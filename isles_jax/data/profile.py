@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from isles_jax import metrics
+from isles_jax.data import adc, orientation
 from isles_jax.data.case import Case, Dataset
 from isles_jax.runtime import files
 
@@ -18,18 +18,20 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
     """The facts of a case's images, as JSON holds them.
 
     Returns:
-      shape and spacing_mm; axes: where the stored axes point to, such as "RAS"; brain_ml; empty: the share of voxels
-      outside the brain; background: of each channel, if one is not 0; percentiles: of each channel in the brain;
-      covered: the share of the brain in the box around a channel's values that are not 0. Zeros inside the box are no
-      gap: Tmax is 0 where blood arrives early.
+      shape and spacing_mm; axes: where the stored axes point to, such as "RAS", "" if the header does not say;
+      brain_ml; extent_mm: the sides of the box around the brain; empty: the share of voxels outside the brain;
+      background: of each channel, if one is not 0; percentiles: of each channel in the brain; covered: the share of the
+      brain in the box around a channel's values that are not 0. Zeros inside the box are no gap: Tmax is 0 where blood
+      arrives early.
     """
     inside = case.images[case.brain]
     quantiles = np.percentile(inside, PERCENTILES, axis=0).T
     return {
         "shape": list(case.images.shape[:3]),
         "spacing_mm": [round(side, 4) for side in case.spacing_mm],
-        "axes": "".join(nib.aff2axcodes(case.affine)),
+        "axes": orientation.axes_of(case),
         "brain_ml": round(len(inside) * case.voxel_ml, 3),
+        "extent_mm": _extent_mm(case),
         "empty": round(1 - len(inside) / case.brain.size, 5),
         **({"background": dict(zip(channels, case.backgrounds, strict=True))} if any(case.backgrounds) else {}),
         "percentiles": {
@@ -37,6 +39,12 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
         },
         "covered": {name: round(_covered(case, number), 5) for number, name in enumerate(channels)},
     }
+
+
+def _extent_mm(case: Case) -> list[float]:
+    boxes = ndimage.find_objects(case.brain.astype(np.int8))
+    sides = boxes[0] if boxes else [slice(0, 0)] * 3
+    return [round((side.stop - side.start) * length, 3) for side, length in zip(sides, case.spacing_mm, strict=True)]
 
 
 def _covered(case: Case, channel: int) -> float:
@@ -78,28 +86,41 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       cases: their number; ranges: {fact: [least, largest]} for the facts of `numbers` that are known; axes: all that
-      occur, empty if they are not known.
+      occur, empty if they are not known; turned_to: the orientation to which the run brings all cases, "" for none;
+      units: those to which the run brings channels, missing if an earlier version began it.
     """
+    axes = description.get("grid", {}).get("axes", "")
     profiles = description.get("profiles", {})
     known = {name: facts | profiles.get(name, {}) for name, facts in description["cases"].items()}
     labelled = [facts for facts in known.values() if facts["volume_ml"] is not None]
-    rows = [
-        numbers(facts, description["channels"]) | {"lesion_ml": sum(facts["volume_ml"].values())} for facts in labelled
-    ]
+    channels = description["channels"]
+    rows = [numbers(facts, channels, axes) | {"lesion_ml": sum(facts["volume_ml"].values())} for facts in labelled]
     keys = [key for key in rows[0] if all(key in row for row in rows)] if rows else []
     return {
         "cases": len(rows),
         "ranges": {key: [min(row[key] for row in rows), max(row[key] for row in rows)] for key in keys},
-        "axes": sorted({facts["axes"] for facts in labelled if "axes" in facts}),
+        "axes": sorted({facts["axes"] for facts in labelled if facts.get("axes")}),
+        "turned_to": axes,
+        **{key: description[key] for key in ("units",) if key in description},
     }
 
 
-def numbers(facts: Mapping[str, Any], channels: Sequence[str]) -> dict[str, float]:
-    """The facts of one case that have a range, {name: number}."""
-    flat = {f"{key}.{axis}": facts[key][axis] for key in ("shape", "spacing_mm") for axis in range(3)}
+def numbers(facts: Mapping[str, Any], channels: Sequence[str], axes: str = "") -> dict[str, float]:
+    """The facts of one case that have a range, {name: number}.
+
+    Args:
+      facts: from `profile`; those of earlier versions are fewer.
+      channels: of the images.
+      axes: the orientation in whose order the sides are given; "": as stored.
+    """
+    order = orientation.order(facts.get("axes", ""), axes)
+    sides = [key for key in ("spacing_mm", "extent_mm") if key in facts]
+    flat = {f"{key}.{place}": facts[key][axis] for key in sides for place, axis in enumerate(order)}
     flat |= {key: facts[key] for key in ("brain_ml", "empty", "across_ml") if key in facts}
     for name in channels:
         flat |= {f"percentile.{number}.{name}": value for number, value in enumerate(facts["percentiles"][name])}
+        low, middle, high = facts["percentiles"][name]
+        flat[f"middle.{name}"] = (middle - low) / (high - low) if high > low else 0.0
         flat |= {f"covered.{name}": facts["covered"][name]} if "covered" in facts else {}
     return flat
 
@@ -114,9 +135,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """What was read, for data.json. Two descriptions are equal only if files and settings are equal.
 
     Returns:
-      channels, classes and label values; for each case its shape, its spacing in mm, its class volumes in ml (None
-      without labels), the percentiles of each channel in the brain, and the SHA-256 of each file; profiles: for each
-      case the other facts of `profile`, and `across_ml` if it has labels.
+      channels, classes and label values; units: those to which channels were brought; cases: for each case its shape,
+      its spacing in mm, its class volumes in ml (None without labels), the percentiles of each channel in the brain,
+      and the SHA-256 of each file; profiles: for each case the other facts of `profile`, and `across_ml` if it has
+      labels.
     """
     profiles = {}
     for case in dataset.cases:
@@ -129,6 +151,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "label_values": list(dataset.label_values),
         "phantom": dataset.phantom,
         "layout": dataset.layout,
+        "units": {"ADC": adc.UNIT} if "ADC" in dataset.channels else {},
         "cases": {case.name: _describe_case(case, dataset, profiles[case.name]) for case in dataset.cases},
         # Not among the cases, because those are compared with the cases of runs of earlier versions.
         "profiles": {

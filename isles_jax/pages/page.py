@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from etils import epath
 
-from isles_jax.data import layouts
+from isles_jax.data import adc, layouts
 from isles_jax.data.case import WHOLE_LESION, Dataset
 from isles_jax.pages import case_sections, case_table, markup, pictures, run_sections, score_sections
 from isles_jax.pages.pictures import Picture
@@ -51,7 +51,8 @@ def _read_data(run: Run) -> Dataset | None:
     root = epath.Path(data.root or run.workdir / "phantom")
     if not root.is_dir():
         return None
-    return layouts.load(files.fetch(root), tuple(data.channels), **data.labels)
+    as_stored = adc.taken_as_stored(run.data)
+    return layouts.load(files.fetch(root), tuple(data.channels), **data.labels, adc_as_stored=as_stored)
 
 
 def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:

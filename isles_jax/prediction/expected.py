@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from isles_jax.data import profile
+from isles_jax.data import orientation, profile
 from isles_jax.data.case import WHOLE_LESION
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
@@ -22,13 +22,52 @@ from isles_jax.scoring.scores import Row
 from isles_jax.training.weights import SUFFIX, Trained
 
 LEVEL = 0.9
+_NUMBER = (int, float)
+_FORM: dict[str, Any] = {
+    "norms": {"cases": int, "ranges": {}, "axes": [str]},
+    "dice": {},
+    "least_dice": _NUMBER,
+    "errors": {},
+    "coverage": {},
+}
+# What these keys hold for each class.
+_VALUES: dict[str, Any] = {"dice": _NUMBER, "errors": [_NUMBER], "coverage": (*_NUMBER, type(None))}
 _OFFSET_ML = 1.0
 
 
 def known(run: epath.PathLike, trained: Trained) -> Mapping[str, Any]:
     """What is expected of a new case: taken from a file of weights, or `read` from the workdir of a run."""
     path = files.location(run)
-    return trained.expected if path.suffix == SUFFIX else read(path)
+    expected = trained.expected if path.suffix == SUFFIX else read(path)
+    wrong = _misfit(expected, trained.task.channels)
+    if wrong:
+        raise InputError(f"{path}: found {wrong}, expected what was written of the training cases")
+    return expected
+
+
+def _misfit(expected: Any, channels: Sequence[str]) -> str:
+    """Where `expected` differs from what `read` gives; "" if it does not."""
+    wrong = files.misfit(expected, {})
+    wrong = wrong or files.misfit(expected, {key: form for key, form in _FORM.items() if key in expected})
+    if wrong:
+        return wrong
+    for key, kind in _VALUES.items():
+        values = expected.get(key, {})
+        wrong = wrong or files.misfit(values, dict.fromkeys(values, kind))
+    norms = expected.get("norms", {"cases": 0, "ranges": {}})
+    ranges = norms["ranges"]
+    wrong = wrong or files.misfit(ranges, {key: [_NUMBER] for key in ranges})
+    if wrong:
+        return wrong
+    if not all(len(pair) == 2 and all(map(math.isfinite, pair)) for pair in ranges.values()):
+        return "a range without two finite ends"
+    needed = [f"percentile.{number}.{name}" for name in channels for number in range(len(profile.PERCENTILES))]
+    needed += ["lesion_ml", *(f"spacing_mm.{axis}" for axis in range(3))]
+    missing = [key for key in needed if key not in ranges and norms["cases"]]
+    if missing:
+        return f"no range of {missing[0]}"
+    axes = norms.get("turned_to", "")
+    return "" if axes in ("", *orientation.ALL) else f"the axes {axes!r}"
 
 
 def read(workdir: epath.Path) -> dict[str, Any]:
@@ -51,7 +90,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
         description = files.read_json_like(path, {"cases": {}, "channels": [str]})
         try:
             expected["norms"] = profile.norms(description)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: found no facts of the cases, expected the file as it was written") from error
     path = workdir / "cases.csv"
     return expected | (of_scores(scores.read_cases_csv(path)) if path.exists() else {})

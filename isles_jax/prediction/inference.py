@@ -76,7 +76,7 @@ def predict_folds(
         result = np.zeros((*network_case.images.shape[:3], inside.shape[-1]), np.float32)
         result[..., 0] = 1.0
         result[:, :, places] = unpad(inside, shape)
-        result = grid.to_case(result, made, case.images.shape[:3])
+        result = grid.to_case(result, made, case)
         result[~case.brain] = np.eye(inside.shape[-1], dtype=np.float32)[0]
         results.append(result)
     return np.stack(results)

@@ -2,6 +2,9 @@
 
 A fact is expected in its range over the training cases. The range is widened on both sides by its own width, because a
 new patient often lies a little outside of what a few cases show.
+
+What cannot change a prediction raises no warning: the axes along which a case is stored if the run turns all cases to
+one orientation, an empty rim, and the gain and offset of a channel without a unit, because each channel is normalised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +24,10 @@ _RELATIVE = 0.05
 _SHARE = 0.05
 # A lesion may lie across the midline by this much more than in training, because the midline is only estimated.
 _ACROSS_ML = 1.0
+# Channels whose values have a unit, so that a number says something of the tissue.
+_WITH_UNIT = ("ADC", "Tmax", "TTP", "MTT", "CBF", "CBV")
+# The volumes that the folds' networks find alone may differ by this factor, with so many ml added to each of them.
+_FOLDS_APART, _OFFSET_ML = 4.0, 1.0
 # A lesion may be this much larger than the largest of the training cases.
 _LARGER = 1.25
 
@@ -30,8 +37,11 @@ def notes(expected: Facts) -> list[str]:
     if not expected.get("norms", {}).get("cases"):
         return ["the run does not describe its training cases, so no image is compared with them"]
     left_out = []
-    if not expected["norms"]["axes"]:
-        facts = "axes, brain volume, skull-stripping, coverage and the midline"
+    ranges = expected["norms"]["ranges"]
+    if "brain_ml" in ranges and "extent_mm.0" not in ranges:
+        left_out.append("an earlier version began this run; the brain's extent is not compared")
+    if "brain_ml" not in ranges:
+        facts = "axes, brain volume and extent, skull-stripping, coverage and the midline"
         left_out.append(f"an earlier version began this run; {facts} are not compared")
     if "least_dice" not in expected:
         left_out.append("the run is not scored; there are no intervals, and the folds' agreement is not compared")
@@ -51,15 +61,18 @@ def of_images(facts: Facts, channels: Sequence[str], expected: Facts) -> list[st
         return []
     ranges = norms["ranges"]
     as_in = f"as in the {norms['cases']} training cases"
-    seen = numbers(facts, channels)
+    turned_to = norms.get("turned_to", "")
+    seen = numbers(facts, channels, turned_to)
     found = []
-    for key, title, unit in (("spacing_mm", "voxels", " mm"), ("shape", "shape", "")):
+    for key, title in (("spacing_mm", "voxels"), ("extent_mm", "a brain")):
         sides = [f"{key}.{axis}" for axis in range(3)]
-        if any(_outside(seen[side], ranges[side], _RELATIVE * ranges[side][1]) for side in sides):
+        if sides[0] in ranges and any(
+            _outside(seen[side], ranges[side], _RELATIVE * ranges[side][1]) for side in sides
+        ):
             shown = " x ".join(f"{seen[side]:.4g}" for side in sides)
             wanted = " x ".join(_text(ranges[side]) for side in sides)
-            found.append(f"{title} of {shown}{unit}; expected {wanted}{unit}, {as_in}")
-    if norms["axes"] and facts["axes"] not in norms["axes"]:
+            found.append(f"{title} of {shown} mm; expected {wanted} mm, {as_in}")
+    if not turned_to and facts["axes"] and norms["axes"] and facts["axes"] not in norms["axes"]:
         found.append(f"stored axes point to {facts['axes']}; expected {' or '.join(norms['axes'])}, {as_in}")
     return found + _skull(seen, ranges, as_in) + _channels(seen, channels, ranges, as_in)
 
@@ -93,8 +106,15 @@ def _channels(seen: Mapping[str, float], channels: Sequence[str], ranges: Ranges
             others = [other for other in fitting if _fits(values[other], ranges, name)]
             hint = f"; they fit {' and '.join(others)}: are the channels swapped?" if others else ""
             shown = ", ".join(f"{value:.4g}" for value in own)
-            found.append(f"{name} has the percentiles {shown} in the brain; expected {wanted}, {as_in}{hint}")
+            if others or name in _WITH_UNIT or not _same_shape(seen, ranges, name):
+                found.append(f"{name} has the percentiles {shown} in the brain; expected {wanted}, {as_in}{hint}")
     return found
+
+
+def _same_shape(seen: Facts, ranges: Ranges, name: str) -> bool:
+    """Whether the median lies where it is expected between the two other percentiles, whatever gain and offset are."""
+    key = f"middle.{name}"
+    return key not in ranges or not _outside(seen[key], ranges[key], _SHARE)
 
 
 def _percentiles(facts: Facts, name: str) -> list[Any]:
@@ -107,13 +127,16 @@ def _fits(values: Sequence[float], ranges: Ranges, name: str) -> bool:
     return not any(_outside(value, pair, floor) for value, pair in zip(values, limits, strict=True))
 
 
-def of_prediction(labels: np.ndarray, case: Case, folds_dice: float | None, expected: Facts) -> list[str]:
+def of_prediction(
+    labels: np.ndarray, case: Case, folds_dice: float | None, folds_ml: Sequence[float], expected: Facts
+) -> list[str]:
     """Warnings about a prediction.
 
     Args:
       labels: uint8 [X, Y, Z].
       case: that was predicted.
       folds_dice: how far the folds agree on the whole lesion; None for a single fold.
+      folds_ml: the volume of the whole lesion that each fold's network finds alone.
       expected: from `expected.read`.
     """
     found = []
@@ -122,6 +145,12 @@ def of_prediction(labels: np.ndarray, case: Case, folds_dice: float | None, expe
         found.append(
             f"the folds' networks agree with a Dice of {folds_dice:.3f}; expected at least "
             f"{expected['least_dice']:.3f}, the least Dice of a held-out prediction with its reference"
+        )
+    least, most = min(folds_ml), max(folds_ml)
+    if most + _OFFSET_ML > _FOLDS_APART * (least + _OFFSET_ML):
+        found.append(
+            f"the folds' networks alone find {least:.4g} to {most:.4g} ml; expected volumes that differ by a factor of "
+            f"{_FOLDS_APART:.3g} at most, with {_OFFSET_ML:.3g} ml added to each"
         )
     if not norms.get("cases"):
         return found

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from isles_jax.data import layouts
 from isles_jax.data.case import Case, check_names
-from isles_jax.data.nifti import is_nifti, list_folder, read_labels, read_volume, volumes_by_name
+from isles_jax.data.folder import is_nifti, list_folder, volumes_by_name
+from isles_jax.data.nifti import read_labels, read_volume
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring.scores import Row, score_case

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax.config import flatten
+from isles_jax.data import orientation
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
@@ -217,7 +218,7 @@ class _Log:
         if not (self._writer and plan.config.train.tensorboard):
             return
         forward = make_forward(plan.task.segmenter())
-        cases = plan.dataset.cases
+        cases = [orientation.turned(case, plan.task.target.axes) for case in plan.dataset.cases]
         chosen = event_images.choose(plan.slices, cases, self._held_out)
         images = event_images.draw(forward, state.segmenter.variables, plan.slices, cases, chosen)
         self._writer.write_images(done, images)

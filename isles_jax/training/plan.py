@@ -13,6 +13,7 @@ import numpy as np
 
 from isles_jax.data import grid
 from isles_jax.data.case import Dataset
+from isles_jax.data.grid import Target
 from isles_jax.data.nifti import machine_memory
 from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices, shape_on_grid
 from isles_jax.runtime.command import InputError
@@ -61,11 +62,16 @@ class Plan:
         return self.task.config
 
 
-def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
-    """Puts the slices on the devices and builds the step, of a resolved configuration and cases with labels.
+def prepare(config: ml_collections.ConfigDict, dataset: Dataset, target: Target | None = None) -> Plan:
+    """Puts the slices on the devices and builds the step.
 
     Slices that take more than half of a device's memory stay on the host. Then those of the next call of the step are
     sent while the current call runs.
+
+    Args:
+      config: resolved.
+      dataset: its cases have labels.
+      target: the grid of a run that has begun; None: that which `grid.choose` finds for the cases.
 
     Raises:
       InputError: the batch size is not a multiple of the number of devices, or too large for the data or the memory.
@@ -75,7 +81,7 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     batch = config.train.batch_size
     if batch % devices:
         raise InputError(f"--config.train.batch_size: found {batch}, expected a multiple of the {devices} devices")
-    target = grid.choose(config.data.spacing_mm, dataset.cases)
+    target = target or grid.choose(config.data.spacing_mm, dataset.cases)
     size = largest_sides(dataset.cases, target)
     task = Task(config, dataset.channels, dataset.classes, dataset.label_values, target, size)
     _check_size(task, dataset)

@@ -8,6 +8,7 @@ usual in a new case, by the run's own cases. Its `sha256` is a checksum of the r
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from isles_jax.data import grid
+from isles_jax.data.case import check_names
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, parallel
@@ -59,7 +62,32 @@ def load(path: epath.PathLike, folds: Sequence[int] | None = None) -> Trained:
       InputError: `path` is neither; a requested fold is missing; the file is damaged or from another program.
     """
     path = files.location(path)
-    return _read_file(path, folds) if path.suffix == SUFFIX else _read_run(path, folds)
+    trained = _read_file(path, folds) if path.suffix == SUFFIX else _read_run(path, folds)
+    check_names(path, (), trained.task.classes)
+    wrong = _misfit(trained)
+    if wrong:
+        raise InputError(f"{path}: found {wrong}, expected it as it was written")
+    return trained
+
+
+def _misfit(trained: Trained) -> str:
+    """What cannot be used of networks that were read; "" if all can."""
+    task = trained.task
+    values = task.label_values
+    if len(values) != len(task.classes) or len(set(values)) < len(values) or not all(1 <= v <= 255 for v in values):
+        return f"the label_values {list(values)} for the classes {', '.join(task.classes)}"
+    if len(set(task.channels)) < len(task.channels):
+        return f"the channels {', '.join(task.channels)}"
+    settings = task.config.predict
+    if type(settings.flips) is not bool:
+        return f"the setting predict.flips {settings.flips!r}"
+    smallest = settings.min_volume_ml
+    if type(smallest) not in (int, float) or not 0 <= smallest < math.inf:
+        return f"the setting predict.min_volume_ml {smallest!r}"
+    for name, tensor in flat(trained).items():
+        if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            return f"something else than finite numbers in float32 in {name}"
+    return grid.misfit(task.target)
 
 
 def _read_run(workdir: epath.Path, folds: Sequence[int] | None) -> Trained:
@@ -152,7 +180,7 @@ def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] |
     if KEY not in header:
         raise InputError(f"{path}: found no {KEY!r} in its header, expected weights written by isles_jax.export")
     values = json.loads(header[KEY])
-    wrong = files.misfit(values, _FORM)
+    wrong = files.misfit(values, _FORM) or files.misfit(values["versions"], dict.fromkeys(values["versions"], str))
     if wrong:
         raise InputError(f"{path}: found {wrong} in its header, expected weights written by isles_jax.export")
     if "sha256" not in values:

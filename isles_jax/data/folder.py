@@ -1,0 +1,174 @@
+"""What lies in a folder of cases: its NIfTI files, and what looks like an image and is not read."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from isles_jax.data.case import Case
+from isles_jax.runtime.command import InputError
+
+SUFFIXES = (".nii", ".nii.gz")
+_OTHER_FORMAT = "in a format that is not read; {} converts it to NIfTI"
+_PACKED = "packed; unpack it"
+# What an image in another format is told by, and the reason why it is not read.
+_UNREAD = {
+    (".dcm", ".ima"): _OTHER_FORMAT.format("dcm2niix"),
+    (".mgz", ".mgh"): _OTHER_FORMAT.format("mri_convert"),
+    (".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".img", ".img.gz"): _OTHER_FORMAT.format("SimpleITK"),
+    (".nii.bz2", ".nii.xz", ".nii.zst", ".zip", ".tar", ".tar.gz", ".tgz", ".7z"): _PACKED,
+}
+_DICOM = _UNREAD[".dcm", ".ima"]
+_LINK = "a link to nowhere; 'git annex get' or 'datalad get' fetches its content"
+# How a file begins in place of its content.
+_POINTERS = {
+    b"version https://git-lfs": "a pointer of Git LFS; 'git lfs pull' fetches its content",
+    b"/annex/objects/": "a pointer of git-annex; 'git annex get' or 'datalad get' fetches its content",
+}
+# A file without an ending, or with a number in its place, such as the names that scanners give.
+_NO_ENDING = re.compile(r"[^.]+|.*\.\d+")
+# So many files with one reason are named in a note.
+_NAMED = 3
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder that are not hidden, sorted by name; an InputError if it cannot be read."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read as a folder ({error.strerror or error})") from error
+
+
+def is_nifti(path: Path) -> bool:
+    """True for a file, or a link to one, whose name ends in .nii or .nii.gz, in upper or lower case."""
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+
+
+def stem(path: Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return name[:-4]
+
+
+def volumes_by_name(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by their names without suffix; an InputError if two have the same name."""
+    paths: dict[str, Path] = {}
+    for path in filter(is_nifti, list_folder(folder)):
+        other = paths.setdefault(stem(path), path)
+        if other != path:
+            raise InputError(f"{path}: found beside {other.name}, expected one file for a case")
+    return paths
+
+
+def only(folder: Path, what: str, files: Sequence[Path], name: str, others: Sequence[Path] = ()) -> Path:
+    """The only one of `files`; an InputError if there are several or none.
+
+    Args:
+      folder: for the message.
+      what: the file is; its first word stands in the names of such files.
+      files: found.
+      name: what one would be called.
+      others: the NIfTI files of the case.
+    """
+    if not files:
+        found = ", ".join(path.name for path in others) or "no NIfTI file"
+        # The files of a case lie together.
+        place = Path(os.path.commonpath([path.parent for path in others])) if others else folder
+        raise InputError(f"{folder}: no {name}; found {found}{hint(place, what.split()[0].lower()) or hint(place)}")
+    if len(files) > 1:
+        first, second = (path.relative_to(folder) if path.is_relative_to(folder) else path for path in files[:2])
+        raise InputError(f"{folder}: {len(files)} files for {what} ({first}, {second}); expected one")
+    return files[0]
+
+
+def hint(folder: Path, word: str = "") -> str:
+    """The end of a message about a missing file.
+
+    It names a file below the folder that looks like an image, has the word in its name and is not read; "" if there is
+    none.
+    """
+    unread = (f"; {path.name} is {reason}" for path, reason in _walk(folder) if reason and word in path.name.lower())
+    return next(unread, "")
+
+
+def pointer(start: bytes) -> str:
+    """What a file is that begins so, if it stands for content that lies elsewhere; "" for any other file."""
+    return next((reason for mark, reason in _POINTERS.items() if start.startswith(mark)), "")
+
+
+def of_other_format(name: str) -> str:
+    """Why a file with this name is not read; "" for the name of a NIfTI file or of no image."""
+    return next((reason for endings, reason in _UNREAD.items() if name.lower().endswith(endings)), "")
+
+
+def why_unread(path: Path) -> str:
+    """Why a file that looks like an image is not read; "" for a NIfTI file, and for a file that is no image."""
+    if is_nifti(path):
+        return ""
+    other = of_other_format(path.name)
+    if (other or path.name.lower().endswith(SUFFIXES)) and path.is_symlink() and not path.exists():
+        return _LINK
+    if other:
+        return other
+    if _NO_ENDING.fullmatch(path.name) and path.is_file():
+        with path.open("rb") as file:
+            return _DICOM if file.read(132)[128:] == b"DICM" else ""
+    return ""
+
+
+def notes(folders: Iterable[Path], case_folders: Iterable[Path], cases: Sequence[Case], wanted: str) -> tuple[str, ...]:
+    """Notes on what looks like an image, a label or a case and is not read, one for each reason.
+
+    Args:
+      folders: in which everything that is not read is looked for, and in the folders below them.
+      case_folders: those of the cases; one without any image is named.
+      cases: what was read.
+      wanted: what is read, for the reason why another NIfTI file is not read.
+    """
+    used = {os.path.abspath(path) for case in cases for path in case.files}
+    unused: dict[str, list[str]] = {}
+    for folder in folders:
+        for path, reason in _walk(folder):
+            if reason or os.path.abspath(path) not in used:
+                reason = reason or f"by its name and folder none of {wanted}"
+                unused.setdefault(reason, []).append(str(path.relative_to(folder)))
+    empty = [path.name for path in case_folders if not holds_images(path)]
+    if empty:
+        unused["a folder without an image"] = empty
+    return tuple(_note(reason, names) for reason, names in unused.items())
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether anything below a folder looks like an image."""
+    return any(True for _ in _walk(folder))
+
+
+def _note(reason: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    each = "each of them " if len(names) > 1 else ""
+    return f"not read: {', '.join(names[:_NAMED])}{more}; {each}{reason}"
+
+
+def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
+    """What looks like an image below a folder, each with the reason of `why_unread`; "" for a NIfTI file."""
+    # A link may lead to a folder above.
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    try:
+        entries = list_folder(folder)
+    except InputError as error:
+        yield folder, "a folder that" + str(error).removeprefix(f"{folder}:").replace(" as a folder", "")
+        return
+    for path in entries:
+        try:
+            found = _walk(path, (*above, here)) if path.is_dir() else _alone(path)
+        except OSError as error:
+            found = iter([(path, f"a file that cannot be read ({error.strerror})")])
+        yield from found
+
+
+def _alone(path: Path) -> Iterator[tuple[Path, str]]:
+    """A file as `_walk` gives it, or nothing."""
+    reason = why_unread(path)
+    return iter([(path, reason)] if reason or is_nifti(path) else [])
