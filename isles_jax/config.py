@@ -296,21 +296,29 @@ def _sides(text: str) -> int:
     return len(sides) if all(LEAST_SIDE_MM <= side <= MOST_SIDE_MM for side in sides) else 0
 
 
-def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def complete(stored: Mapping[str, Any], where: object = "a configuration") -> ml_collections.ConfigDict:
     """The configuration of a run on disk, with a value for each key that its version did not have.
 
     Every reader of config.json, of a checkpoint or of a .safetensors file takes the configuration from here.
 
     Args:
       stored: what `to_dict` gave when the run began, in this version or an earlier one.
+      where: the file that holds it, for a message.
 
     Returns:
       An unlocked configuration with lists in place of tuples, as JSON holds them. A key that this version does not
       know is kept.
+
+    Raises:
+      InputError: a section stands where this version has a value, or the other way round.
     """
-    defaults = to_dict(baseline(residual=False, adversarial=False, overlap=False))
+    defaults = flatten(to_dict(baseline(residual=False, adversarial=False, overlap=False)))
+    flat = flatten(stored)
+    for key in flat:
+        if any(key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in defaults):
+            raise InputError(f"{where}: found the key {key!r}, expected the settings of a run of isles_jax.main")
     nested: dict[str, Any] = {}
-    for key, value in (flatten(defaults) | IMPLIED | flatten(stored)).items():
+    for key, value in (defaults | IMPLIED | flat).items():
         *sections, name = key.split(".")
         section = nested
         for inner in sections:

@@ -203,4 +203,4 @@ def test_a_killed_command_leaves_whole_files(scored_run, tmp_path, number):
         else:
             assert np.asarray(nib.load(path).dataobj).shape == (32, 32, 8)
     if number == signal.SIGTERM:
-        assert not [path for path in out.iterdir() if path.name.endswith(".part")]
+        assert not [path for path in out.iterdir() if path.name.endswith(files.PART)]

@@ -21,28 +21,42 @@ from isles_jax.phantoms import isles2022 as isles2022_phantom
 from isles_jax.phantoms.scans import make_patient, save
 from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import copy, is_bucket, new_folder, part_of
+from isles_jax.runtime.files import copy, is_bucket, new_folder
 
 
-def provide(root: epath.Path, *, replace: bool, **settings: Any) -> None:
-    """Writes the phantom of a run to a folder or bucket, unless it is there and `replace` is false.
+def provide(root: epath.Path, *, begun: bool, **settings: Any) -> bool:
+    """Writes the phantom of a run to a folder or bucket, unless it is there; returns whether it was written.
 
-    The settings and errors are those of `write_phantom`.
+    The settings and errors are those of `write_phantom`. Unless the run has `begun`, a phantom of other settings is an
+    error, too. So is any other file in a bucket's folder.
     """
-    if replace and (root / PHANTOM_MARKER).exists():
-        # The folder is renamed first, so that a kill during the removal does not leave half a phantom.
-        root.replace(part_of(root)).rmtree()
-    if (root / PHANTOM_MARKER).exists():
-        return
+    marker = root / PHANTOM_MARKER
+    if marker.exists():
+        if not begun and marker.read_bytes() != _marker(**settings).encode():
+            raise InputError(
+                f"{root}: found another phantom, expected none or one of the same settings; choose another --workdir"
+            )
+        return False
     if not is_bucket(root):
         write_phantom(Path(root), **settings)
-        return
+        return True
     with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary) / "phantom"
-        write_phantom(local, **settings)
+        local = epath.Path(temporary) / "phantom"
+        write_phantom(Path(local), **settings)
+        _refuse_foreign(root, local)
         # The marker is copied last. Without it, what is in the bucket is an incomplete copy.
-        root.rmtree(missing_ok=True)
-        copy(epath.Path(local), root)
+        copy(local, root)
+    return True
+
+
+def _refuse_foreign(root: epath.Path, local: epath.Path) -> None:
+    """Raises an InputError if `root` holds anything that an interrupted copy of `local` would not have left."""
+    for path in root.iterdir() if root.is_dir() else ():
+        original = local / path.name
+        if path.is_dir() and original.is_dir():
+            _refuse_foreign(path, original)
+        elif not original.is_file() or path.read_bytes() != original.read_bytes():
+            raise InputError(f"{path}: found in the place of the phantom, expected none; choose another --workdir")
 
 
 def write_phantom(
@@ -72,9 +86,14 @@ def write_phantom(
     write = _write_case if layout == "spes" else isles2022_phantom.write_case
     with new_folder(root) as temporary, ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
-        settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
-        content = json.dumps({"digital perfusion phantom": settings}, indent=1)
-        (temporary / PHANTOM_MARKER).write_text(content + "\n", encoding="utf-8")
+        content = _marker(cases, shape, difficulty, seed, layout)
+        (temporary / PHANTOM_MARKER).write_text(content, encoding="utf-8")
+
+
+def _marker(cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes") -> str:
+    """The content of phantom.json: equal phantoms have equal ones."""
+    settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
+    return json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n"
 
 
 def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
