@@ -22,7 +22,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set that training reads"
     parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
     parser.add_argument("--subset", action="store_true", help="leave out the cases that have no prediction")
-    tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
+    tables = (
+        "also write cases.csv (a row for each case and class) and summary.json to this folder, outside of the labels"
+    )
     parser.add_argument("--output", metavar="DIR", help=tables)
     names = "class names of a folder of label volumes; default: penumbra,core"
     parser.add_argument("--classes", metavar="NAMES", help=names)
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.scoring import folders, scores
 
+    if options.output is not None:
+        files.refuse_inside(options.output, options.labels)
+        scores.refuse_output(options.output)
     rows = folders.score_folders(
         options.predictions, options.labels, options.classes, options.values, subset=options.subset
     )

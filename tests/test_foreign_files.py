@@ -4,13 +4,18 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import checksums, tiny_config
 
-from isles_jax import convert
+from experiments import study, table1
+from isles_jax import convert, evaluate, export, report
 from isles_jax import phantom as phantom_command
 from isles_jax.cross_validation import cross_validate
+from isles_jax.data import layouts
 from isles_jax.data.case import PHANTOM_MARKER
+from isles_jax.data.nifti import write_labels
 from isles_jax.phantoms import phantom
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
@@ -152,3 +157,79 @@ def test_a_new_folder_has_the_permissions_of_the_users_umask(tmp_path, phantom_r
 def test_two_processes_that_write_one_file_have_parts_of_their_own(tmp_path):
     assert files.part_of(tmp_path / "x") != files.part_of(tmp_path / "x")
     assert len(files.part_of(tmp_path / ("x" * 255)).name) < 255
+
+
+# --- evaluate, report, export ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predictions(phantom_root, tmp_path):
+    """The labels of the phantom as predictions."""
+    dataset = layouts.load(phantom_root)
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for case in dataset.cases:
+        write_labels(folder / f"{case.name}.nii.gz", case.labels, case, dataset.label_values)
+    return folder
+
+
+def test_an_evaluation_replaces_an_earlier_one_alone(phantom_root, predictions, finished_workdirs, tmp_path):
+    data = shutil.copytree(phantom_root, tmp_path / "data")
+    (data / "cases.csv").write_text("case,patient\n" + "".join(f"0{n},p{n}\n" for n in range(1, 7)))
+    run = shutil.copytree(finished_workdirs["bl1"], tmp_path / "run")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "summary.json").write_text('{"mine": 1}')
+
+    def score(output):
+        evaluate.main([f"--predictions={predictions}", f"--labels={data}", f"--output={output}"])
+
+    for output, words in (
+        (data, "lies inside"),
+        (data / "new", "lies inside"),
+        (run, r"found config\.json"),
+        (other, r"summary\.json: found a file that is not a summary"),
+    ):
+        refused(lambda: score(output), tmp_path, words)  # noqa: B023
+    shutil.copy(data / "cases.csv", other / "cases.csv")
+    refused(lambda: score(other), tmp_path, r"cases\.csv: found a file that is not a table of this program")
+    for _ in range(2):
+        score(tmp_path / "scores")
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["cases.csv", "summary.json"]
+
+
+def test_a_report_replaces_an_earlier_page_alone(finished_workdirs, few_resamples, tmp_path):
+    run = str(shutil.copytree(finished_workdirs["bl1"], tmp_path / "run"))
+    page = tmp_path / "page.html"
+    for content in ("<html>mine</html>", ""):
+        page.write_text(content)
+        refused(
+            lambda: report.main([run, f"--output={page}"]), tmp_path, r"page\.html: found a file that is not a page"
+        )
+    refused(lambda: report.main([run, f"--output={run}/cases.csv"]), tmp_path, r"cases\.csv: found a file that is not")
+    refused(lambda: report.main([run, f"--output={run}"]), tmp_path, "is a folder, expected a name for a page")
+    page.unlink()
+    for _ in range(2):
+        report.main([run, f"--output={page}"])
+    assert page.read_text().endswith("</html>\n")
+
+
+def test_an_export_replaces_an_earlier_one_alone(untrained_run, tmp_path):
+    for name in ("x.safetensors", "x.stablehlo"):
+        path = tmp_path / name
+        command = [f"--workdir={untrained_run[0]}", "--folds=0", f"--output={path}"]
+        for content in (b"mine", safetensors.numpy.save({"a": np.zeros(3)})):
+            path.write_bytes(content)
+            refused(lambda: export.main(command), tmp_path, "found a file that is not an export")  # noqa: B023
+        path.unlink()
+        for _ in range(2):
+            export.main(command)
+        assert path.stat().st_size > 1000
+
+
+def test_a_study_replaces_its_own_tables_alone(tmp_path):
+    for name in ("table1.csv", "table1_effects.csv", "table1.html"):
+        (tmp_path / name).write_text("row,mine\n")
+        refused(lambda: study.refuse_outputs(files.location(tmp_path), "table1"), tmp_path, name)
+        refused(lambda: table1.main([f"--workdir={tmp_path}"]), tmp_path, name)
+        (tmp_path / name).unlink()

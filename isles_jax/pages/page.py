@@ -19,6 +19,11 @@ from isles_jax.scoring.run_files import Run
 from isles_jax.training import checkpoint
 
 
+def refuse_output(path: epath.PathLike) -> None:
+    """Raises an InputError if a file is at `path` that is no page of this package."""
+    files.refuse_foreign(path, lambda content: markup.GENERATOR.encode() in content, "a page")
+
+
 def write_report(
     path: epath.PathLike, runs: Sequence[Run], reference: str | None = None, dataset: Dataset | None = None
 ) -> None:
