@@ -113,7 +113,7 @@ def test_the_whole_folder_is_taken_only_where_no_other_process_is(holder, tmp_pa
 
 def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/run/\.lock: cannot be written \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"file/run: cannot be written \(Not a directory\)"):
         lock.hold(tmp_path / "file" / "run", folds(0)).__enter__()
 
 

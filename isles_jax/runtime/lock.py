@@ -88,8 +88,9 @@ def hold(folder: epath.PathLike, parts: Mapping[int, str], flag: str = "--workdi
 
 def _open(path: epath.Path) -> int | None:
     """Opens the lock file; None if the file system has no locks."""
-    with files.writing(path):
+    with files.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(path):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _UNUSED)
