@@ -26,9 +26,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "also write cases.csv (a row for each case and class) and summary.json to this folder, outside of the labels"
     )
     parser.add_argument("--output", metavar="DIR", help=tables)
-    names = "class names of a folder of label volumes; default: penumbra,core"
+    names = (
+        "class names of a folder of label volumes; default: as in dataset.json there or above, or the integers found"
+    )
     parser.add_argument("--classes", metavar="NAMES", help=names)
-    parser.add_argument("--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,...")
+    parser.add_argument(
+        "--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,... or as for --classes"
+    )
     options = parser.parse_args(arguments)
     try:
         options.values = tuple(map(int, options.values.split(","))) if options.values else None
