@@ -236,10 +236,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A checked copy of a configuration, with values for the keys of `BY_DATA` that are not set.
 
     Raises:
-      InputError: a value is not valid.
+      InputError: a key is missing, or a value is not valid.
     """
     config = config.copy_and_resolve_references()
-    unset = [key for key in BY_DATA if flatten(config)[key] is None]
+    flat = flatten(config)
+    for key in flatten(baseline(residual=False, adversarial=False, overlap=False)):
+        if key not in flat:
+            raise InputError(f"--config.{key}: found no such key in the configuration, expected one")
+    unset = [key for key in BY_DATA if flat[key] is None]
     config.update_from_flattened_dict({key: BY_DATA[key][not config.data.root] for key in unset})
     _check(config)
     return config
@@ -268,7 +272,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     sides = f"a side from {LEAST_SIDE_MM:g} to {MOST_SIDE_MM:g} mm, three with commas between them, 'median' or '0'"
     require("data.spacing_mm", usual or _sides(data.spacing_mm) in (1, 3), sides)
     shape = data.phantom.shape
-    require("data.phantom.shape", len(shape) == 3 and min(shape) > 0, "three numbers above 0")
+    whole = all(isinstance(side, int) and side > 0 for side in shape)
+    require("data.phantom.shape", len(shape) == 3 and whole, "three whole numbers above 0")
     size = config.loss.boundary_size
     require("loss.boundary_size", size % 2 == 1 and size > 0, "an odd number")
     require("optimizer.warmup", config.optimizer.warmup < 1, "a fraction of the steps, below 1")

@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax.prediction import expected, stablehlo
-    from isles_jax.training import weights
+    from isles_jax.training import parallel, weights
 
+    parallel.keep_compiled()
     ours = weights.is_ours if options.output.suffix == WEIGHTS else stablehlo.is_ours
     files.refuse_foreign(options.output, ours, "an export")
     trained = weights.load(options.workdir, options.folds)

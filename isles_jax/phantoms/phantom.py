@@ -6,6 +6,7 @@ clinical software does (`perfusion.py`). docs/data.md gives the equations, the n
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,19 @@ from etils import epath
 
 from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
+from isles_jax.data.nifti import machine_memory
 from isles_jax.phantoms import isles2022 as isles2022_phantom
 from isles_jax.phantoms.scans import make_patient, save
 from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import copy, is_bucket, new_folder
+
+# So many patients are made at once.
+_AT_ONCE = 2
+# The memory that a patient takes, in bytes for each voxel of the shape that is asked for; measured, and rounded up.
+_VOXEL_BYTES = {"spes": 1000, "isles2022": 450}
+# The longest side that NIfTI-1 can hold.
+_LONGEST_SIDE = 32767
 
 
 def provide(root: epath.Path, *, begun: bool, **settings: Any) -> bool:
@@ -73,7 +82,7 @@ def write_phantom(
       layout: "spes" or "isles2022".
 
     Raises:
-      InputError: a number is out of range; `root` is not empty or cannot be written.
+      InputError: a number is out of range, or a volume too large; `root` is not empty or cannot be written.
     """
     if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10 or seed < 0:
         found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}, seed={seed}"
@@ -81,13 +90,27 @@ def write_phantom(
             f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10, "
             "a seed of 0 or more"
         )
+    _check_size(shape, min(cases, _AT_ONCE), layout)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     write = _write_case if layout == "spes" else isles2022_phantom.write_case
-    with new_folder(root) as temporary, ThreadPoolExecutor(2) as pool:
+    with new_folder(root) as temporary, ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
         content = _marker(cases, shape, difficulty, seed, layout)
         (temporary / PHANTOM_MARKER).write_text(content, encoding="utf-8")
+
+
+def _check_size(shape: Sequence[int], at_once: int, layout: str) -> None:
+    """Raises an InputError if a side is too long for the files, or if the volumes cannot fit the memory."""
+    largest = 1.0 if layout == "spes" else max(in_plane for in_plane, _ in isles2022_phantom.GRIDS)
+    if largest * max(shape) > _LONGEST_SIDE:
+        found = f"phantom: a side of {max(shape)} voxels"
+        raise InputError(f"{found}; expected at most {_LONGEST_SIDE / largest:.0f}, because NIfTI holds no more")
+    needed = at_once * math.prod(shape) * _VOXEL_BYTES[layout]
+    memory = machine_memory()
+    if needed > memory:
+        sizes = f"about {needed / 1e9:.0f} GB, of {memory / 1e9:.0f} GB"
+        raise InputError(f"phantom: shape={tuple(shape)} needs {sizes} of memory; expected a smaller one")
 
 
 def _marker(cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes") -> str:

@@ -70,7 +70,7 @@ def begin(output: epath.Path, cases: Sequence[str], origin: Mapping[str, str], h
     before = read(output)
     known = set(before.cases) if before else set()
     foreign = [path for name in cases if name not in known for path in _existing(output, name)]
-    if before is None and (output / TABLE).exists():
+    if before is None and files.is_there(output / TABLE):
         foreign.append(output / TABLE)
     if foreign:
         raise InputError(f"{foreign[0]}: found a file that no prediction wrote, expected none; choose another --output")
@@ -102,7 +102,7 @@ def _refuse_mix(output: epath.Path, before: Record, new: Record, held: Held, *, 
 
 
 def _existing(output: epath.Path, case: str) -> list[epath.Path]:
-    return [path for path in paths_of(output, case) if path.exists()]
+    return [path for path in paths_of(output, case) if files.is_there(path)]
 
 
 def read(output: epath.Path) -> Record | None:

@@ -43,7 +43,8 @@ def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
     """Raises an InputError if `output` lies in the folder that is read, because the next call would read it too."""
     if is_bucket(output) or is_bucket(folder):
         return
-    if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+    # Path.resolve raises an error of its own for links that lead to themselves.
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{output}: lies inside {folder}, which is read; expected an output outside of it")
 
 
@@ -54,6 +55,11 @@ def writing(path: epath.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def is_there(path: epath.PathLike) -> bool:
+    """Whether anything has this name, a link to nowhere included."""
+    return bool(epath.Path(path).exists()) or (not is_bucket(path) and os.path.lexists(path))
 
 
 def refuse_foreign(path: epath.PathLike, ours: Callable[[bytes], bool], what: str) -> None:
@@ -67,7 +73,7 @@ def refuse_foreign(path: epath.PathLike, ours: Callable[[bytes], bool], what: st
     path = epath.Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a name for {what}")
-    if path.exists() and not ours(path.read_bytes()):
+    if is_there(path) and not (path.exists() and ours(path.read_bytes())):
         raise InputError(f"{path}: found a file that is not {what} of this program; choose another name or remove it")
 
 

@@ -85,10 +85,10 @@ def keep_compiled() -> None:
     """
     try:
         platform = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, AttributeError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        # Without an NVIDIA GPU for "cuda", the error is an AssertionError without a text.
-        problem = str(error).partition("\n")[0] or "found no NVIDIA GPU"
+        # Without an NVIDIA GPU for "cuda", an assertion of JAX's fails, and under python -O what comes after it.
+        problem = str(error).partition("\n")[0] if isinstance(error, RuntimeError) else "found no NVIDIA GPU"
         raise InputError(f"JAX_PLATFORMS={asked}: {problem}; expected a device that JAX can use") from error
     if platform != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
