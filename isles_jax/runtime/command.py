@@ -67,7 +67,7 @@ def run_command(main: Callable[[], None]) -> None:
             print(interrupt.message(saved), file=sys.stderr)
             sys.exit(interrupt.exit_code())
         except Exception as error:
-            problem = _problem(error)
+            problem = problem_of(error)
             if problem:
                 print(f"error: {problem}", file=sys.stderr)
                 sys.exit(2)
@@ -93,7 +93,7 @@ def _refuse_environment() -> None:
         sys.exit(2)
 
 
-def _problem(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
     """What the user must act on; "" for an error of the program."""
     if isinstance(error, InputError):
         return str(error)
