@@ -18,6 +18,8 @@ from pathlib import Path
 from experiments.benchmarks import loss_times, network, pipeline
 from experiments.benchmarks.timing import ACCELERATOR, describe_machine, keep_memory, matrix_limit
 from experiments.benchmarks.workload import DTYPES
+from isles_jax.runtime import files
+from isles_jax.runtime.command import run_command
 
 SUBJECTS = {
     "agreement": network.check_agreement,
@@ -66,6 +68,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the chosen subjects, prints the times and writes them."""
     options = parse(arguments)
+    if options.output:
+        files.refuse_foreign(options.output, lambda content: b'"results"' in content, "a benchmark's results")
     keep_memory()
     batches = options.batch
     options.limits = {dtype: matrix_limit(dtype, 8192 if ACCELERATOR else 2048) for dtype in DTYPES}
@@ -79,4 +83,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

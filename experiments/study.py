@@ -82,12 +82,11 @@ def refuse_outputs(workdir: epath.Path, stem: str) -> None:
 
 
 def refuse_table(path: epath.PathLike) -> None:
-    """Raises an InputError if a file is at `path` that is no table of a study."""
-    columns = tuple(f"{line}\n".encode() for line in (",".join(COLUMNS.split()), EFFECTS))
+    """Raises an InputError if a file is at `path` that is no table of a study, by its first columns."""
+    columns = (b"row,class,cases,dice,", b"factor,class,effect,", b"row,until_step,")
     files.refuse_foreign(path, lambda content: content.startswith(columns), "a table")
 
 
-EFFECTS = "factor,class,effect,low,high,seed_std,crossed_low,crossed_high"
 COLUMNS = (
     "row class cases dice std low high difference difference_low difference_high p_wilcoxon_holm p_bootstrap_holm "
     "paper_dice seeds seed_std crossed_low crossed_high p_crossed_holm"
@@ -146,8 +145,9 @@ def write_effects(path: epath.Path, runs: Seeds) -> None:
 
     With several seeds, the last columns count their spread, too, as in `write_table`.
     """
+    refuse_table(path)
     study = comparison.make_study([average(row) for row in runs.values()])
-    lines = [EFFECTS]
+    lines = ["factor,class,effect,low,high,seed_std,crossed_low,crossed_high"]
     for class_name, effects in comparison.design_effects(study).items():
         dice = {comparison.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
         by_case = statistics.case_effects(dice)

@@ -175,9 +175,11 @@ def _refuse_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> N
       InputError: it does.
     """
     refuse_other(config, workdir)
-    if (workdir / CONFIG).exists() or not workdir.is_dir():
+    names = sorted(path.name for path in workdir.iterdir()) if workdir.is_dir() else []
+    # Looked for after the others: another process may be writing them just now, this one first.
+    if (workdir / CONFIG).exists():
         return
-    for name in sorted(path.name for path in workdir.iterdir()):
+    for name in names:
         if name in run_files.WRITTEN or name.startswith("fold_"):
             raise InputError(
                 f"{workdir / name}: found beside no {CONFIG}, so it is not of a run that began here; choose another "

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from helpers import checksums, tiny_config
 
-from experiments import study, table1
+from experiments import benchmark, critics, study, table1
 from isles_jax import convert, evaluate, export, report
 from isles_jax import phantom as phantom_command
 from isles_jax.cross_validation import cross_validate
@@ -227,9 +227,18 @@ def test_an_export_replaces_an_earlier_one_alone(untrained_run, tmp_path):
         assert path.stat().st_size > 1000
 
 
+def test_a_benchmark_replaces_its_own_results_alone(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    refused(
+        lambda: benchmark.main(["losses", f"--output={tmp_path / 'x.json'}"]), tmp_path, "not a benchmark's results"
+    )
+
+
 def test_a_study_replaces_its_own_tables_alone(tmp_path):
     for name in ("table1.csv", "table1_effects.csv", "table1.html"):
         (tmp_path / name).write_text("row,mine\n")
         refused(lambda: study.refuse_outputs(files.location(tmp_path), "table1"), tmp_path, name)
         refused(lambda: table1.main([f"--workdir={tmp_path}"]), tmp_path, name)
         (tmp_path / name).unlink()
+    (tmp_path / "critics.csv").write_text("row,mine\n")
+    refused(lambda: critics.write(tmp_path / "critics.csv", {}), tmp_path, "critics")
