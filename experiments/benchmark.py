@@ -122,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the chosen subjects, prints the times and writes them."""
     start = time.monotonic()
     options = parse(arguments)
+    if options.output:
+        files.refuse_foreign(options.output, lambda content: b'"results"' in content, "a benchmark's results")
     keep_memory()
     parallel.keep_compiled()
     options.deadline = math.inf if options.minutes is None else start + 60 * options.minutes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.study import Seeds
+from experiments.study import Seeds, refuse_table
 from isles_jax.runtime import files
 from isles_jax.scoring.notes import ACCURACY, GRADIENT
 
@@ -21,6 +21,7 @@ def write(path: Path, runs: Seeds) -> None:
     `gradient` is that of the adversarial losses at the logits, as a share of that of the other losses. Both are means
     over steps, folds and seeds, and over the critics.
     """
+    refuse_table(path)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "until_step", "accuracy", "gradient"])

@@ -174,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "plan": {key: plan[key] for key in ("batch_size", "patch_size", "spacing")},
         "seeds": facts,
     }
-    files.write_json(options.workdir / f"{stem}.json", record)
+    path = options.workdir / f"{stem}.json"
+    files.refuse_foreign(path, lambda content: b'"trainer"' in content, "a record of nnU-Net's trainings")
+    files.write_json(path, record)
     write_table(options.workdir / f"{stem}.csv", rows, names[0])
     print(f"\n{options.workdir / stem}.csv, {stem}.json")
 

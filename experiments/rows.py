@@ -1,5 +1,6 @@
 """The rows of a table: several configurations, trained and scored on the same data and folds."""
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -167,6 +168,7 @@ def _run_row(config: ml_collections.ConfigDict, folds: Sequence[int] | None, run
     """Runs the given folds of a row, and prints its Dice once all folds are finished."""
     started = time.monotonic()
     in_one_call = folds is None and not run.exists()
+    files.refuse_foreign(seconds_file(run), _is_number, "the seconds of a run")
     for fold in folds or [None]:
         config.fold = fold
         cross_validate(config, run)
@@ -176,6 +178,12 @@ def _run_row(config: ml_collections.ConfigDict, folds: Sequence[int] | None, run
         print(f"{config.name}, seed {config.seed}: Dice {dice}", flush=True)
     if in_one_call:
         files.write_json(seconds_file(run), round(time.monotonic() - started, 1))
+
+
+def _is_number(content: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(float(content), float)
+    return False
 
 
 def _run_folder(workdir: epath.Path, seed: int, name: str) -> epath.Path:

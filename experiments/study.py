@@ -47,6 +47,7 @@ def command(
     if options.seeds < 1:
         raise InputError(f"--seeds={options.seeds}: expected 1 or more")
     rows = make_rows(overrides)
+    refuse_outputs(options.workdir, stem)
     runs = run_rows(rows, options.workdir, only=options.rows, folds=options.folds, seeds=options.seeds)
     if runs:
         finish(runs, options.workdir, stem, reference)
@@ -61,6 +62,7 @@ def finish(runs: Seeds, workdir: epath.Path, stem: str, reference: str = "propos
 
     For the eight cells of the design, it also writes `stem`_effects.csv.
     """
+    refuse_outputs(workdir, stem)
     averaged = [average(row) for row in runs.values()]
     print("\n" + table.table(averaged, reference))
     seeds = len(runs[reference])
@@ -70,6 +72,19 @@ def finish(runs: Seeds, workdir: epath.Path, stem: str, reference: str = "propos
     write_effects(workdir / f"{stem}_effects.csv", runs)
     page.write_report(workdir / f"{stem}.html", averaged, reference)
     print(f"\n{workdir / stem}.csv, {workdir / stem}.html")
+
+
+def refuse_outputs(workdir: epath.Path, stem: str) -> None:
+    """Raises an InputError if one of the files that `finish` writes is there and is not an earlier one."""
+    refuse_table(workdir / f"{stem}.csv")
+    refuse_table(workdir / f"{stem}_effects.csv")
+    page.refuse_output(workdir / f"{stem}.html")
+
+
+def refuse_table(path: epath.PathLike) -> None:
+    """Raises an InputError if a file is at `path` that is no table of a study, by its first columns."""
+    columns = (b"row,class,cases,dice,", b"factor,class,effect,", b"row,until_step,")
+    files.refuse_foreign(path, lambda content: content.startswith(columns), "a table")
 
 
 COLUMNS = (
@@ -84,6 +99,7 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
     With several seeds, the last columns count their spread, too (`seeds.crossed`). `seed_std` is that of the difference
     over seeds, and of Dice itself in the line of the reference.
     """
+    refuse_table(path)
     study = comparison.make_study([average(row) for row in runs.values()], reference)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -129,6 +145,7 @@ def write_effects(path: epath.Path, runs: Seeds) -> None:
 
     With several seeds, the last columns count their spread, too, as in `write_table`.
     """
+    refuse_table(path)
     study = comparison.make_study([average(row) for row in runs.values()])
     lines = ["factor,class,effect,low,high,seed_std,crossed_low,crossed_high"]
     for class_name, effects in comparison.design_effects(study).items():

@@ -239,10 +239,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A checked copy of a configuration, with values for the keys of `BY_DATA` that are not set.
 
     Raises:
-      InputError: a value is not valid.
+      InputError: a key is missing, or a value is not valid.
     """
     config = config.copy_and_resolve_references()
-    unset = [key for key in BY_DATA if flatten(config)[key] is None]
+    flat = flatten(config)
+    for key in flatten(baseline(residual=False, adversarial=False, overlap=False)):
+        if key not in flat:
+            raise InputError(f"--config.{key}: found no such key in the configuration, expected one")
+    unset = [key for key in BY_DATA if flat[key] is None]
     config.update_from_flattened_dict({key: BY_DATA[key][not config.data.root] for key in unset})
     _check(config)
     return config
@@ -271,7 +275,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     sides = f"a side from {LEAST_SIDE_MM:g} to {MOST_SIDE_MM:g} mm, three with commas between them, 'median' or '0'"
     require("data.spacing_mm", usual or _sides(data.spacing_mm) in (1, 3), sides)
     shape = data.phantom.shape
-    require("data.phantom.shape", len(shape) == 3 and min(shape) > 0, "three numbers above 0")
+    whole = all(isinstance(side, int) and side > 0 for side in shape)
+    require("data.phantom.shape", len(shape) == 3 and whole, "three whole numbers above 0")
     size = config.loss.boundary_size
     require("loss.boundary_size", size % 2 == 1 and size > 0, "an odd number")
     require("optimizer.warmup", config.optimizer.warmup < 1, "a fraction of the steps, below 1")
@@ -299,21 +304,29 @@ def _sides(text: str) -> int:
     return len(sides) if all(LEAST_SIDE_MM <= side <= MOST_SIDE_MM for side in sides) else 0
 
 
-def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def complete(stored: Mapping[str, Any], where: object = "a configuration") -> ml_collections.ConfigDict:
     """The configuration of a run on disk, with a value for each key that its version did not have.
 
     Every reader of config.json, of a checkpoint or of a .safetensors file takes the configuration from here.
 
     Args:
       stored: what `to_dict` gave when the run began, in this version or an earlier one.
+      where: the file that holds it, for a message.
 
     Returns:
       An unlocked configuration with lists in place of tuples, as JSON holds them. A key that this version does not
       know is kept.
+
+    Raises:
+      InputError: a section stands where this version has a value, or the other way round.
     """
-    defaults = to_dict(baseline(residual=False, adversarial=False, overlap=False))
+    defaults = flatten(to_dict(baseline(residual=False, adversarial=False, overlap=False)))
+    flat = flatten(stored)
+    for key in flat:
+        if any(key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in defaults):
+            raise InputError(f"{where}: found the key {key!r}, expected the settings of a run of isles_jax.main")
     nested: dict[str, Any] = {}
-    for key, value in (flatten(defaults) | IMPLIED | flatten(stored)).items():
+    for key, value in (defaults | IMPLIED | flat).items():
         *sections, name = key.split(".")
         section = nested
         for inner in sections:

@@ -25,6 +25,8 @@ from isles_jax.training.fold import train_fold
 from isles_jax.training.metric_writer import require_tensorboard
 from isles_jax.training.plan import Plan, prepare, training_slices
 
+# The first file of a run. It shows that the others are of a run.
+CONFIG = "config.json"
 # Keys that may differ between two calls on one workdir, because they change how a call works and not its results.
 FREE = (
     "fold",
@@ -66,10 +68,10 @@ def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     """SHA-256 of the weights that the run starts from; of a run that has begun, as its config.json holds it."""
     weights = config.train.init
     given: str = config.train.init_sha256
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if path.exists() and not given:
         # The weights may be gone once they are not needed; `refuse_other` compares the path.
-        return str(complete(files.read_json(path)).train.init_sha256)
+        return str(complete(files.read_json_like(path, {}), path).train.init_sha256)
     found = initial.digest(weights)
     if given not in ("", found):
         raise InputError(f"--config.train.init_sha256: found {given!r}, expected {found}, as of {weights}")
@@ -77,7 +79,7 @@ def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
 
 
 def _is_done(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
-    refuse_other(config, workdir)
+    _refuse_workdir(config, workdir)
     return bool((workdir / "DONE").exists())
 
 
@@ -88,7 +90,8 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
     folds = range(config.folds) if config.fold is None else [config.fold]
     with contextlib.ExitStack() as stack:
         # Process 0 holds the locks for all processes.
-        hold = lock.hold(workdir, folds) if processes.first() else contextlib.nullcontext(contextlib.nullcontext)
+        names = {fold: f"fold {fold}" for fold in folds}
+        hold = lock.hold(workdir, names) if processes.first() else contextlib.nullcontext(lock.Held(None))
         alone = processes.on_all(lambda: stack.enter_context(hold))
         with alone():
             plan, held_out = _prepare(config, workdir)
@@ -103,30 +106,33 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
 
 def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Plan, list[list[str]]]:
     """Prepares the workdir, the data and the compiled step; returns the plan and the held-out cases of each fold."""
-    processes.on_first(lambda: _prepare_workdir(config, workdir))
-    dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
-    begun = _begun(workdir)
-    # An earlier version may have chosen another grid.
-    target = None if begun is None else grid.read_target(workdir / "data.json", begun.get("grid", {}))
-    plan = processes.on_all(lambda: prepare(config, dataset, target))
-    description["grid"] = plan.task.target._asdict()
-    return plan, processes.on_first(lambda: _record_run(config, workdir, plan, description))
+    new_phantom = processes.on_first(lambda: _prepare_workdir(config, workdir))
+    try:
+        dataset, description = processes.on_all(lambda: _read_cases(config, workdir))
+        begun = _begun(workdir)
+        # An earlier version may have chosen another grid.
+        target = None if begun is None else grid.read_target(workdir / "data.json", begun.get("grid", {}))
+        plan = processes.on_all(lambda: prepare(config, dataset, target))
+        description["grid"] = plan.task.target._asdict()
+        return plan, processes.on_first(lambda: _record_run(config, workdir, plan, description))
+    except InputError:
+        # The run has not begun, and the next call may ask for another phantom.
+        if new_phantom and processes.first() and not (workdir / CONFIG).exists():
+            (workdir / "phantom").replace(files.part_of(workdir / "phantom")).rmtree()
+        raise
 
 
-def _prepare_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Removes what interrupted calls left, and writes the phantom if the run uses it."""
+def _prepare_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
+    """Removes what interrupted calls left, and writes the phantom if the run uses it; returns whether it did."""
     # This is checked again because another run may have started here before the lock was taken.
-    refuse_other(config, workdir)
+    _refuse_workdir(config, workdir)
     files.remove_parts(workdir)
-    # Without config.json, an earlier call failed before the run began, and may have had other settings.
-    begun = (workdir / "config.json").exists()
-    if not begun:
-        for name in ("folds.json", "data.json"):
-            (workdir / name).unlink(missing_ok=True)
-    if not config.data.root:
-        print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.")
-        print("For real data: --config.data.root=/data/SPES2015_Training", flush=True)
-        phantom.provide(workdir / "phantom", replace=not begun, seed=config.seed, **config.data.phantom)
+    if config.data.root:
+        return False
+    print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.")
+    print("For real data: --config.data.root=/data/SPES2015_Training", flush=True)
+    begun = (workdir / CONFIG).exists()
+    return phantom.provide(workdir / "phantom", begun=begun, seed=config.seed, **config.data.phantom)
 
 
 def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[Dataset, dict[str, Any]]:
@@ -172,13 +178,33 @@ def _record_run(
     groups = splits.group(cases, by)
     given = files.fetch(by) if by.endswith(".json") else None
     names = [case.name for case in cases]
-    held_out = splits.read_or_write(workdir / "folds.json", names, config.folds, config.seed, groups, given)
+    held_out = splits.read_or_make(workdir / "folds.json", names, config.folds, config.seed, groups, given)
     for part in held_out:
         training_slices(plan, part)  # a fold without lesions to learn from is refused now and not after hours
-    if not (workdir / "config.json").exists():
-        files.write_json(workdir / "data.json", description)
-        files.write_json(workdir / "config.json", to_dict(config))
+    # config.json comes first: it shows that the other files are of a run.
+    for name, content in ((CONFIG, to_dict(config)), ("folds.json", held_out), ("data.json", description)):
+        if not (workdir / name).exists():
+            files.write_json(workdir / name, content)
     return held_out
+
+
+def _refuse_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Refuses a workdir that holds another run, or, without config.json, files under the names of a run's files.
+
+    Raises:
+      InputError: it does.
+    """
+    refuse_other(config, workdir)
+    names = sorted(path.name for path in workdir.iterdir()) if workdir.is_dir() else []
+    # Looked for after the others: another process may be writing them just now, this one first.
+    if (workdir / CONFIG).exists():
+        return
+    for name in names:
+        if name in run_files.WRITTEN or name.startswith("fold_"):
+            raise InputError(
+                f"{workdir / name}: found beside no {CONFIG}, so it is not of a run that began here; choose another "
+                "--workdir"
+            )
 
 
 def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path, free: Sequence[str] = FREE) -> None:
@@ -187,10 +213,10 @@ def refuse_other(config: ml_collections.ConfigDict, workdir: epath.Path, free: S
     Raises:
       InputError: it does; the message names the keys.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if not path.exists():
         return
-    there = flatten(complete(files.read_json_like(path, {})))
+    there = flatten(complete(files.read_json_like(path, {}), path))
     here = flatten(to_dict(config))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
@@ -228,7 +254,8 @@ def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path)
 
 
 def _is_fold_done(directory: epath.Path) -> bool:
-    files.remove_parts(directory, directory / "predictions", directory / "calibration")
+    folders = ("predictions", "calibration", "checkpoints")
+    files.remove_parts(directory, *(directory / name for name in folders))
     return bool((directory / "DONE").exists())
 
 

@@ -22,11 +22,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set that training reads"
     parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
     parser.add_argument("--subset", action="store_true", help="leave out the cases that have no prediction")
-    tables = "also write cases.csv (a row for each case and class) and summary.json to this folder"
+    tables = (
+        "also write cases.csv (a row for each case and class) and summary.json to this folder, outside of the labels"
+    )
     parser.add_argument("--output", metavar="DIR", help=tables)
-    names = "class names of a folder of label volumes; default: penumbra,core"
+    names = (
+        "class names of a folder of label volumes; default: as in dataset.json there or above, or the integers found"
+    )
     parser.add_argument("--classes", metavar="NAMES", help=names)
-    parser.add_argument("--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,...")
+    parser.add_argument(
+        "--values", metavar="INTEGERS", help="the classes' integers in the files; default: 1,2,... or as for --classes"
+    )
     options = parser.parse_args(arguments)
     try:
         options.values = tuple(map(int, options.values.split(","))) if options.values else None
@@ -43,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.scoring import folders, scores
 
+    if options.output is not None:
+        files.refuse_inside(options.output, options.labels)
+        scores.refuse_output(options.output)
     rows = folders.score_folders(
         options.predictions, options.labels, options.classes, options.values, subset=options.subset
     )

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="isles-jax export", description=main.__doc__)
     run = "a run of isles_jax.main, or a .safetensors file of this command"
     parser.add_argument("--workdir", required=True, metavar="RUN", help=run)
-    output = f"a name that ends in {WEIGHTS} or {STABLEHLO}; an existing file is replaced"
+    output = f"a name that ends in {WEIGHTS} or {STABLEHLO}; an earlier export is replaced, and nothing else"
     parser.add_argument("--output", required=True, metavar="FILE", help=output)
     add_folds_flag(parser)
     options = parser.parse_args(arguments)
@@ -41,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax.prediction import expected, stablehlo
-    from isles_jax.training import weights
+    from isles_jax.training import parallel, weights
 
+    parallel.keep_compiled()
+    ours = weights.is_ours if options.output.suffix == WEIGHTS else stablehlo.is_ours
+    files.refuse_foreign(options.output, ours, "an export")
     trained = weights.load(options.workdir, options.folds)
     if options.output.suffix == WEIGHTS:
         weights.save(options.output, dataclasses.replace(trained, expected=expected.known(options.workdir, trained)))

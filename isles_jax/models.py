@@ -277,9 +277,7 @@ class _Segmenter(nn.Module):
         x = self._convolution(channels, side, f"conv{name}", use_bias=not normed)(x)
         if not normed:
             return x
-        norm = self.norm(
-            not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name, name=f"norm{name}"
-        )
+        norm = self.norm(not train, momentum=MOMENTUM, dtype=self.dtype, axis_name=self.axis_name, name=f"norm{name}")
         normalised: Array = norm(x)
         return normalised
 

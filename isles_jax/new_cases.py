@@ -17,19 +17,17 @@ from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
 from isles_jax.pages import patient_page
 from isles_jax.prediction import expected as expectations
-from isles_jax.prediction import numbers, warning
+from isles_jax.prediction import folder, numbers, warning
 from isles_jax.prediction.inference import predict_folds, predict_labels
 from isles_jax.prediction.numbers import Prediction
-from isles_jax.runtime import files, interrupt
+from isles_jax.runtime import files, interrupt, lock
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, parallel, weights
 from isles_jax.training.networks import make_forward
 
-# The folders of maps that a command can write beside the label volumes.
-MAPS = ("probabilities", "spread")
-# A case's row of summary.csv, and its warnings.
-Finished = tuple[Mapping[str, numbers.Value], tuple[str, ...]]
+# A case's name, and its warnings.
+Finished = tuple[str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +43,8 @@ class Options:
       defuse3: add the thresholds of DEFUSE 3 to summary.csv.
       strict: write nothing of a case with a warning, and raise an error in the end.
       page: write CASE.html, see `patient_page.page`.
-      overwrite: replace existing files. Everything of an earlier prediction of these cases goes, summary.csv first, so
-        that all files of a case belong together.
+      overwrite: replace earlier predictions of these cases. Everything of them goes, their rows of summary.csv first,
+        so that all files of a case belong together.
     """
 
     folds: Sequence[int] | None = None
@@ -61,14 +59,15 @@ class Options:
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """The maps to write, of `MAPS`."""
-        return tuple(name for name in MAPS if getattr(self, name))
+        """The maps to write, of `folder.MAPS`."""
+        return tuple(name for name in folder.MAPS if getattr(self, name))
 
 
 def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, options: Options) -> None:
     """Segments the cases of a folder with the average of a run's folds.
 
-    For each case it writes `output`/CASE.nii.gz, CASE.json and CASE.html, and in the end summary.csv.
+    For each case it writes `output`/CASE.nii.gz, CASE.html and CASE.json, and in the end summary.csv with the rows of
+    all cases in `output`. Several processes may predict other cases of one run into one folder.
 
     Args:
       run: the workdir of a run, or a .safetensors file.
@@ -77,9 +76,9 @@ def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, option
       options: see `Options`.
 
     Raises:
-      InputError: see `parallel.keep_compiled` and `weights.load`; bad cases (one line each); a file exists and
-        `overwrite` is not set; a file cannot be written; `spread` with a single fold; `defuse3` without the classes
-        core and penumbra; `strict` and a case has a warning (one line for each).
+      InputError: see `parallel.keep_compiled`, `weights.load`, `lock.hold` and `folder.begin`; bad cases (one line
+        each); a file cannot be written; `spread` with a single fold; `defuse3` without the classes core and penumbra;
+        `strict` and a case has a warning (one line for each).
     """
     parallel.keep_compiled()
     trained = weights.load(run, options.folds)
@@ -93,16 +92,18 @@ def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, option
     dataset = load_images(images, task.channels, adc_as_stored=adc.taken_as_stored(expected.get("norms", {})))
     settings = _settings(task.config, options)
     new = _NewCases(trained, options, settings, expected, output, _origin(trained))
-    _make_room([path for case in dataset.cases for path in new.every_path(case)], output, options)
-    new.announce(run, len(dataset.cases))
-    for note in (*dataset.notes, *warning.notes(expected)):
-        print(f"note: {note}")
-    interrupt.advise("add --overwrite, or choose another --output")
-    finished = new.predict(dataset.cases)
-    warned = [f"{row['case']}: {text}" for row, warnings in finished for text in warnings]
-    kept = [row for row, warnings in finished if not (options.strict and warnings)]
-    if kept:
-        numbers.write_csv(output / "summary.csv", kept)
+    names = [case.name for case in dataset.cases]
+    with lock.hold(output, folder.parts(names), "--output") as held:
+        with held():
+            folder.begin(output, names, new.origin, held, overwrite=options.overwrite)
+        new.announce(run, len(names))
+        for note in (*dataset.notes, *warning.notes(expected)):
+            print(f"note: {note}")
+        interrupt.advise("add --overwrite, or choose another --output")
+        finished = new.predict(dataset.cases)
+        with held():
+            folder.write_table(output)
+    warned = [f"{name}: {text}" for name, warnings in finished for text in warnings]
     if options.strict and warned:
         raise InputError("\n".join(warned))
     for line in warned:
@@ -127,11 +128,6 @@ class _NewCases:
     expected: Mapping[str, Any]
     output: epath.Path
     origin: Mapping[str, str]
-
-    def every_path(self, case: Case) -> list[epath.Path]:
-        """The files that a case has with all flags; the label volume is the first."""
-        alone = [self.output / f"{case.name}{ending}" for ending in (".nii.gz", ".json", ".html")]
-        return [*alone, *(self.output / name / f"{case.name}.nii.gz" for name in MAPS)]
 
     def announce(self, run: epath.PathLike, cases: int) -> None:
         """Prints in one line what will be done."""
@@ -173,7 +169,7 @@ class _NewCases:
         labels = predict_labels(mean, case, smallest)
         prediction = self._judge(case, labels, tuple(predict_labels(alone, case, smallest) for alone in each))
         refused = self.options.strict and bool(prediction.warnings)
-        every = self.every_path(case)
+        every = folder.paths_of(self.output, case.name)
         image_path, json_path, page_path = every[:3]
         # The image is replaced in one go, so that a full disk does not take it away.
         for path in every[not refused :]:
@@ -184,11 +180,10 @@ class _NewCases:
             for name in self.options.maps:
                 volume = mean if name == "probabilities" else _spread(each)
                 write_volume(self.output / name / image_path.name, volume, case)
-            numbers.write_json(json_path, prediction)
             if self.options.page:
                 files.write_atomic(page_path, patient_page.page(prediction))
-        # Only what the table needs stays in memory.
-        return numbers.row_of(prediction.numbers), prediction.warnings
+            numbers.write_json(json_path, prediction)
+        return case.name, prediction.warnings
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
@@ -221,22 +216,3 @@ def _origin(trained: weights.Trained) -> dict[str, str]:
 
 def _folds(trained: weights.Trained) -> str:
     return ", ".join(f"{number} ({trained.steps[number]} steps)" for number in trained.folds)
-
-
-def _make_room(paths: Sequence[epath.Path], output: epath.Path, options: Options) -> None:
-    """Makes the folders to write to, and takes away an earlier summary.csv.
-
-    Raises:
-      InputError: one of the paths or summary.csv exists, and `overwrite` is not set; a folder cannot be made.
-    """
-    table = output / "summary.csv"
-    existing = [path for path in (*paths, table) if path.exists()]
-    if existing and not options.overwrite:
-        more = f" and {len(existing) - 1} more of these cases' files" if existing[1:] else ""
-        raise InputError(f"{existing[0]} exists{more}; choose another --output, or replace them with --overwrite")
-    for folder in (output, *(output / name for name in options.maps)):
-        with files.writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    # summary.csv is written last, so that a folder with it is complete.
-    with files.writing(table):
-        table.unlink(missing_ok=True)

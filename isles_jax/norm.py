@@ -6,7 +6,6 @@ the gradient is written out (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -92,4 +91,5 @@ def _sum(x: Array) -> Array:
         rows *= 2
     # The barrier keeps XLA from making one sum of the two.
     partial_sums = lax.optimization_barrier(x.reshape(count // rows, rows, -1).sum(1))
-    return partial_sums.sum(0)
+    total: Array = partial_sums.sum(0)
+    return total

@@ -22,7 +22,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, metavar="RUN", help=run)
     cases = "a case folder, a folder of cases, or an nnU-Net imagesTs folder"
     parser.add_argument("--input", required=True, metavar="DIR", help=cases)
-    written = "folder or bucket for CASE.nii.gz, CASE.json and CASE.html of each case, and summary.csv"
+    written = (
+        "folder or bucket for CASE.nii.gz, CASE.json and CASE.html of each case, and summary.csv; may hold other cases"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help=written)
     add_folds_flag(parser)
     flips = "average with the mirrored slices' predictions; takes twice the time; default: the run's predict.flips"
@@ -39,7 +41,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help=strict)
     page = "write no page DIR/CASE.html with numbers, pictures and warnings"
     parser.add_argument("--no-page", action="store_false", dest="page", help=page)
-    overwrite = "replace all files of earlier predictions of these cases; by default, they are an error"
+    overwrite = (
+        "replace all files of earlier predictions of these cases, and nothing else; by default, they are an error"
+    )
     parser.add_argument("--overwrite", action="store_true", help=overwrite)
     options = parser.parse_args(arguments)
     if options.min_volume_ml is not None and not options.min_volume_ml >= 0:

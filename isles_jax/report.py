@@ -18,7 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table of one or more finished runs on the same data, and writes their page."""
     parser = Parser(prog="isles-jax report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="the page; default: report.html")
+    parser.add_argument(
+        "--output",
+        default="report.html",
+        metavar="FILE",
+        help="the page; default: report.html; an earlier page is replaced, and nothing else",
+    )
     parser.add_argument("--reference", metavar="ROW", help="the row to compare the others with, such as bl1")
     options = parser.parse_args(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
@@ -26,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from isles_jax.scoring import run_files, table
 
     options.output = files.location(options.output)
+    page.refuse_output(options.output)
     runs = [run_files.read_run(workdir) for workdir in options.runs]
     print(table.table(runs, options.reference))
     page.write_report(options.output, runs, options.reference)

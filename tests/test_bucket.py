@@ -31,7 +31,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
             assert path.read_bytes() == theirs[name].read_bytes(), name
     # The report has the pictures, which are made of the phantom and the predictions.
     assert (bucket / "runs" / "one" / "report.html").read_text().count("data:image/png") > 4
-    assert not any(name.endswith(".part") for name in files_in(bucket))
+    assert not any(name.endswith("-part") for name in files_in(bucket))
 
     # It goes on, and is refused, like any other.
     for name in ("DONE", "fold_1/DONE"):
@@ -59,7 +59,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, tmp_path):
     where = ["--workdir=gs://bucket/runs/one", "--input=gs://bucket/runs/one/phantom", "--output=gs://bucket/new"]
     predict.main(where)
     written = [f"{n:02d}.{ending}" for n in range(1, 5) for ending in ("html", "json", "nii.gz")]
-    assert sorted(path.name for path in (bucket / "new").iterdir()) == [*written, "summary.csv"]
+    assert sorted(path.name for path in (bucket / "new").iterdir()) == [".predicted", *written, "summary.csv"]
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

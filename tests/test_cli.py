@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from isles_jax import cli
+from isles_jax.runtime import overrides
 from isles_jax.runtime.command import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,9 @@ def test_help_explains_every_flag():
         (["--config.model.width=wide"], ["--config.model.width=wide"]),
         (["--config.model.width=-3"], ["--config.model.width", "-3", "above 0"]),
         (["--config.data.phantom.shape=(32,32)"], ["data.phantom.shape", "(32, 32)", "three"]),
+        (["--config.data.phantom.shape=()"], ["data.phantom.shape", "found ()", "three"]),
+        (["--config.data.phantom.shape=('a',2,3)"], ["data.phantom.shape", "'a'", "whole numbers"]),
+        (["--config.data={}"], ["--config.data", "no such key"]),
         (["--config.fold=3"], ["--config.fold", "0 to 2"]),
         (["--config=configs/bl9.py"], ["configs/bl9.py", "no such file"]),
         (["--confg=configs/bl1.py"], ["confg"]),
@@ -72,6 +76,38 @@ def test_the_configs_are_found_from_any_folder(flags, tmp_path):
     done = call(*flags, "--config.modl=1", cwd=tmp_path)
     assert done.stderr == 'error: --config: found no key \'modl\'. Did you mean "model" instead of "modl"?\n'
     assert call(*flags, "--config.data.root=nowhere", cwd=tmp_path).stderr.startswith("error: nowhere")
+
+
+MISTAKES = {
+    "def get_config(:": "found a mistake, line 1 (SyntaxError: invalid syntax)",
+    "\nimport nonsense_module": "found a mistake, line 2 (ModuleNotFoundError: No module named 'nonsense_module')",
+    "x = 1\nx = undefined": "found a mistake, line 2 (NameError: name 'undefined' is not defined)",
+    "raise ValueError('mine\\nand yours')": "found a mistake, line 1 (ValueError: mine. and yours)",
+    "def get_config():\n    return {}['a']": "found a mistake, line 2 (KeyError: a)",
+    "import sys\nsys.exit('no')": "found a mistake, line 2 (SystemExit: no)",
+    "class Mine(Exception): pass\nraise Mine": "found a mistake, line 2 (Mine: Mine)",
+    "": "found no function get_config, expected one",
+    "def get_config():\n    return 3": "get_config returns a value of type int, expected a ConfigDict",
+}
+
+
+@pytest.mark.parametrize("content", MISTAKES)
+def test_a_mistake_in_a_configuration_file_is_one_line(content, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    with pytest.raises(InputError) as caught:
+        overrides.read(str(file), [])
+    assert str(caught.value) == f"--config={file}: {MISTAKES[content]}"
+
+
+@pytest.mark.parametrize("content", ["{'name': 'x'}", "{'data': {}}"])
+def test_a_configuration_that_lacks_a_key_is_one_line(content, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({content})\n")
+    done = call(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "found no such key in the configuration" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ def folders(tmp_path):
 
 
 def command(folder, *more):
-    evaluate.main([f"--predictions={folder / 'predictions'}", f"--labels={folder / 'labels'}", *more])
+    named = [] if any(flag.startswith("--classes") for flag in more) else ["--classes=penumbra,core"]
+    evaluate.main([f"--predictions={folder / 'predictions'}", f"--labels={folder / 'labels'}", *named, *more])
 
 
 def test_command_scores_flat_folders(folders, capsys):
@@ -197,3 +198,68 @@ def test_volumes_of_a_sheared_grid_are_those_of_the_determinant(tmp_path):
         write(tmp_path / name / "a.nii", np.ones((10, 10, 10), np.uint8), sheared)
     rows = score_folders(tmp_path / "predictions", tmp_path / "labels")
     assert (rows[0]["volume_true_ml"], rows[0]["volume_pred_ml"]) == pytest.approx((3.0, 3.0))
+
+
+# --- the classes of a folder of masks --------------------------------------------------------------------------------
+
+
+def classes_of(folder, *more, labels="labels"):
+    """{class: the mean Dice} of a folder's cases, and the integers by the volumes of one class alone."""
+    flags = [
+        f"--predictions={folder / 'predictions'}",
+        f"--labels={folder / labels}",
+        f"--output={folder.parent / f'{folder.name}-out'}",
+    ]
+    evaluate.main([*flags, *more])
+    summary = json.loads((folder.parent / f"{folder.name}-out" / "summary.json").read_text())["classes"]
+    return {name: row["dice"]["mean"] for name, row in summary.items()}
+
+
+def test_binary_masks_have_one_class_named_by_its_integer(tmp_path):
+    for value in (1, 255):
+        for number in (0, 1):
+            truth, found = (random_labels(seed) == 1 for seed in (number, number + 10))
+            write(tmp_path / "labels" / f"c{number}.nii.gz", truth * np.uint8(value))
+            write(tmp_path / "predictions" / f"c{number}.nii.gz", found * np.uint8(value))
+        expected = np.mean(
+            [metrics.overlap(random_labels(number + 10) == 1, random_labels(number) == 1)["dice"] for number in (0, 1)]
+        )
+        assert classes_of(tmp_path) == {str(value): pytest.approx(expected, abs=1e-6)}
+
+
+def test_every_integer_of_any_volume_is_a_class(tmp_path):
+    """One that only the predictions hold was never right."""
+    labels = random_labels(0)
+    write(tmp_path / "labels" / "a.nii", np.where(labels == 2, 7, 0).astype(np.uint8))
+    write(tmp_path / "labels" / "b.nii", np.zeros((9, 8, 6), np.uint8))
+    write(tmp_path / "predictions" / "a.nii", np.where(labels == 2, 7, 3 * labels).astype(np.uint8))
+    write(tmp_path / "predictions" / "b.nii", np.zeros((9, 8, 6), np.uint8))
+    found = classes_of(tmp_path)
+    assert list(found) == ["3", "7", "whole lesion"]
+    assert (found["3"], found["7"]) == (0.5, 1.0), "in b both are empty"
+
+
+def test_empty_masks_alone_are_scored(tmp_path):
+    for name in ("labels", "predictions"):
+        write(tmp_path / name / "a.nii", np.zeros((9, 8, 6), np.uint8))
+    assert classes_of(tmp_path) == {"1": 1.0}
+
+
+@pytest.mark.parametrize("place", ["labelsTr", "."])
+def test_classes_come_from_the_dataset_json_there_or_above(tmp_path, place):
+    """Where the integers of the classes are not in the order of their names, and one class does not occur."""
+    content = {"channel_names": {"0": "DWI"}, "labels": {"background": 0, "lesion": 4, "artery": 2, "vein": 9}}
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / place / "dataset.json").write_text(json.dumps(content))
+    volume = np.array([0, 2, 4], np.uint8)[random_labels(0)]
+    for name in ("labelsTr", "predictions"):
+        write(tmp_path / name / "a.nii.gz", volume)
+    assert list(classes_of(tmp_path, labels="labelsTr")) == ["artery", "lesion", "vein", "whole lesion"]
+    found = classes_of(tmp_path, "--classes=a,b", "--values=2,4", labels="labelsTr")
+    assert list(found) == ["a", "b", "whole lesion"]
+    assert list(classes_of(tmp_path, "--values=2,4", labels="labelsTr")) == ["2", "4", "whole lesion"]
+    if place == ".":
+        assert list(classes_of(tmp_path, labels=".")) == ["artery", "lesion", "vein", "whole lesion"]
+    (tmp_path / place / "dataset.json").write_text("no JSON")
+    with pytest.raises(InputError, match=r"dataset\.json: not readable as JSON"):
+        classes_of(tmp_path, labels="labelsTr")

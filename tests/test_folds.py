@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isles_jax.data.case import Case
-from isles_jax.data.folds import group, make_folds, read_or_write
+from isles_jax.data.folds import group, make_folds, read_or_make
 from isles_jax.runtime.command import InputError
 
 NAMES = st.lists(st.text("abc0123", min_size=1, max_size=6), min_size=2, max_size=40, unique=True)
@@ -34,19 +34,17 @@ def test_the_seed_decides():
 @pytest.mark.parametrize("folds", [0, 1, 4])
 def test_impossible_numbers_of_folds(folds, tmp_path):
     with pytest.raises(InputError, match=f"--config.folds={folds}: expected 2 to 3"):
-        read_or_write(tmp_path / "folds.json", ["a", "b", "c"], folds, 0)
+        read_or_make(tmp_path / "folds.json", ["a", "b", "c"], folds, 0)
     assert not list(tmp_path.iterdir())
 
 
-def test_written_once_and_read_back(tmp_path):
+def test_made_where_there_are_none_and_else_read(tmp_path):
     path = tmp_path / "folds.json"
     names = ["d", "a", "c", "b"]
-    made = read_or_write(path, names, 2, 5)
-    assert made == make_folds(names, 2, 5)
-    assert json.loads(path.read_text()) == made
-    assert [p.name for p in tmp_path.iterdir()] == ["folds.json"]
+    assert read_or_make(path, names, 2, 5) == make_folds(names, 2, 5)
+    assert not path.exists()
     path.write_text('[["a", "b"], ["c", "d"]]')
-    assert read_or_write(path, names, 2, 7) == [["a", "b"], ["c", "d"]]
+    assert read_or_make(path, names, 2, 7) == [["a", "b"], ["c", "d"]]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_folds_that_do_not_fit(content, words, tmp_path):
     path = tmp_path / "folds.json"
     path.write_text(content)
     with pytest.raises(InputError, match=words) as caught:
-        read_or_write(path, ["a", "b", "c"], 2, 0)
+        read_or_make(path, ["a", "b", "c"], 2, 0)
     assert "\n" not in str(caught.value)
     assert path.read_text() == content
 
@@ -123,10 +121,10 @@ def test_folds_of_the_users_own_are_checked_and_kept(tmp_path):
     for content in (wanted, [{"train": ["c", "d"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]):
         path.unlink(missing_ok=True)
         given_file.write_text(json.dumps(content))
-        assert read_or_write(path, names, 2, 0, groups, given_file) == wanted
-        assert json.loads(path.read_text()) == wanted
+        assert read_or_make(path, names, 2, 0, groups, given_file) == wanted
+    path.write_text(json.dumps(wanted))
     given_file.unlink()
-    assert read_or_write(path, names, 2, 0, groups, given_file) == wanted, "the run has its own copy"
+    assert read_or_make(path, names, 2, 0, groups, given_file) == wanted, "the run has its own copy"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +146,7 @@ def test_folds_of_the_users_own_that_do_not_fit(content, words, tmp_path):
     if content is not None:
         own.write_text(content)
     with pytest.raises(InputError, match=words) as caught:
-        read_or_write(tmp_path / "folds.json", ["a", "b", "c"], 2, 0, {"a": "p", "b": "p", "c": "c"}, own)
+        read_or_make(tmp_path / "folds.json", ["a", "b", "c"], 2, 0, {"a": "p", "b": "p", "c": "c"}, own)
     assert "\n" not in str(caught.value)
     assert str(own) in str(caught.value)
     assert not (tmp_path / "folds.json").exists()

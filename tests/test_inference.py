@@ -177,3 +177,12 @@ def test_a_fold_that_is_predicted_from_an_older_checkpoint_says_so(untrained_run
     line = f"{folder}/checkpoints/2 is skipped: "
     assert capsys.readouterr().err.startswith(f"note: {line}")
     assert (folder / "notes.txt").read_text().startswith(f"fold 0 is predicted from step 0: {line}")
+
+
+def test_slices_that_memory_cannot_hold_are_refused_before_they_are_predicted(untrained_run, forward, monkeypatch):
+    case = random_case((30, 41, 5))
+    monkeypatch.setattr(inference, "machine_memory", lambda: 8 * networks.BATCH * 32 * 64 * 4 - 1)
+    with pytest.raises(InputError, match="x: found slices of 32x64 pixels, which need 0 GB at the least"):
+        inference.predict_case(forward, untrained_run[2][:1], case, untrained_run[1])
+    monkeypatch.setattr(inference, "machine_memory", lambda: 8 * networks.BATCH * 32 * 64 * 4)
+    inference.predict_case(forward, untrained_run[2][:1], case, untrained_run[1])

@@ -105,12 +105,17 @@ def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root
     kept = ["01", "03", "05", "06"]
     assert [row["case"] for row in rows_of(tmp_path / "some")] == kept
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == sorted(
-        ["summary.csv", *(f"{name}.{ending}" for name in kept for ending in ("html", "json", "nii.gz"))]
+        [
+            ".lock",
+            ".predicted",
+            "summary.csv",
+            *(f"{name}.{ending}" for name in kept for ending in ("html", "json", "nii.gz")),
+        ]
     )
     warned |= set(kept)
     with pytest.raises(InputError, match=r"^01: too odd\n02"):
         predict.main([*base, f"--output={tmp_path / 'none'}", "--strict"])
-    assert not list((tmp_path / "none").iterdir())
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == [".lock", ".predicted"]
     predict.main([*base, f"--output={tmp_path / 'all'}"])
     assert {row["warnings"] for row in rows_of(tmp_path / "all")} == {"too odd"}
 
@@ -127,11 +132,12 @@ def test_overwriting_leaves_no_file_of_an_earlier_prediction(scored_run, phantom
     predict.main([*command, "--overwrite", "--no-page"])
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
     expected = [f"{name}.{ending}" for name in names for ending in ("json", "nii.gz")]
-    assert found == sorted([*expected, "summary.csv", "corrected.nii.gz"])
+    assert found == sorted([*expected, ".lock", ".predicted", "summary.csv", "corrected.nii.gz"])
     warned |= set(names)
     with pytest.raises(InputError, match="too odd"):
         predict.main([*command, "--overwrite", "--strict"])
-    assert [path.name for path in out.rglob("*.*")] == ["corrected.nii.gz"], "it belongs to another case"
+    left = sorted(path.name for path in out.rglob("*.*"))
+    assert left == [".lock", ".predicted", "corrected.nii.gz"], "it belongs to another case"
 
 
 def test_changed_scores_of_a_finished_run_are_refused(finished_workdirs, tmp_path):
@@ -203,4 +209,4 @@ def test_a_killed_command_leaves_whole_files(scored_run, tmp_path, number):
         else:
             assert np.asarray(nib.load(path).dataobj).shape == (32, 32, 8)
     if number == signal.SIGTERM:
-        assert not [path for path in out.iterdir() if path.name.endswith(".part")]
+        assert not [path for path in out.iterdir() if path.name.endswith(files.PART)]

@@ -1,7 +1,9 @@
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import re
+import shutil
 
 import pytest
 import report_runs
@@ -75,6 +77,76 @@ def test_page_without_the_images_says_so(finished_runs, tmp_path):
     moved.data.root = str(tmp_path / "gone")
     page.write_report(tmp_path / "page.html", [dataclasses.replace(finished_runs[0], config=moved)])
     assert "no pictures of cases" in (tmp_path / "page.html").read_text()
+
+
+def reported(run, root, tmp_path, capsys):
+    """The page of a run whose data lie in `root`, its text and what the command said on stderr."""
+    config = run.config.copy_and_resolve_references()
+    config.data.root = str(root)
+    page.write_report(tmp_path / "page.html", [dataclasses.replace(run, config=config)])
+    return ParsedPage((tmp_path / "page.html").read_text()), capsys.readouterr().err
+
+
+def exchange(root, run):
+    """The folders of two patients change places; each keeps its name."""
+    (root / "01").rename(root / "x")
+    (root / "02").rename(root / "01")
+    (root / "x").rename(root / "02")
+    return ["01", "02"], "2 of 6 cases have other files than the run read"
+
+
+def change(root, run):
+    [path] = root.glob("03/*MR_DWI*/*.nii")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return ["03"], "1 of 6 cases have other files than the run read"
+
+
+def remove(root, run):
+    shutil.rmtree(root / "04")
+    return ["04"], "1 of 6 cases are gone from the data"
+
+
+def remove_best(root, run):
+    [best, *_] = page._best_median_worst(run).values()
+    shutil.rmtree(root / best)
+    return [best], "1 of 6 cases are gone from the data"
+
+
+def rename_all(root, run):
+    for path in list(root.iterdir()):
+        if path.is_dir():
+            path.rename(root / f"new{path.name}")
+    return [f"0{number}" for number in range(1, 7)], "6 of 6 cases are gone from the data"
+
+
+@pytest.mark.parametrize("harm", [exchange, change, remove, remove_best, rename_all])
+def test_pictures_of_changed_cases_are_left_out(finished_runs, phantom_root, tmp_path, capsys, monkeypatch, harm):
+    root = shutil.copytree(phantom_root, tmp_path / "data")
+    names, sentence = harm(root, finished_runs[0])
+    drawn, make = [], pictures.picture
+    monkeypatch.setattr(pictures, "picture", lambda case, *rest: drawn.append(case.name) or make(case, *rest))
+    parsed, said = reported(finished_runs[0], root, tmp_path, capsys)
+    sentence = f"{sentence}; pictures of these cases are left out: {', '.join(names)}."
+    assert sentence in parsed.text
+    assert said == f"note: {sentence}\n"
+    assert sorted(drawn) == sorted({f"0{number}" for number in range(1, 7)} - set(names))
+    for row in finished_runs[0].rows:
+        assert f"{row['dice']:.3f}" in parsed.text
+
+
+def test_data_that_cannot_be_read_any_more_are_no_end_of_the_report(finished_runs, phantom_root, tmp_path, capsys):
+    root = shutil.copytree(phantom_root, tmp_path / "data")
+    [path] = root.glob("03/*MR_DWI*/*.nii")
+    path.write_bytes(b"damaged")
+    for place, words in ((root, path.name), ("gs://bucket/data", "gcsfs"), ("s3://bucket", "s3://bucket")):
+        if words == "gcsfs" and importlib.util.find_spec("gcsfs"):
+            continue
+        parsed, said = reported(finished_runs[0], place, tmp_path, capsys)
+        assert "The data of the run can no longer be read, so the page has no pictures" in parsed.text
+        assert words in said
+        assert str(tmp_path) not in parsed.text
 
 
 def test_a_missing_prediction_is_an_input_error(report_dataset, report_folds, phantom_root, tmp_path):

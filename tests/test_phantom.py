@@ -1,11 +1,13 @@
 """The phantom: its data set against its documentation."""
 
 import json
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import checksums
+from helpers import ROOT, checksums
 
 from isles_jax.config import baseline
 from isles_jax.data import folds, layouts, profile
@@ -69,6 +71,47 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no more"):
         write(tmp_path / "b")
     assert checksums(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--shape=40000x4x4"], "a side of 40000 voxels; expected at most 32767"),
+        (["--shape=4x4x32768"], "a side of 32768 voxels; expected at most 32767"),
+        (["--shape=30000x4x4", "--layout=isles2022"], "a side of 30000 voxels; expected at most 21845"),
+        (
+            ["--shape=500x500x300"],
+            r"shape=\(500, 500, 300\) needs about 150 GB, of 3 GB of memory",
+        ),
+        (["--shape=500x500x300", "--layout=isles2022", "--cases=1"], "needs about 34 GB, of 3 GB"),
+    ],
+)
+def test_volumes_that_files_or_memory_cannot_hold_are_refused(tmp_path, monkeypatch, flags, words):
+    monkeypatch.setattr(phantom, "machine_memory", lambda: 3_000_000_000)
+    with pytest.raises(InputError, match=words):
+        command([f"--output={tmp_path / 'new'}", *flags])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_phantom_is_estimated_from_above(tmp_path):
+    """In a process of its own, whose peak nothing else has raised."""
+    code = """
+import resource, sys
+from pathlib import Path
+from isles_jax.phantoms import phantom
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+settings = {"shape": (128, 96, 48), "difficulty": 1, "seed": 0, "layout": sys.argv[2]}
+phantom.write_phantom(Path(sys.argv[1]), cases=int(sys.argv[3]), **settings)
+print(peak() - before)
+"""
+    for layout, cases in (("spes", 2), ("isles2022", 6)):
+        words = [sys.executable, "-c", code, str(tmp_path / layout), layout, str(cases)]
+        used = int(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        estimate = 2 * 128 * 96 * 48 * phantom._VOXEL_BYTES[layout]
+        assert estimate / 10 < used < 1.1 * estimate, layout
 
 
 def test_the_command(tmp_path, capsys):

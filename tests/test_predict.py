@@ -37,7 +37,8 @@ def test_a_new_case_of_another_shape_and_affine(untrained_run, forward, tmp_path
              "--probabilities")  # fmt: skip
         assert f"1 case; {len(folds)} of 3 folds of {untrained_run[0]}: " in capsys.readouterr().out
         assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
-            f"{name}.html", f"{name}.json", f"{name}.nii.gz", f"probabilities/{name}.nii.gz", "summary.csv"
+            ".lock", ".predicted", f"{name}.html", f"{name}.json", f"{name}.nii.gz",
+            f"probabilities/{name}.nii.gz", "summary.csv"
         ]  # fmt: skip
         labels, maps = nib.load(out / f"{name}.nii.gz"), nib.load(out / "probabilities" / f"{name}.nii.gz")
         source = nib.load(tmp_path / "in" / name / "Tmax.nii.gz")
@@ -60,7 +61,12 @@ def test_the_command_takes_the_finished_folds_and_every_case(untrained_run, forw
     dataset = load(phantom_root, penumbra=1, core=2)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == sorted(
-        ["summary.csv", *(f"{case.name}.{ending}" for case in dataset.cases for ending in ("html", "json", "nii.gz"))]
+        [
+            ".lock",
+            ".predicted",
+            "summary.csv",
+            *(f"{case.name}.{ending}" for case in dataset.cases for ending in ("html", "json", "nii.gz")),
+        ]
     )
     for case in dataset.cases:
         image = nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
@@ -82,7 +88,7 @@ def test_flags_override_the_settings_of_the_run(untrained_run, forward, tmp_path
     )
     # What is there may have been corrected by hand.
     before = (tmp_path / "out" / "x.nii.gz").read_bytes()
-    with pytest.raises(InputError, match=r"out/x\.nii\.gz exists and 4 more of these cases' files; choose another"):
+    with pytest.raises(InputError, match=r"out/x\.nii\.gz exists and 3 more of these cases' files; choose another"):
         call(untrained_run, *base, "--min-volume-ml=1000")
     assert (tmp_path / "out" / "x.nii.gz").read_bytes() == before
     (tmp_path / "out" / "x.html").unlink()
@@ -116,7 +122,7 @@ def test_bad_input_is_named_and_nothing_is_written(untrained_run, tmp_path, phan
         call(untrained_run, f"--input={tmp_path / 'cases'}", out)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: cannot be written"):
+    with pytest.raises(InputError, match=r"file: cannot be written \(File exists\)"):
         call(untrained_run, f"--input={tmp_path / 'cases' / 'good'}", f"--output={tmp_path / 'file'}")
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, environment, free_port, slurm_variables
+from helpers import ROOT, environment, free_port, run_main, slurm_variables
 
 from isles_jax.runtime import processes
 
@@ -79,3 +79,21 @@ def test_one_task_of_a_cluster_is_one_process(monkeypatch):
     assert processes.share("abc") == list("abc")
     assert processes.on_first(lambda: (1, "as it is")) == (1, "as it is")
     assert not processes.leaving()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [("MemoryError()", 2, "error: out of memory"), ("InputError('a mistake')", 2, "error: a mistake"),
+     ("OSError(28, 'No space left on device', 'x')", 2, "error: x: cannot be written"), ("SystemError()", 1, "Trace")],
+)  # fmt: skip
+def test_a_process_that_fails_alone_says_why_in_one_line(error, code, words):
+    """As one of two; it ends at once, so that the other notices."""
+    body = (
+        "from isles_jax.runtime import processes\nfrom isles_jax.runtime.command import InputError\n"
+        "processes.count = lambda: 2\n"
+        f"def work():\n    raise {error}\nprocesses.run(work)"
+    )
+    done = run_main(body)
+    assert done.returncode == code
+    assert done.stderr.startswith(words)
+    assert (done.stderr.count("\n") == 1) == (code == 2)

@@ -20,7 +20,7 @@ SETTINGS = {
 # The command, sent a signal by itself at a moment: the NUMBERth time that a file is written (SIGKILL comes when half of
 # it is), the NUMBERth call of a function, or when a path appears or vanishes.
 WRAPPER = """
-import importlib, itertools, os, resource, runpy, signal, sys, threading, time
+import glob, importlib, itertools, os, resource, runpy, signal, sys, threading, time
 moment, where, number, name = sys.argv[1:5]
 del sys.argv[1:5]
 
@@ -48,7 +48,7 @@ def at_call(counter, *arguments):
         send()
 
 def watch(there):
-    while os.path.exists(where) != there:
+    while bool(glob.glob(where, include_hidden=True)) != there:
         time.sleep(0.0005)
     send()
 
@@ -94,8 +94,9 @@ def result(workdir):
 def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_path):
     run, folder = tmp_path / "run", "fold_0/checkpoints"
     kills = [
-        ("appears", ".phantom.part/02"),
+        ("appears", ".*.isles_jax-part/02"),
         ("write", "config.json"),
+        ("write", "folds.json"),
         # Fold 0: its second line of metrics; the first save, before its manifest; the second, while Orbax writes; the
         # third, when the first goes.
         ("write", f"{run}/fold_0/metrics.jsonl", 3),
@@ -135,5 +136,7 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
         assert found[key] == expected[key], key
     metrics = [(place / "fold_0" / "metrics.jsonl").read_text() for place in (run, tmp_path / "undisturbed")]
     assert metrics[0] == metrics[1]
-    left = [path for path in run.rglob("*") if ".part" in path.name or "tmp" in path.name or path.name == ".saving"]
+    left = [
+        path for path in run.rglob("*") if "isles_jax-part" in path.name or "tmp" in path.name or path.name == ".saving"
+    ]
     assert not left

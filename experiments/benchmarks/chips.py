@@ -96,7 +96,8 @@ def find_devices(target: str) -> tuple[Chip, list[Any]]:
 
 def cuda_plugins() -> list[str]:
     """JAX's plugins for NVIDIA GPUs that are installed."""
-    return [f"jax-cuda{version}-plugin" for version in (12, 13) if importlib.util.find_spec(f"jax_cuda{version}_plugin")]
+    plugins = (f"jax-cuda{version}-plugin" for version in (12, 13))
+    return [name for name in plugins if importlib.util.find_spec(name.replace("-", "_"))]
 
 
 def _gpu() -> list[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from isles_jax.data.case import Case, check_complete
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import read_json, write_json
+from isles_jax.runtime.files import read_json
 
 
 def group(cases: Sequence[Case], by: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ def make_folds(names: Sequence[str], folds: int, seed: int, groups: Mapping[str,
     return [sorted(name for name in names if of_case[name] in part) for part in parts]
 
 
-def read_or_write(
+def read_or_make(
     path: Path,
     names: Sequence[str],
     folds: int,
@@ -65,7 +65,7 @@ def read_or_write(
     groups: Mapping[str, str] | None = None,
     given: Path | None = None,
 ) -> list[list[str]]:
-    """Reads a run's folds from `path`. If the file does not exist, writes the folds of `given`, or else new ones.
+    """Reads a run's folds from `path`. If the file does not exist, they are those of `given`, or else new ones.
 
     `given` is the user's own file: lists of the held-out cases, or nnU-Net's splits_final.json. The other arguments are
     those of `make_folds`.
@@ -75,9 +75,7 @@ def read_or_write(
     """
     if path.exists():
         return _read(path, names, folds, groups)
-    new = _read(given, names, folds, groups) if given else make_folds(names, folds, seed, groups)
-    write_json(path, new)
-    return new
+    return _read(given, names, folds, groups) if given else make_folds(names, folds, seed, groups)
 
 
 def _read(path: Path, names: Sequence[str], folds: int, groups: Mapping[str, str] | None) -> list[list[str]]:

@@ -173,6 +173,18 @@ def _channels(path: Path, content: dict[str, Any], wanted: tuple[str, ...]) -> t
     return names
 
 
+def classes_beside(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    """The classes of a folder of label volumes and their integers, by the dataset.json in it or above it, if any.
+
+    Raises:
+      InputError: the file is damaged or not supported.
+    """
+    for path in (folder / "dataset.json", folder.absolute().parent / "dataset.json"):
+        if path.is_file():
+            return _classes(path, _read_json(path))
+    return None
+
+
 def _classes(path: Path, content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The names and integers of the foreground classes, in ascending order; also reads the old form {"1": "name"}."""
     labels = content.get("labels")

@@ -23,6 +23,8 @@ def best_median_worst(study: Study, cases: Sequence[Picture], chosen: Mapping[st
     if tmax.CHANNEL in study.first.data["channels"]:
         text += tmax.colour_bar()
     for place, name in chosen.items():
+        if name not in by_name:
+            continue
         picture = by_name[name]
         position = pictures.representative_slice(picture)
         text += (
@@ -63,16 +65,22 @@ def _legend(study: Study) -> str:
     return markup.contour_legend(data["channels"], data["classes"], {"solid": "result", "dashed": "reference"})
 
 
-def every_slice(study: Study, cases: Sequence[Picture]) -> str:
-    """The viewer of every slice of the cases."""
-    text = '<h2 class="screen">Every slice</h2>'
+def every_slice(study: Study, cases: Sequence[Picture], left_out: Sequence[str] = ()) -> str:
+    """The viewer of every slice of the cases.
+
+    Args:
+      study: the runs.
+      cases: pictures of their cases.
+      left_out: sentences about cases that have no picture.
+    """
+    text = '<h2 class="screen">Every slice</h2>' + "".join(f"<p>{escape(sentence)}</p>" for sentence in left_out)
     if not cases:
-        gone = "The images are no longer in the folder that the run read, so this page has no pictures of cases."
-        return f"{text}<p>{gone}</p>"
+        return text
     labels = list(cases[0].results)
     count = len(study.case_names)
     if len(cases) < count:
-        text += f'<p class="soft screen">{len(cases)} of {count} cases; more would make the file too large.</p>'
+        reason = "" if left_out else "; more would make the file too large"
+        text += f'<p class="soft screen">{len(cases)} of {count} cases{reason}.</p>'
     data = study.first.data
     notes = {
         picture.name: {label: f"Dice of {label}: {_dice_text(study, label, picture.name)}" for label in labels}

@@ -9,6 +9,8 @@ from html import escape
 from isles_jax.pages import tmax
 from isles_jax.scoring.comparison import RULE
 
+# What shows that a page is one of this package.
+GENERATOR = '<meta name="generator" content="isles_jax">'
 # Class colours in page.css: --k1 to --k6.
 CLASS_COLOURS = 6
 
@@ -32,7 +34,7 @@ def document(title: str, content: str, styles: Sequence[str], scripts: Sequence[
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'{GENERATOR}<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
         f"<style>{style}</style></head>\n<body><main>{content}</main>\n<script>{script}</script></body></html>\n"

@@ -1,5 +1,7 @@
 """One self-contained HTML page about one or more runs: no address outside the file, no text that is not escaped."""
 
+import dataclasses
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax.data import adc, layouts
-from isles_jax.data.case import WHOLE_LESION, Dataset
+from isles_jax.data.case import WHOLE_LESION, Case, Dataset
 from isles_jax.pages import case_sections, case_table, markup, pictures, run_sections, score_sections
 from isles_jax.pages.pictures import Picture
 from isles_jax.runtime import files
@@ -17,6 +19,11 @@ from isles_jax.scoring import comparison, run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 from isles_jax.training import checkpoint
+
+
+def refuse_output(path: epath.PathLike) -> None:
+    """Raises an InputError if a file is at `path` that is no page of this package."""
+    files.refuse_foreign(path, lambda content: markup.GENERATOR.encode() in content, "a page")
 
 
 def write_report(
@@ -28,31 +35,62 @@ def write_report(
       path: where the file is written.
       runs: from `run_files.read_run`.
       reference: label of the system that the others are compared with; None: see `comparison.make_study`.
-      dataset: the runs' data if they are in memory. None: they are read from the folder that the first run read; if
-        that folder is gone, the page has no pictures, and says so.
+      dataset: the runs' data if they are in memory. None: they are read from the folder that the first run read. The
+        page has no pictures of cases that are gone or changed since, and says so; a note on stderr says it, too.
 
     Raises:
       InputError: as `comparison.make_study`; a prediction is missing or does not fit its case.
     """
     study = comparison.make_study(runs, reference)
     chosen = _best_median_worst(study.runs.get(study.reference, runs[-1]))
-    dataset = dataset or _read_data(runs[0])
+    left_out: list[str] = []
+    if dataset is None:
+        dataset, left_out = _read_data(runs[0])
     cases = pictures.make(dataset, study.runs, list(chosen.values())) if dataset else []
+    for sentence in left_out:
+        print(f"note: {sentence}", file=sys.stderr)
     versions: dict[str, Mapping[str, str]] = {}
     damages: list[str] = []
     for label, run in study.runs.items():
         versions[label], sentences = _read_checkpoints(run)
         damages += [f"{label}, {sentence}" for sentence in sentences]
-    files.write_atomic(path, page(study, cases, chosen, versions, damages))
+    files.write_atomic(path, page(study, cases, chosen, versions, damages, left_out))
 
 
-def _read_data(run: Run) -> Dataset | None:
+def _read_data(run: Run) -> tuple[Dataset | None, list[str]]:
+    """The held-out cases of a run whose files are those that it read, and a sentence for each reason to leave some out.
+
+    The first is None if the data cannot be read at all.
+    """
     data = run.config.data
-    root = epath.Path(data.root or run.workdir / "phantom")
-    if not root.is_dir():
-        return None
-    as_stored = adc.taken_as_stored(run.data)
-    return layouts.load(files.fetch(root), tuple(data.channels), **data.labels, adc_as_stored=as_stored)
+    try:
+        root = files.location(data.root or run.workdir / "phantom")
+        if not root.is_dir():
+            gone = "The images are no longer in the folder that the run read, so the page has no pictures of cases."
+            return None, [gone]
+        as_stored = adc.taken_as_stored(run.data)
+        dataset = layouts.load(files.fetch(root), tuple(data.channels), **data.labels, adc_as_stored=as_stored)
+    except InputError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return None, ["The data of the run can no longer be read, so the page has no pictures of cases."]
+    names = sorted(name for fold in run.folds for name in fold)
+    cases = {case.name: case for case in dataset.cases}
+    gone_cases = [name for name in names if name not in cases]
+    changed = [name for name in names if name in cases and _is_changed(cases[name], run)]
+    left_out = []
+    for reason, some in (("are gone from the data", gone_cases), ("have other files than the run read", changed)):
+        if some:
+            pictures_of = f"pictures of these cases are left out: {', '.join(some)}"
+            left_out.append(f"{len(some)} of {len(names)} cases {reason}; {pictures_of}.")
+    kept = tuple(cases[name] for name in names if name in cases and name not in changed)
+    return dataclasses.replace(dataset, cases=kept), left_out
+
+
+def _is_changed(case: Case, run: Run) -> bool:
+    """Whether the checksums of a case's files are others than in data.json, where it has them."""
+    facts = run.data["cases"].get(case.name)
+    known = facts.get("sha256") if isinstance(facts, dict) else None
+    return known is not None and known != {path.name: files.sha256(path) for path in case.files}
 
 
 def _read_checkpoints(run: Run) -> tuple[dict[str, str], list[str]]:
@@ -101,15 +139,17 @@ def page(
     chosen: Mapping[str, str],
     versions: Mapping[str, Mapping[str, str]],
     damages: Sequence[str],
+    left_out: Sequence[str] = (),
 ) -> str:
     """The page as text.
 
     Args:
       study: the runs.
-      cases: pictures of their cases; if there are none, the page says that the images were not found.
+      cases: pictures of their cases.
       chosen: see `case_sections.best_median_worst`.
       versions: see `run_sections.configuration`.
       damages: sentences about checkpoints that are not whole.
+      left_out: sentences about cases that have no picture because their files are gone or changed.
     """
     title = ", ".join(run.name for run in study.runs.values())
     sections = [
@@ -117,7 +157,7 @@ def page(
         score_sections.dice(study),
         score_sections.differences(study),
         case_sections.best_median_worst(study, cases, chosen),
-        case_sections.every_slice(study, cases),
+        case_sections.every_slice(study, cases, left_out),
         case_table.section(study, cases),
         score_sections.measures(study),
         score_sections.volumes(study),

@@ -70,7 +70,7 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
     """Pictures of the runs' cases, as many as `PAGE_SIZE` holds, sorted by name.
 
     Args:
-      dataset: the runs' data.
+      dataset: the runs' data; a case that is not among them has no picture.
       runs: the runs by label.
       first: names of the cases that are taken first if there is no room for all.
 
@@ -78,11 +78,11 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
       InputError: a prediction is missing or does not fit its case.
     """
     cases = {case.name: case for case in dataset.cases}
-    held_out = sorted(name for fold in next(iter(runs.values())).folds for name in fold)
+    held_out = sorted(name for fold in next(iter(runs.values())).folds for name in fold if name in cases)
     all_slices = sum(int(np.prod(cases[name].images.shape)) for name in held_out) <= ALL_SLICES_VOXELS
     pictures: list[Picture] = []
     used = 0
-    for name in dict.fromkeys([*first, *held_out]):
+    for name in dict.fromkeys(name for name in (*first, *held_out) if name in cases):
         made = _read(cases[name], dataset, runs, all_slices)
         used += sum(map(len, made.sheets))
         if pictures and used > PAGE_SIZE:

@@ -6,6 +6,7 @@ clinical software does (`perfusion.py`). docs/data.md gives the equations, the n
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,32 +18,54 @@ from etils import epath
 
 from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
+from isles_jax.data.nifti import machine_memory
 from isles_jax.phantoms import isles2022 as isles2022_phantom
 from isles_jax.phantoms.scans import make_patient, save
 from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import copy, is_bucket, new_folder, part_of
+from isles_jax.runtime.files import copy, is_bucket, new_folder
+
+# So many patients are made at once.
+_AT_ONCE = 2
+# The memory that a patient takes, in bytes for each voxel of the shape that is asked for; measured, and rounded up.
+_VOXEL_BYTES = {"spes": 1000, "isles2022": 450}
+# The longest side that NIfTI-1 can hold.
+_LONGEST_SIDE = 32767
 
 
-def provide(root: epath.Path, *, replace: bool, **settings: Any) -> None:
-    """Writes the phantom of a run to a folder or bucket, unless it is there and `replace` is false.
+def provide(root: epath.Path, *, begun: bool, **settings: Any) -> bool:
+    """Writes the phantom of a run to a folder or bucket, unless it is there; returns whether it was written.
 
-    The settings and errors are those of `write_phantom`.
+    The settings and errors are those of `write_phantom`. Unless the run has `begun`, a phantom of other settings is an
+    error, too. So is any other file in a bucket's folder.
     """
-    if replace and (root / PHANTOM_MARKER).exists():
-        # The folder is renamed first, so that a kill during the removal does not leave half a phantom.
-        root.replace(part_of(root)).rmtree()
-    if (root / PHANTOM_MARKER).exists():
-        return
+    marker = root / PHANTOM_MARKER
+    if marker.exists():
+        if not begun and marker.read_bytes() != _marker(**settings).encode():
+            raise InputError(
+                f"{root}: found another phantom, expected none or one of the same settings; choose another --workdir"
+            )
+        return False
     if not is_bucket(root):
         write_phantom(Path(root), **settings)
-        return
+        return True
     with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary) / "phantom"
-        write_phantom(local, **settings)
+        local = epath.Path(temporary) / "phantom"
+        write_phantom(Path(local), **settings)
+        _refuse_foreign(root, local)
         # The marker is copied last. Without it, what is in the bucket is an incomplete copy.
-        root.rmtree(missing_ok=True)
-        copy(epath.Path(local), root)
+        copy(local, root)
+    return True
+
+
+def _refuse_foreign(root: epath.Path, local: epath.Path) -> None:
+    """Raises an InputError if `root` holds anything that an interrupted copy of `local` would not have left."""
+    for path in root.iterdir() if root.is_dir() else ():
+        original = local / path.name
+        if path.is_dir() and original.is_dir():
+            _refuse_foreign(path, original)
+        elif not original.is_file() or path.read_bytes() != original.read_bytes():
+            raise InputError(f"{path}: found in the place of the phantom, expected none; choose another --workdir")
 
 
 def write_phantom(
@@ -59,7 +82,7 @@ def write_phantom(
       layout: "spes" or "isles2022".
 
     Raises:
-      InputError: a number is out of range; `root` is not empty or cannot be written.
+      InputError: a number is out of range, or a volume too large; `root` is not empty or cannot be written.
     """
     if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10 or seed < 0:
         found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}, seed={seed}"
@@ -67,14 +90,33 @@ def write_phantom(
             f"phantom: {found}; expected at least one case, three sides of 4 or more, difficulty 0 to 10, "
             "a seed of 0 or more"
         )
+    _check_size(shape, min(cases, _AT_ONCE), layout)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     write = _write_case if layout == "spes" else isles2022_phantom.write_case
-    with new_folder(root) as temporary, ThreadPoolExecutor(2) as pool:
+    with new_folder(root) as temporary, ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
-        settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
-        content = json.dumps({"digital perfusion phantom": settings}, indent=1)
-        (temporary / PHANTOM_MARKER).write_text(content + "\n", encoding="utf-8")
+        content = _marker(cases, shape, difficulty, seed, layout)
+        (temporary / PHANTOM_MARKER).write_text(content, encoding="utf-8")
+
+
+def _check_size(shape: Sequence[int], at_once: int, layout: str) -> None:
+    """Raises an InputError if a side is too long for the files, or if the volumes cannot fit the memory."""
+    largest = 1.0 if layout == "spes" else max(in_plane for in_plane, _ in isles2022_phantom.GRIDS)
+    if largest * max(shape) > _LONGEST_SIDE:
+        found = f"phantom: a side of {max(shape)} voxels"
+        raise InputError(f"{found}; expected at most {_LONGEST_SIDE / largest:.0f}, because NIfTI holds no more")
+    needed = at_once * math.prod(shape) * _VOXEL_BYTES[layout]
+    memory = machine_memory()
+    if needed > memory:
+        sizes = f"about {needed / 1e9:.0f} GB, of {memory / 1e9:.0f} GB"
+        raise InputError(f"phantom: shape={tuple(shape)} needs {sizes} of memory; expected a smaller one")
+
+
+def _marker(cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes") -> str:
+    """The content of phantom.json: equal phantoms have equal ones."""
+    settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
+    return json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n"
 
 
 def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Predictions: from a case to class probabilities and labels, and from a fold's held-out cases to label files."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from jax import Array
 from isles_jax import metrics
 from isles_jax.data import grid
 from isles_jax.data.case import Case, Dataset
-from isles_jax.data.nifti import write_labels
+from isles_jax.data.nifti import machine_memory, write_labels
 from isles_jax.data.slices import network_input, unpad
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
@@ -54,7 +55,7 @@ def predict_folds(
       float32 [folds, X, Y, Z, C]. Outside the brain, background has probability 1.
 
     Raises:
-      InputError: the case has no brain.
+      InputError: the case has no brain; its slices cannot fit the memory.
     """
 
     def on_host(variables: Any, images: np.ndarray) -> np.ndarray:
@@ -66,6 +67,7 @@ def predict_folds(
     stack, places = network_input(network_case, task.padded(shape))
     if not len(stack):
         raise InputError(f"{case.name}: found no voxel of brain, expected some")
+    _check_memory(case, stack.shape[1:3], task)
     # The last batch is filled up, so that one compilation serves all batches.
     filled = np.pad(stack, [(0, -len(stack) % BATCH)] + [(0, 0)] * 3)
     parts = np.split(filled, len(filled) // BATCH)
@@ -80,6 +82,16 @@ def predict_folds(
         result[~case.brain] = np.eye(inside.shape[-1], dtype=np.float32)[0]
         results.append(result)
     return np.stack(results)
+
+
+def _check_memory(case: Case, sides: tuple[int, ...], task: Task) -> None:
+    """Raises an InputError if a batch of slices with these sides cannot fit the memory."""
+    # The float32 feature maps of the first convolution, which it reads and writes; the other layers take more.
+    needed = 8 * BATCH * math.prod(sides) * task.config.model.width
+    memory = machine_memory()
+    if needed > memory:
+        sizes = f"{needed / 1e9:.0f} GB at the least, of {memory / 1e9:.0f} GB"
+        raise InputError(f"{case.name}: found slices of {sides[0]}x{sides[1]} pixels, which need {sizes} of memory")
 
 
 def average(

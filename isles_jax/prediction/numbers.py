@@ -263,8 +263,9 @@ def row_of(numbers: Sequence[Number]) -> dict[str, Value]:
 
 
 def write_csv(path: epath.PathLike, rows: Sequence[Mapping[str, Value]]) -> None:
-    """Writes the rows of all cases, see `scores.write_csv`."""
-    scores.write_csv(path, list(rows[0]), rows)
+    """Writes the rows of all cases, see `scores.write_csv`. A cell is empty where a row lacks a column of another."""
+    columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
+    scores.write_csv(path, columns, [dict.fromkeys(columns) | dict(row) for row in rows])
 
 
 def write_json(path: epath.PathLike, prediction: Prediction) -> None:

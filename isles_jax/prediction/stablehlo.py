@@ -13,6 +13,11 @@ from isles_jax.training.weights import Trained
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+def is_ours(content: bytes) -> bool:
+    """Whether `serialise` made this content, which holds the name of the function."""
+    return b"isles_jax_inference" in content
+
+
 def serialise(trained: Trained) -> bytes:
     """The inference function as a serialised `jax.export.Exported`, for CPU, CUDA and TPU.
 
@@ -29,13 +34,13 @@ def serialise(trained: Trained) -> bytes:
     forward = make_forward(task.segmenter())
     mirror = task.mirror_axes(task.config.predict.flips)
 
-    def inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def isles_jax_inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         return average(forward, list(weights.nested(tensors).values()), images, mirror)
 
     like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.flat(trained).items()}
     shape = jax.export.symbolic_shape(f"b, {task.divisor}*h, {task.divisor}*w, {task.planes}")
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    exported = jax.export.export(jax.jit(inference), platforms=PLATFORMS)(like, images)
+    exported = jax.export.export(jax.jit(isles_jax_inference), platforms=PLATFORMS)(like, images)
     try:
         return bytes(exported.serialize())
     except ImportError as error:

@@ -54,6 +54,7 @@ def run_command(main: Callable[[], None]) -> None:
     full; 143 after SIGTERM; 130 after SIGINT; 141, without a line, if the program that reads the output has ended, as
     `| head` does.
     """
+    _refuse_environment()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a character, such as that in "0.8 ± 0.1"
@@ -66,7 +67,7 @@ def run_command(main: Callable[[], None]) -> None:
             print(interrupt.message(saved), file=sys.stderr)
             sys.exit(interrupt.exit_code())
         except Exception as error:
-            problem = _problem(error)
+            problem = problem_of(error)
             if problem:
                 print(f"error: {problem}", file=sys.stderr)
                 sys.exit(2)
@@ -77,7 +78,22 @@ def run_command(main: Callable[[], None]) -> None:
             raise
 
 
-def _problem(error: Exception) -> str:
+def _refuse_environment() -> None:
+    """Exits with code 2 and one line if no command can work in what the shell gave: closed streams, no folder."""
+    problem = ""
+    if None in (sys.stdout, sys.stderr):
+        # The next file that is opened would take the place of the stream, and get what libraries print.
+        problem = "found a closed stdout or stderr, expected both open; to hide what is printed, use >/dev/null"
+    try:
+        os.getcwd()
+    except OSError as error:
+        problem = problem or f"found no working directory ({error.strerror}), expected one; go to another with cd"
+    if problem:
+        print(f"error: {problem}", file=sys.stderr or sys.stdout)
+        sys.exit(2)
+
+
+def problem_of(error: Exception) -> str:
     """What the user must act on; "" for an error of the program."""
     if isinstance(error, InputError):
         return str(error)
@@ -85,6 +101,8 @@ def _problem(error: Exception) -> str:
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be read or written ({error.strerror})"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({' '.join(str(error).split()) or 'no more can be allocated'})"
     # By its name, because importing JAX takes seconds.
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
         advice = "in training, a smaller --config.train.batch_size or --config.dtype=bfloat16 needs less"
@@ -103,5 +121,5 @@ def one_line(error: BaseException) -> str:
     """The text of an exception of absl or ml_collections as one line."""
     text = error.args[0] if error.args else type(error).__name__
     while isinstance(text, BaseException):  # ml_collections wraps a KeyError, whose own text would be quoted
-        text = text.args[0]
+        text = text.args[0] if text.args else type(text).__name__
     return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())

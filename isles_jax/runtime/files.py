@@ -5,9 +5,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from etils import epath
 
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
+
+# How the names of temporary files and folders end. No other program uses it, so that what has it may be removed.
+PART = ".isles_jax-part"
 
 
 def is_bucket(path: epath.PathLike) -> bool:
@@ -39,7 +43,8 @@ def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
     """Raises an InputError if `output` lies in the folder that is read, because the next call would read it too."""
     if is_bucket(output) or is_bucket(folder):
         return
-    if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+    # Path.resolve raises an error of its own for links that lead to themselves.
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{output}: lies inside {folder}, which is read; expected an output outside of it")
 
 
@@ -52,10 +57,30 @@ def writing(path: epath.PathLike) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def part_of(path: epath.PathLike) -> epath.Path:
-    """The temporary name beside `path` under which a file or folder is written before it is renamed."""
+def is_there(path: epath.PathLike) -> bool:
+    """Whether anything has this name, a link to nowhere included."""
+    return bool(epath.Path(path).exists()) or (not is_bucket(path) and os.path.lexists(path))
+
+
+def refuse_foreign(path: epath.PathLike, ours: Callable[[bytes], bool], what: str) -> None:
+    """Raises an InputError if a file is there that would be replaced and does not show itself to be ours.
+
+    Args:
+      path: of the file that will be written.
+      ours: whether a file with this content was written by the same command.
+      what: the command writes, such as "a report".
+    """
     path = epath.Path(path)
-    return path.parent / f".{path.name}.part"
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a name for {what}")
+    if is_there(path) and not (path.exists() and ours(path.read_bytes())):
+        raise InputError(f"{path}: found a file that is not {what} of this program; choose another name or remove it")
+
+
+def part_of(path: epath.PathLike) -> epath.Path:
+    """A new temporary name beside `path`, under which a file or folder is written before it is renamed."""
+    # Two processes may write one file. A name may be as long as the file system allows, so it is not a part of this.
+    return epath.Path(path).parent / f".{secrets.token_hex(6)}{PART}"
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
@@ -89,7 +114,6 @@ def new_folder(root: Path) -> Iterator[Path]:
     interrupt.remove_at_exit(temporary)
     try:
         with writing(root):
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
             temporary.replace(root)
@@ -102,7 +126,7 @@ def remove_parts(*folders: epath.PathLike) -> None:
     """Removes the temporary files and folders that killed processes left in these folders."""
     for folder in map(epath.Path, folders):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name.startswith(".") and path.name.endswith(".part"):
+            if path.name.startswith(".") and path.name.endswith(PART):
                 path.rmtree() if path.is_dir() else path.unlink()
 
 

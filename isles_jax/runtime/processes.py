@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from isles_jax.runtime import interrupt
-from isles_jax.runtime.command import InputError
+from isles_jax.runtime.command import InputError, problem_of
 
 # Seconds that an ending process waits for the others at most; JAX's own default is minutes.
 LEAVE_SECONDS = 30
@@ -159,9 +159,9 @@ def run(work: Callable[[], None]) -> None:
     except Exception as error:
         if count() == 1:
             raise
-        mistake = isinstance(error, InputError)
-        print(f"error: {error}" if mistake else traceback.format_exc(), file=sys.stderr, flush=True)
-        os._exit(2 if mistake else 1)  # a regular exit would first wait for the others
+        problem = problem_of(error)
+        print(f"error: {problem}" if problem else traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(2 if problem else 1)  # a regular exit would first wait for the others
 
 
 def on_all(work: Callable[[], Result]) -> Result:

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from isles_jax.data import layouts
+import numpy as np
+
+from isles_jax.data import layouts, nnunet
 from isles_jax.data.case import Case, check_names
 from isles_jax.data.folder import is_nifti, list_folder, volumes_by_name
 from isles_jax.data.nifti import read_labels, read_volume
@@ -27,15 +29,16 @@ def score_folders(
     Args:
       predictions: a folder of label volumes.
       labels: a folder of label volumes, or a data set in any layout that training reads.
-      classes: names of the classes in a folder of label volumes; None: penumbra, core. A data set names its own.
-      values: the integers that the files hold for the classes; None: 1, 2, ..., or those in nnU-Net's dataset.json.
+      classes: names of the classes in a folder of label volumes; None: those in the dataset.json in the folder or above
+        it, or else the integers that occur in the volumes. A data set names its own.
+      values: the integers that the files hold for the classes; None: 1, 2, ..., or as for `classes`.
       subset: leave out the cases without a prediction, with a note; otherwise such a case is an error.
 
     Raises:
       InputError: a prediction is missing, or all are missing with `subset`; a prediction lies on another grid or holds
         an unknown value; a folder holds no label volumes.
     """
-    cases, classes, values = _labelled_cases(labels, classes, values)
+    cases, classes, values = _labelled_cases(labels, classes, values, predictions)
     paths = _volumes(predictions)
     check_names(labels, list(cases), classes)
     missing = [name for name in cases if name not in paths]
@@ -62,20 +65,25 @@ def score_folders(
 
 
 def _labelled_cases(
-    labels: Path, classes: Sequence[str] | None, values: Sequence[int] | None
+    labels: Path, classes: Sequence[str] | None, values: Sequence[int] | None, predictions: Path
 ) -> tuple[Mapping[str, Case | Path], Sequence[str], Sequence[int]]:
     """The labelled cases by name, the names of the classes and their integers.
 
     A folder of label volumes gives paths alone, so that one volume is in memory at a time.
     """
+    if (labels / "labelsTr").is_dir() and not (labels / "imagesTr").exists():
+        labels = labels / "labelsTr"  # the scores need no images
     if any(is_nifti(path) for path in list_folder(labels)):
-        classes = classes or ("penumbra", "core")
+        paths = _volumes(labels)
+        if classes is None and values is None:
+            classes, values = nnunet.classes_beside(labels) or _occurring(paths, _volumes(predictions))
+        values = values or tuple(range(1, len(classes or ()) + 1))
+        classes = classes or tuple(map(str, values))
         check_names(f"--classes={','.join(classes)}", (), classes)
-        values = values or tuple(range(1, len(classes) + 1))
         if len(set(values)) != len(classes) or not all(1 <= value <= 255 for value in values):
             expected = f"{len(classes)} different integers from 1 to 255, for {', '.join(classes)}"
             raise InputError(f"--values={','.join(map(str, values))}: expected {expected}")
-        return _volumes(labels), classes, values
+        return paths, classes, values
     if values and len(values) != 2:
         raise InputError(f"--values={','.join(map(str, values))}: expected two integers, of penumbra and of core")
     penumbra, core = values or (1, 2)
@@ -88,6 +96,21 @@ def _labelled_cases(
     if not cases:
         raise InputError(f"{labels}: found no case with labels, expected a reference")
     return cases, dataset.classes, dataset.label_values
+
+
+def _occurring(labels: Mapping[str, Path], predictions: Mapping[str, Path]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The integers that occur in the volumes, and their names as classes; 1 if there is no lesion at all."""
+    every = tuple(range(1, 256))
+    found: set[int] = set()
+    for name, path in labels.items():
+        interrupt.leave_if_requested()
+        case = _flat_case(path, every)
+        assert case.labels is not None
+        found.update(np.unique(case.labels).tolist())
+        if name in predictions:
+            found.update(np.unique(read_labels(predictions[name], case, every)).tolist())
+    values = tuple(sorted(found - {0})) or (1,)
+    return tuple(map(str, values)), values
 
 
 def _volumes(folder: Path) -> dict[str, Path]:

@@ -31,6 +31,8 @@ _FORMS: dict[str, Any] = {
 }
 # The files of a finished run whose checksums are in its DONE.
 SEALED = (*_FORMS, "cases.csv", "summary.json", "clinical_rule.csv", "calibration.json")
+# The files that a run writes to its workdir, beside the folders of its folds.
+WRITTEN = (*SEALED, "DONE", "report.html")
 _SHARES = [(int, float, type(None))]
 _CURVE: dict[str, Any] = {"voxels": [int], "probability": _SHARES, "frequency": _SHARES, "error": float}
 
@@ -73,7 +75,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     workdir = files.location(workdir)
     check_seal(workdir)
     stored, folds, data = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
-    config = complete(stored)
+    config = complete(stored, workdir / "config.json")
     rule = workdir / "clinical_rule.csv"
     folders = [workdir / f"fold_{fold}" for fold in range(len(folds))]
     return Run(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,6 +82,21 @@ def write_csv(path: epath.PathLike, columns: Sequence[str], rows: Sequence[Mappi
     writer.writerow([_cell(name) for name in columns])
     writer.writerows([_cell(row[name]) for name in columns] for row in rows)
     files.write_atomic(path, text.getvalue())
+
+
+def refuse_output(folder: epath.Path) -> None:
+    """Raises an InputError if `folder` is a run's, or holds a cases.csv or summary.json that no evaluation wrote."""
+    if (folder / "config.json").exists():
+        raise InputError(f"{folder}: found config.json, as in a run; expected another --output")
+    files.refuse_foreign(folder / "cases.csv", lambda content: content.startswith(b"case,fold,class,dice"), "a table")
+    files.refuse_foreign(folder / "summary.json", _is_summary, "a summary")
+
+
+def _is_summary(content: bytes) -> bool:
+    try:
+        return not files.misfit(json.loads(content), {"cases": int, "folds": int, "classes": {}})
+    except ValueError:
+        return False
 
 
 def _cell(value: Any) -> str:

@@ -85,7 +85,7 @@ def _is_due(config: ml_collections.ConfigDict, saver: checkpoint.Saver, done: in
     train = config.train
     if done % train.checkpoint_every_steps:
         return False
-    return processes.on_first(lambda: saver.idle_seconds() >= train.checkpoint_every_seconds)
+    return processes.on_first(lambda: saver.idle_seconds() >= float(train.checkpoint_every_seconds))
 
 
 def _first_state(plan: Plan, fold: int, checkpoints: epath.Path) -> tuple[State, Rows]:

@@ -12,7 +12,6 @@ from etils import epath
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
-
 # The file is written again for new lines after this time at the earliest, because each time all lines are written.
 FLUSH_SECONDS = 5.0
 

@@ -97,10 +97,10 @@ def keep_compiled() -> None:
     """
     try:
         platform = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, AttributeError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        # Without an NVIDIA GPU for "cuda", the error is an AssertionError without a text.
-        problem = str(error).partition("\n")[0] or "found no NVIDIA GPU"
+        # Without an NVIDIA GPU for "cuda", an assertion of JAX's fails, and under python -O what comes after it.
+        problem = str(error).partition("\n")[0] if isinstance(error, RuntimeError) else "found no NVIDIA GPU"
         raise InputError(f"JAX_PLATFORMS={asked}: {problem}; expected a device that JAX can use") from error
     if platform != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -133,7 +133,9 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
         axes = (None, None, 0)
         mapped = jax.pmap(jax.jit(step), axis_name=AXIS, in_axes=axes, out_axes=None, donate_argnums=(0,))
-        mapped = _with_options(mapped, compiler_options())
+        options = compiler_options()
+        if options:
+            mapped = _with_options(mapped, options)
         count = jax.local_device_count()
         own = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
         return lambda state, data, indices: mapped(state, data, indices[own])
@@ -173,10 +175,8 @@ def compiler_options() -> dict[str, bool | str]:
     return options
 
 
-def _with_options(mapped: Callable[..., Any], options: dict[str, bool | str]) -> Callable[..., Any]:
+def _with_options(mapped: Any, options: dict[str, bool | str]) -> Callable[..., Any]:
     """A pmapped function, compiled with options, which `pmap` does not take itself."""
-    if not options:
-        return mapped
     programs: dict[Any, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:

@@ -170,9 +170,7 @@ def feed(plan: Plan, pool: np.ndarray, fold: int, calls: range) -> Iterator[tupl
     Yields:
       The data, as `run_steps` takes them, and int32 [devices, steps, slices on a device], indices into the data.
     """
-    prepared = (
-        _prepare_call(plan, pool, fold, range(start, min(start + calls.step, calls.stop))) for start in calls
-    )
+    prepared = (_prepare_call(plan, pool, fold, range(start, min(start + calls.step, calls.stop))) for start in calls)
     ready = next(prepared)
     for following in prepared:
         yield ready

@@ -145,6 +145,14 @@ def save(path: epath.PathLike, trained: Trained) -> None:
     files.write_atomic(path, _safetensors().save(tensors, {KEY: json.dumps(header)}))
 
 
+def is_ours(content: bytes) -> bool:
+    """Whether `save` made this content: a .safetensors file whose header has the package's key."""
+    try:
+        return KEY in json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def fingerprint(trained: Trained) -> str:
     """SHA-256 of the networks' tensors; the same for a run and for the file that `save` wrote of it."""
     return _digest(flat(trained), {})

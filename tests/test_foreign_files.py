@@ -1,0 +1,246 @@
+"""Whatever lies where a command wants to write and is not its own stays as it is, to the byte."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import checksums, tiny_config
+
+from experiments import benchmark, critics, study, table1
+from isles_jax import convert, evaluate, export, report
+from isles_jax import phantom as phantom_command
+from isles_jax.cross_validation import cross_validate
+from isles_jax.data import layouts
+from isles_jax.data.case import PHANTOM_MARKER
+from isles_jax.data.nifti import write_labels
+from isles_jax.phantoms import phantom
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+from isles_jax.scoring import run_files
+
+PHANTOM = {"cases": 4, "shape": (16, 16, 4), "difficulty": 1.0, "seed": 0, "layout": "spes"}
+ON_PHANTOM = {"data.phantom.cases": 4, "data.phantom.shape": (16, 16, 4)}
+
+
+def refused(work, folder, words):
+    """Asserts that `work` ends in one line with these words, and changes nothing in the folder."""
+    before = checksums(folder)
+    with pytest.raises(InputError, match=words) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    assert checksums(folder) == before
+
+
+# --- a new workdir ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(set(run_files.WRITTEN) - {"config.json"}), "fold_0/metrics.jsonl", "fold_7/x"]
+)
+def test_a_new_workdir_with_a_file_of_a_run_is_refused(tmp_path, phantom_root, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    for data in ({"data.root": str(phantom_root)}, ON_PHANTOM):
+        settings = tiny_config("bl1", **data)
+        refused(lambda: cross_validate(settings, tmp_path / "run"), tmp_path, "found beside no config.json")  # noqa: B023
+
+
+def test_the_folds_of_ones_own_in_the_new_workdir_are_kept(tmp_path, phantom_root):
+    own = tmp_path / "run" / "folds.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps([["01", "02", "03"], ["04", "05", "06"]]))
+    settings = tiny_config("bl1", **{"data.root": str(phantom_root), "folds_by": str(own)})
+    refused(lambda: cross_validate(settings, tmp_path / "run"), tmp_path, r"folds\.json: found beside no config\.json")
+
+
+@pytest.mark.parametrize("content", ['{"name": {"a": 1}}', '{"model_type": "bert"}', "no JSON", "[]"])
+def test_a_configuration_of_another_program_is_no_run(tmp_path, phantom_root, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    for more in ({}, {"train.init": str(tmp_path / "weights.safetensors")}):
+        settings = tiny_config("bl1", **{"data.root": str(phantom_root), **more})
+        refused(lambda: cross_validate(settings, tmp_path / "run"), tmp_path, r"config\.json: found|holds another run")  # noqa: B023
+
+
+def test_other_files_in_the_workdir_are_left_alone(tmp_path, phantom_root):
+    (tmp_path / "run").mkdir()
+    theirs = ("letter.txt", ".letter.part", ".phantom.part")
+    for name in theirs:
+        (tmp_path / "run" / name).write_text("mine")
+    cross_validate(tiny_config("bl1", **{"data.root": str(phantom_root), "fold": 0}), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists()
+    assert {(tmp_path / "run" / name).read_text() for name in theirs} == {"mine"}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, phantom_root):
+    left = files.part_of(tmp_path / "run" / "config.json")
+    left.parent.mkdir()
+    left.write_text("half")
+    cross_validate(tiny_config("bl1", **{"data.root": str(phantom_root), "fold": 0}), tmp_path / "run")
+    assert not left.exists()
+
+
+def test_a_foreign_phantom_is_neither_removed_nor_taken(tmp_path):
+    run = tmp_path / "run"
+    settings = tiny_config("bl1", **ON_PHANTOM)
+    for name, words in (("scan.nii", "exists and is not an empty folder"), (PHANTOM_MARKER, "found another phantom")):
+        (run / "phantom").mkdir(parents=True)
+        (run / "phantom" / name).write_text("mine")
+        refused(lambda: cross_validate(settings, run), tmp_path, words)
+        shutil.rmtree(run)
+    phantom.write_phantom(run / "phantom", **(PHANTOM | {"seed": 1}))
+    refused(lambda: cross_validate(settings, run), tmp_path, "found another phantom, expected none")
+
+
+def test_a_start_that_was_killed_goes_on_with_its_phantom(tmp_path):
+    """Before config.json is written, the phantom alone is there."""
+    run = tmp_path / "run"
+    phantom.write_phantom(run / "phantom", **PHANTOM)
+    before = {path: path.stat().st_mtime_ns for path in (run / "phantom").rglob("*")}
+    cross_validate(tiny_config("bl1", **ON_PHANTOM, fold=0), run)
+    assert before == {path: path.stat().st_mtime_ns for path in (run / "phantom").rglob("*")}
+
+
+def test_a_start_that_was_refused_leaves_no_phantom(tmp_path):
+    """The next call may ask for another one."""
+    with pytest.raises(InputError, match="batch_size"):
+        cross_validate(tiny_config("bl1", **ON_PHANTOM, **{"train.batch_size": 1000}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_phantom_in_a_bucket_completes_its_own_copy_alone(bucket):
+    root = files.location("gs://bucket/run/phantom")
+    settings = {"begun": False, **PHANTOM}
+    assert phantom.provide(root, **settings)
+    whole = checksums(bucket)
+    (bucket / "run" / "phantom" / PHANTOM_MARKER).unlink()
+    shutil.rmtree(bucket / "run" / "phantom" / "02")
+    assert phantom.provide(root, **settings)
+    assert checksums(bucket) == whole
+    assert not phantom.provide(root, **settings)
+    (bucket / "run" / "phantom" / PHANTOM_MARKER).unlink()
+    for name in ("01/mine.txt", "mine.txt", "03"):
+        path = bucket / "run" / "phantom" / name
+        if name == "03":
+            shutil.rmtree(path)
+        path.write_text("mine")
+        refused(lambda: phantom.provide(root, **settings), bucket, "found in the place of the phantom")
+        path.unlink()
+
+
+# --- new folders and files -------------------------------------------------------------------------------------------
+
+
+def test_a_hidden_file_beside_a_new_folder_stays(tmp_path, phantom_root):
+    for name in (".new.part", ".set.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    phantom_command.main([f"--output={tmp_path / 'new'}", "--cases=1", "--shape=16x16x4"])
+    convert.main([f"--input={phantom_root}", f"--output={tmp_path / 'set'}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.part", ".set.part", "new", "set"]
+    assert (tmp_path / ".new.part" / "mine").read_text() == (tmp_path / ".set.part" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_new_folder_has_the_permissions_of_the_users_umask(tmp_path, phantom_root, umask):
+    before = os.umask(umask)
+    try:
+        convert.main([f"--input={phantom_root}", f"--output={tmp_path / 'set'}"])
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "set", tmp_path / "set" / "imagesTr"):
+        assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_two_processes_that_write_one_file_have_parts_of_their_own(tmp_path):
+    assert files.part_of(tmp_path / "x") != files.part_of(tmp_path / "x")
+    assert len(files.part_of(tmp_path / ("x" * 255)).name) < 255
+
+
+# --- evaluate, report, export ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predictions(phantom_root, tmp_path):
+    """The labels of the phantom as predictions."""
+    dataset = layouts.load(phantom_root)
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for case in dataset.cases:
+        write_labels(folder / f"{case.name}.nii.gz", case.labels, case, dataset.label_values)
+    return folder
+
+
+def test_an_evaluation_replaces_an_earlier_one_alone(phantom_root, predictions, finished_workdirs, tmp_path):
+    data = shutil.copytree(phantom_root, tmp_path / "data")
+    (data / "cases.csv").write_text("case,patient\n" + "".join(f"0{n},p{n}\n" for n in range(1, 7)))
+    run = shutil.copytree(finished_workdirs["bl1"], tmp_path / "run")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "summary.json").write_text('{"mine": 1}')
+
+    def score(output):
+        evaluate.main([f"--predictions={predictions}", f"--labels={data}", f"--output={output}"])
+
+    for output, words in (
+        (data, "lies inside"),
+        (data / "new", "lies inside"),
+        (run, r"found config\.json"),
+        (other, r"summary\.json: found a file that is not a summary"),
+    ):
+        refused(lambda: score(output), tmp_path, words)  # noqa: B023
+    shutil.copy(data / "cases.csv", other / "cases.csv")
+    refused(lambda: score(other), tmp_path, r"cases\.csv: found a file that is not a table of this program")
+    for _ in range(2):
+        score(tmp_path / "scores")
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["cases.csv", "summary.json"]
+
+
+def test_a_report_replaces_an_earlier_page_alone(finished_workdirs, few_resamples, tmp_path):
+    run = str(shutil.copytree(finished_workdirs["bl1"], tmp_path / "run"))
+    page = tmp_path / "page.html"
+    for content in ("<html>mine</html>", ""):
+        page.write_text(content)
+        refused(
+            lambda: report.main([run, f"--output={page}"]), tmp_path, r"page\.html: found a file that is not a page"
+        )
+    refused(lambda: report.main([run, f"--output={run}/cases.csv"]), tmp_path, r"cases\.csv: found a file that is not")
+    refused(lambda: report.main([run, f"--output={run}"]), tmp_path, "is a folder, expected a name for a page")
+    page.unlink()
+    for _ in range(2):
+        report.main([run, f"--output={page}"])
+    assert page.read_text().endswith("</html>\n")
+
+
+def test_an_export_replaces_an_earlier_one_alone(untrained_run, tmp_path):
+    for name in ("x.safetensors", "x.stablehlo"):
+        path = tmp_path / name
+        command = [f"--workdir={untrained_run[0]}", "--folds=0", f"--output={path}"]
+        for content in (b"mine", safetensors.numpy.save({"a": np.zeros(3)})):
+            path.write_bytes(content)
+            refused(lambda: export.main(command), tmp_path, "found a file that is not an export")  # noqa: B023
+        path.unlink()
+        for _ in range(2):
+            export.main(command)
+        assert path.stat().st_size > 1000
+
+
+def test_a_benchmark_replaces_its_own_results_alone(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    refused(
+        lambda: benchmark.main(["losses", f"--output={tmp_path / 'x.json'}"]), tmp_path, "not a benchmark's results"
+    )
+
+
+def test_a_study_replaces_its_own_tables_alone(tmp_path):
+    for name in ("table1.csv", "table1_effects.csv", "table1.html"):
+        (tmp_path / name).write_text("row,mine\n")
+        refused(lambda: study.refuse_outputs(files.location(tmp_path), "table1"), tmp_path, name)
+        refused(lambda: table1.main([f"--workdir={tmp_path}"]), tmp_path, name)
+        (tmp_path / name).unlink()
+    (tmp_path / "critics.csv").write_text("row,mine\n")
+    refused(lambda: critics.write(tmp_path / "critics.csv", {}), tmp_path, "critics")
