@@ -232,7 +232,9 @@ def test_an_export_replaces_an_earlier_one_alone(untrained_run, tmp_path):
 def test_a_benchmark_replaces_its_own_results_alone(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     refused(
-        lambda: benchmark.main(["losses", f"--output={tmp_path / 'x.json'}"]), tmp_path, "not a benchmark's results"
+        lambda: benchmark.main(["losses", "--no-torch", f"--output={tmp_path / 'x.json'}"]),
+        tmp_path,
+        "not a benchmark's results",
     )
 
 

@@ -12,10 +12,12 @@ from isles_jax import config
 from isles_jax.training import checkpoint
 from isles_jax.training.state import init_state
 
-# Fold 0 writes metrics at the steps 2, 3, 4, 6 and 8 and saves at 3, 6 and 8, when 3 is deleted.
+# Fold 0 has lines of metrics for the steps 2, 4, 6 and 8 and saves at 3, 6 and 8, when 3 is deleted. Each save comes
+# after the lines before it.
 SETTINGS = {
     "data.phantom.cases": 4, "data.phantom.shape": "(32,32,8)", "folds": 2, "model.width": 4, "train.batch_size": 4,
     "train.epochs": 2, "train.log_every_steps": 2, "train.checkpoint_every_steps": 3,
+    "train.checkpoint_every_seconds": 0.0,
 }  # fmt: skip
 # The command, sent a signal by itself at a moment: the NUMBERth time that a file is written (SIGKILL comes when half of
 # it is), the NUMBERth call of a function, or when a path appears or vanishes.
@@ -108,8 +110,9 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     for moment in kills:
         assert start(run, *moment)[0] == -signal.SIGKILL, moment
 
-    # Fold 1: asked to leave in step 3, which is saved, and again, when there is no room for the next save.
-    code, message = start(run, "write", f"{run}/fold_1/metrics.jsonl", 2, "SIGTERM")
+    # Fold 1: asked to leave in step 3, which is saved, and again, when there is no room for the next save. The prediction
+    # of fold 0 asks twice before.
+    code, message = start(run, "call", "isles_jax.runtime.processes.leaving", 5, "SIGTERM")
     assert code == 143
     assert message == "stopped by SIGTERM: fold 1 is saved at step 3 of 8; to go on, run the same command again\n"
     assert checkpoint.steps(run / "fold_1" / "checkpoints") == [3]
@@ -134,8 +137,9 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     assert len(found) > 50
     for key in expected:
         assert found[key] == expected[key], key
-    metrics = [(place / "fold_0" / "metrics.jsonl").read_text() for place in (run, tmp_path / "undisturbed")]
-    assert metrics[0] == metrics[1]
+    for fold in ("fold_0", "fold_1"):
+        metrics = [(place / fold / "metrics.jsonl").read_text() for place in (run, tmp_path / "undisturbed")]
+        assert metrics[0] == metrics[1]
     left = [
         path for path in run.rglob("*") if "isles_jax-part" in path.name or "tmp" in path.name or path.name == ".saving"
     ]

@@ -111,7 +111,7 @@ def time_loops(plan: Plan, held_out: list[str], steps: int, directory: epath.Pat
     train = plan.config.train
     every = train.checkpoint_every_steps
     pool = training_slices(plan, held_out)
-    first = _step_seconds(plan, pool, train.steps_per_call, drawn=False)
+    first = _step_seconds(plan, pool, plan.per_call, drawn=False)
     alone = _step_seconds(plan, pool, steps, drawn=False) / steps
     drawn = _step_seconds(plan, pool, steps, drawn=True) / steps
     # The first training imports and compiles what the others find ready.
@@ -124,7 +124,7 @@ def time_loops(plan: Plan, held_out: list[str], steps: int, directory: epath.Pat
         "steps": counted,
         "batch": train.batch_size,
         "dtype": plan.config.dtype,
-        "steps_per_call": train.steps_per_call,
+        "steps_per_call": plan.per_call,
         "log_every_steps": train.log_every_steps,
         "checkpoint_every_steps": every,
         "first_call_s": round(first, 2),
@@ -138,7 +138,7 @@ def time_loops(plan: Plan, held_out: list[str], steps: int, directory: epath.Pat
 def _step_seconds(plan: Plan, pool: np.ndarray, steps: int, *, drawn: bool) -> float:
     """Seconds of a loop of steps, with batches drawn for each call, or the first batch again and again."""
     train = plan.config.train
-    calls = range(0, steps, train.steps_per_call)
+    calls = range(0, steps, plan.per_call)
     state = parallel.replicate(init_state(plan.task, plan.steps, 0), train.parallel)
     batches = feed(plan, pool, 0, calls)
     if not drawn:

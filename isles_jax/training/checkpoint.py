@@ -88,7 +88,7 @@ class Saver:
         """Waits for the save that is running. Its error is raised unless the block ends with another one."""
         self._join()
         if kind is None:
-            self._raise()
+            self.check()
 
     def idle_seconds(self) -> float:
         """The time since the last save ended, or since the start; 0 while one is running."""
@@ -103,7 +103,7 @@ class Saver:
         self.wait()
         if processes.count() > 1:
             self._write(state, meta)
-            return self._raise()
+            return self.check()
         copied = _copy(parallel.one_each(state))
         self._thread = threading.Thread(target=self._write, args=(copied, meta), name="checkpoint")
         self._thread.start()
@@ -115,7 +115,14 @@ class Saver:
           InputError: it could not be written.
         """
         self._join()
-        self._raise()
+        self.check()
+
+    def check(self) -> None:
+        """Raises the error of a save that ended, if there was one."""
+        error = self._error
+        self._error = None
+        if error:
+            raise error
 
     def _write(self, state: State, meta: dict[str, Any]) -> None:
         try:
@@ -128,12 +135,6 @@ class Saver:
         if self._thread:
             self._thread.join()
             self._thread = None
-
-    def _raise(self) -> None:
-        error = self._error
-        self._error = None
-        if error:
-            raise error
 
 
 @jax.jit

@@ -51,9 +51,9 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
     calls = plan.calls(start)
     profiled = _profiled_steps(plan.config, calls)
     with (
+        interrupt.postponed(),
         Bar(f"fold {fold}", plan.steps, "step", start, "compiling") as bar,
         contextlib.closing(_Log(plan, fold, held_out, directory, start, unwritten)) as log,
-        interrupt.postponed(),
         checkpoint.Saver(checkpoints) as saver,
         contextlib.ExitStack() as trace,
     ):
@@ -74,6 +74,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
                 saver.save(state, meta)
                 if not leave:
                     log.write_images(done, state)
+            saver.check()
             bar.advance(done - step, log.note)
             if leave:
                 saver.wait()
