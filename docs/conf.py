@@ -27,6 +27,7 @@ CONTENTS = """
 docs/data
 docs/patient
 docs/container
+docs/gpu
 docs/tpu
 docs/table1
 ```

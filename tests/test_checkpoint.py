@@ -6,6 +6,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -235,6 +237,75 @@ def test_a_refused_save_complains_in_one_line_alone(saved, no_room, monkeypatch,
     assert complaints == []
     assert caplog.records == []
     assert capfd.readouterr().err == ""
+
+
+# --- while training goes on ------------------------------------------------------------------------------------------
+
+
+def test_a_save_keeps_the_state_that_it_was_given(made, tmp_path):
+    """The next step takes the arrays' memory, as the compiled step does, while the thread still waits to write."""
+    config, state = made
+    meta = task_of(config, CLASSES).record()
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    directory = tmp_path / "checkpoints"
+    given = jax.tree.map(jnp.copy, at(state, 8))
+    with pytest.MonkeyPatch.context() as patch, checkpoint.Saver(directory) as saver:
+        go = threading.Event()
+        save = checkpoint.save
+        patch.setattr(checkpoint, "save", lambda *arguments: (go.wait(), save(*arguments)))
+        saver.save(given, meta | {"unwritten": {"loss": [0.5, 0.25]}})
+        assert saver.idle_seconds() == 0.0
+        overwrite(given)
+        assert given.step.is_deleted()
+        go.set()
+    restored, read = checkpoint.restore(directory, state)
+    assert equal(restored, at(state, 8))
+    assert read["unwritten"] == {"loss": [0.5, 0.25]}
+    assert saver.idle_seconds() > 0.0
+
+
+def fails(directory, state, no_room, then):
+    """A training with a save that fails, which does something else `then`."""
+    with checkpoint.Saver(directory) as saver:
+        no_room()
+        saver.save(at(state, 8), {"config": {}})
+        then(saver)
+        if then is not ends:
+            pytest.fail("no error")
+
+
+def checks(saver):
+    while not saver.idle_seconds():
+        time.sleep(0.01)
+    saver.check()
+
+
+def ends(saver):
+    pass
+
+
+def finds_another_error(saver):
+    raise InputError("not finite")
+
+
+@pytest.mark.parametrize("then", [checks, checkpoint.Saver.wait, ends])
+def test_a_save_that_fails_is_an_error_of_the_training(saved, no_room, then):
+    directory, state = saved
+    with pytest.raises(InputError, match=r"checkpoints/8: cannot be written"):
+        fails(directory, state, no_room, then)
+    assert checkpoint.newest(directory) == 6
+
+
+def test_the_next_save_raises_the_error_of_the_one_before(saved, no_room):
+    directory, state = saved
+    with pytest.raises(InputError, match=r"checkpoints/8: cannot be written"):
+        fails(directory, state, no_room, lambda saver: saver.save(at(state, 10), {"config": {}}))
+
+
+def test_another_error_is_not_hidden_by_that_of_a_save(saved, no_room):
+    directory, state = saved
+    with pytest.raises(InputError, match="not finite"):
+        fails(directory, state, no_room, finds_another_error)
 
 
 def test_a_first_save_that_was_cut_off_is_no_damage(saved):

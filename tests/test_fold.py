@@ -1,6 +1,7 @@
 """What a fold's training asks of the compiler and of the device, looked at from outside."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from jax._src.array import ArrayImpl
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
-from isles_jax.training import checkpoint, fold, plan
+from isles_jax.training import checkpoint, fold, parallel, plan
 from isles_jax.training.fold import train_fold
 from isles_jax.training.plan import _parallel_step, prepare
 
@@ -126,6 +127,88 @@ def test_streaming_changes_no_bit(phantom_root, tmp_path):
     resident, streamed = (jax.tree.leaves(checkpoint.load_variables(folder)[0]) for folder in folders)
     for one, other in zip(resident, streamed, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "every", "expected"),
+    [
+        ("cpu", None, 200, 1),
+        ("gpu", None, 200, 10),
+        ("tpu", None, 200, 10),
+        ("gpu", None, 6, 10),
+        ("gpu", None, 1, 5),
+        ("cpu", 5, 200, 5),
+    ],
+)
+def test_steps_in_a_call_suit_the_device_and_divide_the_intervals(
+    small_config, phantom_root, monkeypatch, platform, given, every, expected
+):
+    keys = {"train.epochs": 10, "train.log_every_steps": 20, "train.checkpoint_every_steps": every * 5}
+    config = small_config(False, False, False, **keys, **{"train.steps_per_call": given})
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(parallel, "keep_compiled", lambda: None)
+    monkeypatch.setattr(plan, "_parallel_step", lambda *_: None)
+    dataset = layouts.load(phantom_root, penumbra=1, core=2)
+    made = prepare(config, dataset)
+    assert made.per_call == expected
+    # The number of steps does not depend on it.
+    assert made.steps == prepare(small_config(False, False, False, **keys), dataset).steps
+    assert [step for call in calls_of(made, 0) for step in call] == list(range(made.steps))
+    # A run that stopped between two calls goes on in calls that end at the same intervals.
+    rest = calls_of(made, 3)
+    assert [step for call in rest for step in call] == list(range(3, made.steps))
+    assert set(range(0, made.steps, every * 5)) - {0} <= {call.stop for call in rest}
+
+
+def calls_of(made, start):
+    """The steps of each call."""
+    calls = made.calls(start)
+    return [range(step, min(step + calls.step, made.steps)) for step in calls]
+
+
+def test_a_line_of_metrics_is_written_once_the_next_call_has_begun(tmp_path, phantom_root, monkeypatch):
+    """And the lines of a run that was stopped between two of them are those of a run that was not."""
+    begun = []
+
+    def step(state, data, indices):
+        number = int(state.step)
+        begun.append(number)
+        return state.replace(step=state.step + 1), {"loss": np.float32([1.0 + number / 7])}
+
+    read = fold._Log._fetch
+
+    def fetch(log, rows):
+        if rows and log._lines:
+            fetched.append((log._lines[0][0], begun[-1]))
+        return read(log, rows)
+
+    fetched = []
+    monkeypatch.setattr(plan, "_parallel_step", lambda *_: step)
+    monkeypatch.setattr(fold._Log, "_fetch", fetch)
+    keys = {
+        "data.root": str(phantom_root),
+        "train.epochs": 3,
+        "train.batch_size": 4,
+        "train.log_every_steps": 3,
+        "fold": 0,
+    }
+    config = tiny_config("bl1", **keys, **{"train.checkpoint_every_steps": 4})
+    cross_validate(config, tmp_path / "whole")
+    # Step 3 is done when step number 3, the fourth, has begun.
+    assert (3, 3) in fetched
+    whole = (tmp_path / "whole" / "fold_0" / "metrics.jsonl").read_text()
+    losses = {line["step"]: line["loss"] for line in map(json.loads, whole.splitlines())}
+    assert losses[3] == np.mean(np.float32([1, 1 + 1 / 7, 1 + 2 / 7]), dtype=np.float64)
+
+    leaving = iter([False] * 4 + [True] + [False] * 1000)
+    monkeypatch.setattr(fold.processes, "leaving", lambda: next(leaving))
+    monkeypatch.setattr(fold.interrupt, "leave_if_requested", lambda saved="": (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(config, tmp_path / "stopped")
+    assert checkpoint.newest(tmp_path / "stopped" / "fold_0" / "checkpoints") == 5
+    monkeypatch.setattr(fold.interrupt, "leave_if_requested", lambda saved="": None)
+    cross_validate(config, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "fold_0" / "metrics.jsonl").read_text() == whole
 
 
 def test_a_state_that_an_update_broke_is_not_saved(tmp_path, phantom_root, monkeypatch):

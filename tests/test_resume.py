@@ -110,8 +110,8 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     for moment in kills:
         assert start(run, *moment)[0] == -signal.SIGKILL, moment
 
-    # Fold 1: asked to leave in step 3, which is saved, and again, when there is no room for the next save. The prediction
-    # of fold 0 asks twice before.
+    # Fold 1: asked to leave in step 3, which is saved, and again, when there is no room for the next save. The
+    # prediction of fold 0 asks twice before.
     code, message = start(run, "call", "isles_jax.runtime.processes.leaving", 5, "SIGTERM")
     assert code == 143
     assert message == "stopped by SIGTERM: fold 1 is saved at step 3 of 8; to go on, run the same command again\n"
