@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -113,3 +114,56 @@ def test_a_platform_that_jax_cannot_use_is_one_line(monkeypatch, platform, probl
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: {problem}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("count", "graphs"), [(1, True), (4, False)])
+def test_a_step_for_an_nvidia_gpu_is_compiled_with_options_of_its_own(monkeypatch, count, graphs):
+    assert parallel.compiler_options() == {}, "a CPU needs none"
+    pretend_cuda(monkeypatch, count)
+    options = parallel.compiler_options()
+    assert options["xla_gpu_experimental_enable_conv_fusion"] is True
+    assert ("xla_gpu_enable_command_buffer" in options) == graphs
+
+
+def test_options_that_xla_does_not_know_are_named_and_left_out(monkeypatch, capsys):
+    pretend_cuda(monkeypatch, 1)
+    monkeypatch.setattr(parallel, "CUDA_OPTIONS_OF_ONE_DEVICE", {"xla_gpu_no_such_option": True})
+    assert parallel.compiler_options() == {}
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("note: this version of XLA refuses options")
+    assert "xla_gpu_no_such_option" in line
+
+
+def pretend_cuda(monkeypatch, count):
+    """JAX says that its devices are NVIDIA's. The compiler is that of the CPU, which knows the same options."""
+    client = SimpleNamespace(platform_version="cuda 13000")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(client=client)] * count)
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_options_of_the_compiler_reach_the_program_and_each_shape_is_compiled_once(monkeypatch, kind):
+    compiled = []
+
+    def listen(event, duration, **words):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(words["fun_name"])
+
+    def step(state, data, indices):
+        return state + indices.sum(), {"loss": data[0].sum() + indices}
+
+    monkeypatch.setattr(parallel, "compiler_options", lambda: {"xla_cpu_enable_fast_math": False})
+    run = parallel.parallelize(step, kind)
+    state, data = parallel.replicate(np.int32(0)), parallel.replicate((np.ones(3, np.float32),))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for length in (2, 2, 1, 2):
+            state, metrics = run(state, data, np.ones((1, length, 4), np.int32))
+            assert metrics["loss"].shape == (length, 4)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert int(state) == 4 * (2 + 2 + 1 + 2)
+    assert len(compiled) == 2
+    monkeypatch.setattr(parallel, "compiler_options", lambda: {"xla_no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        parallel.parallelize(step, kind)(state, data, np.ones((1, 2, 4), np.int32))
