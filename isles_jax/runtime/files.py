@@ -48,6 +48,24 @@ def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
         raise InputError(f"{output}: lies inside {folder}, which is read; expected an output outside of it")
 
 
+def refuse_run(output: epath.PathLike) -> None:
+    """Raises an InputError if `output` is the folder of a run, or lies in its phantom or in the folder of a fold."""
+    path = epath.Path(output if is_bucket(output) else os.path.realpath(output))
+    parts = [part for part in (path, *path.parents) if part.name == "phantom" or part.name.startswith("fold_")]
+    for folder in (path, *(part.parent for part in parts)):
+        if _is_run(folder):
+            raise InputError(f"{output}: found config.json of a run in {folder}; expected another --output")
+
+
+def _is_run(folder: epath.Path) -> bool:
+    """Whether config.json is that of a run, and not such as the numbers of a case named config."""
+    path = folder / "config.json"
+    try:
+        return path.exists() and not misfit(read_json(path), {"seed": int, "data": {}, "model": {}})
+    except ValueError:
+        return False
+
+
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
     """Turns an OSError inside the block (full disk, quota, no permission) into an InputError that names `path`."""
