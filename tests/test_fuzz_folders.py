@@ -15,9 +15,8 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import ROOT, checksums, random_case, save_case, spes_folder, tiny_config
+from helpers import ROOT, checksums, random_case, result_of, save_case, spes_folder, tiny_config
 from isles_folder import LAYOUTS
-from test_fuzz import result_of
 
 from isles_jax import convert, evaluate, export, phantom, predict, report
 from isles_jax.cross_validation import cross_validate
@@ -27,7 +26,7 @@ from isles_jax.data.nifti import write_labels
 from isles_jax.scoring import run_files, statistics
 
 # How many folders of each kind.
-COUNT = int(os.environ.get("FUZZ", 200)) // 5
+COUNT = int(os.environ.get("FUZZ", 150)) // 5
 
 # --- formats that are not read ---------------------------------------------------------------------------------------
 
