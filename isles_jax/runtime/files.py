@@ -91,7 +91,9 @@ def refuse_foreign(path: epath.PathLike, ours: Callable[[bytes], bool], what: st
     path = epath.Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a name for {what}")
-    if is_there(path) and not (path.exists() and ours(path.read_bytes())):
+    # A device or a pipe, which epath takes for a file, may never end.
+    readable = path.exists() if is_bucket(path) else Path(path).is_file()
+    if is_there(path) and not (readable and ours(path.read_bytes())):
         raise InputError(f"{path}: found a file that is not {what} of this program; choose another name or remove it")
 
 
