@@ -7,6 +7,8 @@ from typing import Any
 from experiments.results_page import FACTORS, read
 from isles_jax.scoring.comparison import RULE
 
+# Stands in the files of the figures and shows whose they are.
+SOFTWARE = "isles_jax: experiments.figures"
 CLASSES = {"penumbra": "#2c5d8a", "core": "#c0392b"}
 # Tables of the same rows after trainings of so many epochs.
 LENGTHS = {"shorter": 2, "peers": 8, "longer": 32}
@@ -111,5 +113,5 @@ def _axes(*shape: int, **options: Any) -> Any:
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot as plt
 
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     plt.close(figure)

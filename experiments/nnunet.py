@@ -145,6 +145,14 @@ def score(run: Run, place: Workplace, trainer: str) -> Run:
     return peers.other_tool(run, trainer.replace("nnUNetTrainer_", "nnU-Net "), place.trained(trainer), rows)
 
 
+def is_record(content: bytes) -> bool:
+    """Whether a file with this content is the JSON file that this command writes."""
+    try:
+        return not files.misfit(json.loads(content), {"versions": {}, "trainer": str, "folds": list, "plan": {}})
+    except ValueError:
+        return False
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains nnU-Net on the data and folds of finished rows of experiments.table1, and compares it with them."""
     parser = Parser(prog="python -m experiments.nnunet", description=main.__doc__)
@@ -175,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seeds": facts,
     }
     path = options.workdir / f"{stem}.json"
-    files.refuse_foreign(path, lambda content: b'"trainer"' in content, "a record of nnU-Net's trainings")
+    files.refuse_foreign(path, is_record, "a record of nnU-Net's trainings")
     files.write_json(path, record)
     write_table(options.workdir / f"{stem}.csv", rows, names[0])
     print(f"\n{options.workdir / stem}.csv, {stem}.json")

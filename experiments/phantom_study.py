@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments import ablation, best, critics, figures, first_weights, nnunet, peers, results_page, table1
+from experiments import ablation, best, critics, figures, first_weights, nnunet, peers, results_page, study, table1
 from experiments.rows import read_seeds
+from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
 
 # 60 patients of 8 slices. A fold trains on about 320 slices and sees each eight times.
@@ -114,6 +115,17 @@ PARTS: dict[str, Callable[[Path], list[Path]]] = {
 }
 
 
+def refuse_outputs(folder: Path) -> None:
+    """Raises an InputError if a table, a record or a picture in the folder is none of this study."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix == ".csv":
+            study.refuse_table(path)
+        elif path.suffix == ".json":
+            files.refuse_foreign(path, nnunet.is_record, "a record of nnU-Net's trainings")
+        elif path.suffix == ".png":
+            files.refuse_foreign(path, lambda content: figures.SOFTWARE.encode() in content, "a figure")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the comparisons, writes their tables and figures to experiments/results, and fills them in in RESULTS.md."""
     parser = Parser(prog="python -m experiments.phantom_study", description=main.__doc__)
@@ -126,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         if name not in PARTS:
             raise InputError(f"--parts={name}: expected some of {','.join(PARTS)}")
+    refuse_outputs(options.output)
     options.output.mkdir(parents=True, exist_ok=True)
     for name in names:
         for path in PARTS[name](options.workdir):

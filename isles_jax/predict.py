@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = files.fetch(options.input)
     files.check_folder(images)
     files.refuse_inside(options.output, options.input)
+    files.refuse_run(output)
     files.check_run(options.workdir)
     # Imported here because JAX takes seconds to load; --help and mistakes in the flags come first.
     from isles_jax import new_cases

@@ -17,6 +17,7 @@ import numpy as np
 
 from isles_jax import config
 from isles_jax.data.case import Case
+from isles_jax.runtime.command import InputError
 from isles_jax.training.task import Task
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +126,19 @@ def nnunet_folder(root, ending=".nii.gz", channels=NNUNET_CHANNELS, labels=NNUNE
     content = {"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending} | content
     (root / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
     return root
+
+
+def result_of(read):
+    """What `read` returns, or None after an InputError: a line for each bad case, which starts with a path.
+
+    Every other exception fails the test.
+    """
+    try:
+        return read()
+    except InputError as error:
+        lines = str(error).split("\n")
+    assert all(line.startswith("/") and line.isprintable() and len(line) < 2000 for line in lines), lines
+    return None
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -86,6 +86,10 @@ MISTAKES = {
     "def get_config():\n    return {}['a']": "found a mistake, line 2 (KeyError: a)",
     "import sys\nsys.exit('no')": "found a mistake, line 2 (SystemExit: no)",
     "class Mine(Exception): pass\nraise Mine": "found a mistake, line 2 (Mine: Mine)",
+    "from isles_jax.config import *\ndef get_config():\n    config = data_section().lock()\n    config.rot = ''": (
+        'found a mistake, line 4 (AttributeError: Key "rot" does not exist and cannot be added since the config is '
+        'locked. Did you mean "root" instead of "rot"?)'
+    ),
     "": "found no function get_config, expected one",
     "def get_config():\n    return 3": "get_config returns a value of type int, expected a ConfigDict",
 }

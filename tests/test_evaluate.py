@@ -1,12 +1,13 @@
 import json
 import math
+import shutil
 import subprocess
 import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import random_labels
+from helpers import random_labels, spes_folder
 
 from isles_jax import evaluate, metrics
 from isles_jax.data import layouts
@@ -263,3 +264,43 @@ def test_classes_come_from_the_dataset_json_there_or_above(tmp_path, place):
     (tmp_path / place / "dataset.json").write_text("no JSON")
     with pytest.raises(InputError, match=r"dataset\.json: not readable as JSON"):
         classes_of(tmp_path, labels="labelsTr")
+
+
+# --- what is not read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stray", ["case2.mha", "case2.nii.gz", "below/case2.mgz", "below/case2.nii"])
+def test_what_is_not_read_in_a_folder_of_masks_is_named(folders, capsys, stray):
+    for name in ("labels", "predictions"):
+        path = folders / name / stray
+        path.parent.mkdir(exist_ok=True)
+        if stray == "case2.nii.gz":
+            path.symlink_to("/nowhere/case2.nii.gz")
+        else:
+            path.write_bytes((folders / "labels" / "case0.nii").read_bytes())
+    command(folders)
+    notes = capsys.readouterr().err.splitlines()
+    # The maps of a prediction lie in folders below its label volumes.
+    expected = ["labels", "predictions"] if stray != "below/case2.nii" else ["labels"]
+    assert sorted(note.split(": ")[1] for note in notes) == [str(folders / name) for name in expected]
+    assert all(f"not read: {stray}; " in note for note in notes)
+
+
+def test_a_missing_prediction_in_another_format_is_named(folders):
+    path = folders / "predictions" / "case0.nii.gz"
+    path.rename(path.with_name("case0.mha"))
+    with pytest.raises(InputError, match=r"leaves out the cases without one; case0\.mha is .*SimpleITK"):
+        command(folders)
+    (folders / "predictions" / "case1.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"found no \.nii or \.nii\.gz file, .*; case0\.mha is .*SimpleITK"):
+        command(folders)
+
+
+def test_the_notes_of_a_data_set_are_printed(folders, tmp_path, capsys):
+    root = spes_folder(tmp_path / "set", ("case0", "case1"))
+    (root / "case0" / "more.mha").touch()
+    for name in ("case0", "case1"):
+        shutil.copy(root / name / "OT.nii", folders / "predictions" / f"{name}.nii")
+        (folders / "predictions" / f"{name}.nii.gz").unlink()
+    evaluate.main([f"--predictions={folders / 'predictions'}", f"--labels={root}"])
+    assert "note: not read: case0/more.mha; in a format" in capsys.readouterr().err

@@ -21,3 +21,9 @@ def test_a_local_path_is_fetched_as_itself_and_a_bucket_as_a_copy(bucket):
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(InputError, match="found no path of a kind that can be used"):
         files.fetch(path)
+
+
+def test_a_device_is_nobodys_earlier_file():
+    """Reading one to see whose it is may never end."""
+    with pytest.raises(InputError, match="/dev/null: found a file that is not a page"):
+        files.refuse_foreign("/dev/null", lambda content: True, "a page")

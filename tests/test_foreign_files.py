@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import checksums, tiny_config
+from helpers import checksums, random_case, save_case, tiny_config
 
-from experiments import benchmark, critics, study, table1
-from isles_jax import convert, evaluate, export, report
+from experiments import benchmark, critics, phantom_study, results_page, study, table1
+from experiments.benchmarks import ahead
+from isles_jax import convert, evaluate, export, predict, report
 from isles_jax import phantom as phantom_command
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
@@ -246,3 +247,52 @@ def test_a_study_replaces_its_own_tables_alone(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / "critics.csv").write_text("row,mine\n")
     refused(lambda: critics.write(tmp_path / "critics.csv", {}), tmp_path, "critics")
+
+
+def test_a_study_with_another_output_replaces_its_own_tables_and_pictures_alone(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    for path in results_page.FOLDER.iterdir():
+        shutil.copy(path, output)
+    phantom_study.refuse_outputs(output)
+    monkeypatch.setattr(phantom_study, "PARTS", {"none": lambda workdir: []})
+    for name, content in (("best.csv", "row,mine\n"), ("second.json", '{"trainer": 1}'), ("critics.png", "mine")):
+        (tmp_path / name).write_text(content)
+        (output / name).rename(tmp_path / "kept")
+        shutil.copy(tmp_path / name, output)
+        command = [f"--workdir={tmp_path}", f"--output={output}"]
+        refused(lambda: phantom_study.main(command), tmp_path, rf"{name}: found a file that is not a")  # noqa: B023
+        (tmp_path / "kept").rename(output / name)
+
+
+@pytest.mark.parametrize("content", ["[]mine", "{}", '[{"target": "x"}]', ""])
+def test_a_list_of_reports_takes_no_other_file_for_one(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    refused(lambda: ahead.main(["--target=h100", f"--output={path}"]), tmp_path, "not a list of reports")
+
+
+# --- a run that is there ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [".", "fold_0", "fold_0/predictions", "fold_0/new", "phantom", "fold_9"])
+def test_predictions_and_scores_are_not_written_into_a_run(finished_workdirs, phantom_root, tmp_path, place):
+    run = shutil.copytree(finished_workdirs["bl1"], tmp_path / "run")
+    (tmp_path / "link").symlink_to(run)
+    for folder in (run, tmp_path / "link"):
+        output = f"--output={folder / place}"
+        commands = (
+            lambda: predict.main([f"--workdir={run}", f"--input={phantom_root}", output]),  # noqa: B023
+            lambda: evaluate.main([f"--predictions={run}", f"--labels={phantom_root}", output]),  # noqa: B023
+        )
+        for work in commands:
+            refused(work, tmp_path, r"found config\.json of a run in .*run; expected another --output")
+
+
+def test_a_folder_in_a_run_and_a_case_named_config_are_no_run(tmp_path, untrained_run):
+    run = shutil.copytree(untrained_run[0], tmp_path / "run")
+    files.write_json(run / "config.json", {"seed": 0, "data": {}, "model": {}})
+    save_case(tmp_path / "config", random_case((32, 32, 3)))
+    for _ in range(2):
+        predict.main([f"--workdir={run}", f"--input={tmp_path / 'config'}", f"--output={run / 'new'}", "--overwrite"])
+    assert (run / "new" / "config.json").exists()

@@ -11,10 +11,9 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import leaves, nnunet_folder, save_volume, volumes
+from helpers import leaves, nnunet_folder, result_of, save_volume, volumes
 
 from isles_jax.data import layouts, nifti
-from isles_jax.runtime.command import InputError
 from isles_jax.scoring import run_files, statistics, table
 from isles_jax.training import checkpoint, weights
 
@@ -89,19 +88,6 @@ def mutate_text(content, rng):
         except ValueError:
             pass
     return mutate_bytes(content, rng)
-
-
-def result_of(read):
-    """What `read` returns, or None after an InputError: a line for each bad case, which starts with a path.
-
-    Every other exception fails the test.
-    """
-    try:
-        return read()
-    except InputError as error:
-        lines = str(error).split("\n")
-    assert all(line.startswith("/") and line.isprintable() and len(line) < 2000 for line in lines), lines
-    return None
 
 
 def fuzz(path, mutate, read, check, seed):

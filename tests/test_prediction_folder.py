@@ -118,6 +118,13 @@ def test_a_damaged_record_is_one_line(untrained_run, cases, tmp_path, content):
     refused(lambda: predicting(untrained_run[0], cases, tmp_path), tmp_path, r"\.predicted: found")
 
 
+def test_a_link_to_nowhere_in_the_place_of_the_record_stays(untrained_run, cases, tmp_path):
+    (tmp_path / folder.RECORD).symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"\.predicted: found no readable file"):
+        predicting(untrained_run[0], cases, tmp_path)
+    assert (tmp_path / folder.RECORD).is_symlink()
+
+
 def test_a_folder_of_an_earlier_version_goes_on(untrained_run, cases, tmp_path):
     """It has no record; each CASE.json names its run."""
     out = tmp_path / "out"

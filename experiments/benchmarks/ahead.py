@@ -28,7 +28,7 @@ from experiments.benchmarks.chips import CHIPS, Chip, cuda_plugins, find_devices
 from experiments.benchmarks.compiled_text import Operation, operations, slow_forms
 from isles_jax import config as configs
 from isles_jax import main as training_command
-from isles_jax.runtime import overrides
+from isles_jax.runtime import files, overrides
 from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.training.networks import BATCH, make_forward
 from isles_jax.training.parallel import AXIS, CUDA_OPTIONS_OF_ONE_DEVICE
@@ -345,6 +345,13 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def _is_list_of_reports(content: bytes) -> bool:
+    try:
+        return not files.misfit(json.loads(content), [{"target": str, "devices": int, "config": {}}])
+    except ValueError:
+        return False
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__)
@@ -356,6 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also append the report to this JSON file, a list of reports")
     parser.epilog = "--config=FILE and --config.KEY=VALUE as for python -m isles_jax.main"
     options, rest = parser.parse_known_args(arguments)
+    if options.output:
+        files.refuse_foreign(options.output, _is_list_of_reports, "a list of reports")
     chosen = overrides.read(options.config, rest)
     for key, values in configs.BY_DATA.items():  # the sizes for patients' data, not those for the phantom
         if configs.flatten(chosen)[key] is None:
@@ -368,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report |= {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}
     if options.output:
         before = json.loads(options.output.read_text()) if options.output.exists() else []
-        options.output.write_text(json.dumps([*before, report], indent=1) + "\n")
+        files.write_atomic(options.output, json.dumps([*before, report], indent=1) + "\n")
     print(summary(report))
 
 

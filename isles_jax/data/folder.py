@@ -138,6 +138,21 @@ def notes(folders: Iterable[Path], case_folders: Iterable[Path], cases: Sequence
     return tuple(_note(reason, names) for reason, names in unused.items())
 
 
+def notes_of_volumes(folder: Path, *, below: bool) -> tuple[str, ...]:
+    """Notes on what looks like an image in a folder of volumes and is not read, one for each reason.
+
+    Args:
+      folder: whose own NIfTI files are read, and no others.
+      below: name the NIfTI files in the folders below it, too.
+    """
+    unread: dict[str, list[str]] = {}
+    for path, reason in _walk(folder):
+        if reason or (below and path.parent != folder):
+            reason = reason or "in a folder below, expected beside the others"
+            unread.setdefault(reason, []).append(str(path.relative_to(folder)))
+    return tuple(_note(reason, names) for reason, names in unread.items())
+
+
 def holds_images(folder: Path) -> bool:
     """Whether anything below a folder looks like an image."""
     return any(True for _ in _walk(folder))

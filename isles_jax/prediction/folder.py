@@ -112,7 +112,7 @@ def read(output: epath.Path) -> Record | None:
       InputError: the record is damaged.
     """
     path = output / RECORD
-    if path.exists():
+    if files.is_there(path):
         return Record(**files.read_json_like(path, {"run": _RUN, "cases": [str]}))
     found = {}
     for path in sorted(output.iterdir()) if output.is_dir() else ():

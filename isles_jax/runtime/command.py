@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -117,9 +118,14 @@ def _reader_of_stdout_has_ended() -> bool:
     return bool(poll.poll(0))
 
 
+# What ml_collections adds to the name of an unknown key: the whole configuration.
+_WHOLE_CONFIG = re.compile(r'\. Other fields present: ".*}"', re.DOTALL)
+
+
 def one_line(error: BaseException) -> str:
     """The text of an exception of absl or ml_collections as one line."""
     text = error.args[0] if error.args else type(error).__name__
     while isinstance(text, BaseException):  # ml_collections wraps a KeyError, whose own text would be quoted
         text = text.args[0] if text.args else type(text).__name__
-    return ". ".join(line.strip() for line in str(text).splitlines() if line.strip())
+    text = _WHOLE_CONFIG.sub("", str(text))
+    return ". ".join(line.strip() for line in text.splitlines() if line.strip())

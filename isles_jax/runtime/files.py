@@ -48,6 +48,24 @@ def refuse_inside(output: epath.PathLike, folder: epath.PathLike) -> None:
         raise InputError(f"{output}: lies inside {folder}, which is read; expected an output outside of it")
 
 
+def refuse_run(output: epath.PathLike) -> None:
+    """Raises an InputError if `output` is the folder of a run, or lies in its phantom or in the folder of a fold."""
+    path = epath.Path(output if is_bucket(output) else os.path.realpath(output))
+    parts = [part for part in (path, *path.parents) if part.name == "phantom" or part.name.startswith("fold_")]
+    for folder in (path, *(part.parent for part in parts)):
+        if _is_run(folder):
+            raise InputError(f"{output}: found config.json of a run in {folder}; expected another --output")
+
+
+def _is_run(folder: epath.Path) -> bool:
+    """Whether config.json is that of a run, and not such as the numbers of a case named config."""
+    path = folder / "config.json"
+    try:
+        return path.exists() and not misfit(read_json(path), {"seed": int, "data": {}, "model": {}})
+    except ValueError:
+        return False
+
+
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
     """Turns an OSError inside the block (full disk, quota, no permission) into an InputError that names `path`."""
@@ -73,7 +91,9 @@ def refuse_foreign(path: epath.PathLike, ours: Callable[[bytes], bool], what: st
     path = epath.Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a name for {what}")
-    if is_there(path) and not (path.exists() and ours(path.read_bytes())):
+    # A device or a pipe, which epath takes for a file, may never end.
+    readable = path.exists() if is_bucket(path) else Path(path).is_file()
+    if is_there(path) and not (readable and ours(path.read_bytes())):
         raise InputError(f"{path}: found a file that is not {what} of this program; choose another name or remove it")
 
 

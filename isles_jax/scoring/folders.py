@@ -9,7 +9,7 @@ import numpy as np
 
 from isles_jax.data import layouts, nnunet
 from isles_jax.data.case import Case, check_names
-from isles_jax.data.folder import is_nifti, list_folder, volumes_by_name
+from isles_jax.data.folder import hint, is_nifti, list_folder, notes_of_volumes, volumes_by_name
 from isles_jax.data.nifti import read_labels, read_volume
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
@@ -46,7 +46,10 @@ def score_folders(
     if missing and not (subset and len(missing) < len(cases)):
         found = f"found no {missing[0]}.nii or .nii.gz, expected a prediction for every case; {counts} have none"
         remedy = "" if subset else "; --subset leaves out the cases without one"
-        raise InputError(f"{predictions}: {found}{remedy}")
+        raise InputError(f"{predictions}: {found}{remedy}{hint(predictions, missing[0].lower())}")
+    # A prediction's folder also holds maps, in folders below.
+    for note in notes_of_volumes(predictions, below=False):
+        print(f"note: {predictions}: {note}", file=sys.stderr)
     if missing:
         print(f"note: {counts} have no prediction and are not scored", file=sys.stderr)
     extra = sorted(paths.keys() - cases.keys())
@@ -75,6 +78,8 @@ def _labelled_cases(
         labels = labels / "labelsTr"  # the scores need no images
     if any(is_nifti(path) for path in list_folder(labels)):
         paths = _volumes(labels)
+        for note in notes_of_volumes(labels, below=True):
+            print(f"note: {labels}: {note}", file=sys.stderr)
         if classes is None and values is None:
             classes, values = nnunet.classes_beside(labels) or _occurring(paths, _volumes(predictions))
         values = values or tuple(range(1, len(classes or ()) + 1))
@@ -88,6 +93,8 @@ def _labelled_cases(
         raise InputError(f"--values={','.join(map(str, values))}: expected two integers, of penumbra and of core")
     penumbra, core = values or (1, 2)
     dataset = layouts.load(labels, penumbra=penumbra, core=core)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
     if classes and tuple(classes) != tuple(dataset.classes):
         raise InputError(f"--classes={','.join(classes)}: {labels} has the classes {','.join(dataset.classes)}")
     if values and tuple(values) != tuple(dataset.label_values):
@@ -117,7 +124,7 @@ def _volumes(folder: Path) -> dict[str, Path]:
     """As `volumes_by_name`; an InputError if there is none."""
     paths = volumes_by_name(folder)
     if not paths:
-        raise InputError(f"{folder}: found no .nii or .nii.gz file, expected label volumes")
+        raise InputError(f"{folder}: found no .nii or .nii.gz file, expected label volumes{hint(folder)}")
     return paths
 
 

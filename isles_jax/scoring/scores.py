@@ -86,8 +86,7 @@ def write_csv(path: epath.PathLike, columns: Sequence[str], rows: Sequence[Mappi
 
 def refuse_output(folder: epath.Path) -> None:
     """Raises an InputError if `folder` is a run's, or holds a cases.csv or summary.json that no evaluation wrote."""
-    if (folder / "config.json").exists():
-        raise InputError(f"{folder}: found config.json, as in a run; expected another --output")
+    files.refuse_run(folder)
     files.refuse_foreign(folder / "cases.csv", lambda content: content.startswith(b"case,fold,class,dice"), "a table")
     files.refuse_foreign(folder / "summary.json", _is_summary, "a summary")
 
