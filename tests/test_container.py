@@ -123,6 +123,6 @@ def test_it_predicts_as_user_1000_without_network_on_what_it_cannot_write(untrai
         for path in (model, images, *model.rglob("*"), *images.rglob("*")):
             path.chmod(stat.S_IRWXU)
     assert sorted(path.name for path in output.iterdir()) == [
-        "case.html", "case.json", "case.nii.gz", "summary.csv",
+        ".lock", ".predicted", "case.html", "case.json", "case.nii.gz", "summary.csv",
     ]  # fmt: skip
     assert nib.load(output / "case.nii.gz").shape == (32, 32, 8)
