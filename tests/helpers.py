@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import nibabel as nib
 import numpy as np
+import pytest
 
 from isles_jax import config
 from isles_jax.data.case import Case
@@ -105,6 +106,15 @@ def checksums(root):
     """{relative path: checksum} of everything below a folder; a folder has an empty one."""
     paths = sorted(root.rglob("*"))
     return {str(p.relative_to(root)): hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else "" for p in paths}
+
+
+def refused(work, folder, words):
+    """Asserts that `work` ends in one line with these words, and changes nothing in the folder."""
+    before = checksums(folder)
+    with pytest.raises(InputError, match=words) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    assert checksums(folder) == before
 
 
 NNUNET_CHANNELS = {"0": "dwi", "1": "TTP", "2": "TMAX"}

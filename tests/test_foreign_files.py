@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import checksums, random_case, save_case, tiny_config
+from helpers import checksums, random_case, refused, save_case, tiny_config
 
 from experiments import benchmark, critics, phantom_study, results_page, study, table1
 from experiments.benchmarks import ahead
@@ -24,15 +24,6 @@ from isles_jax.scoring import run_files
 
 PHANTOM = {"cases": 4, "shape": (16, 16, 4), "difficulty": 1.0, "seed": 0, "layout": "spes"}
 ON_PHANTOM = {"data.phantom.cases": 4, "data.phantom.shape": (16, 16, 4)}
-
-
-def refused(work, folder, words):
-    """Asserts that `work` ends in one line with these words, and changes nothing in the folder."""
-    before = checksums(folder)
-    with pytest.raises(InputError, match=words) as caught:
-        work()
-    assert "\n" not in str(caught.value)
-    assert checksums(folder) == before
 
 
 # --- a new workdir ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, checksums, random_case, save_case
+from helpers import ROOT, checksums, random_case, refused, save_case
 
 from isles_jax import predict
 from isles_jax.prediction import folder
@@ -34,14 +34,6 @@ def rows_of(out):
 
 def visible(out):
     return {name: sum_ for name, sum_ in checksums(out).items() if not name.startswith(".")}
-
-
-def refused(work, out, words):
-    before = checksums(out)
-    with pytest.raises(InputError, match=words) as caught:
-        work()
-    assert "\n" not in str(caught.value)
-    assert checksums(out) == before
 
 
 def test_case_by_case_is_the_same_as_all_at_once_in_any_order(untrained_run, cases, tmp_path):

@@ -95,18 +95,19 @@ class Saver:
         return 0.0 if self._thread and self._thread.is_alive() else time.monotonic() - self._ended
 
     def save(self, state: State, meta: dict[str, Any]) -> None:
-        """Begins to save a state, as `save`.
+        """Begins to save a state. The arguments are those that the function `save` takes after the folder.
 
         Raises:
-          InputError: the state before could not be written.
+          InputError: the state before could not be written; with several processes, this one either.
         """
         self.wait()
         if processes.count() > 1:
             self._write(state, meta)
-            return self.check()
-        copied = _copy(parallel.one_each(state))
-        self._thread = threading.Thread(target=self._write, args=(copied, meta), name="checkpoint")
-        self._thread.start()
+            self.check()
+        else:
+            copied = _copy(parallel.one_each(state))
+            self._thread = threading.Thread(target=self._write, args=(copied, meta), name="checkpoint")
+            self._thread.start()
 
     def wait(self) -> None:
         """Waits until the state is saved.
