@@ -22,10 +22,9 @@ import numpy as np
 
 from experiments.rows import average, read_seeds, seconds_file
 from experiments.study import write_table
-from isles_jax.data.adc import taken_as_stored
+from isles_jax.data import layouts
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.grid import Target
-from isles_jax.data.layouts import load
 from isles_jax.data.nifti import read_labels, write_labels
 from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices
 from isles_jax.prediction import inference
@@ -167,8 +166,7 @@ def read_job(run: Run) -> Job:
     """The job that a finished run of ours had."""
     config = run.config
     data = config.data
-    as_stored = taken_as_stored(run.data)
-    dataset = load(Path(data.root), tuple(data.channels), **data.labels, adc_as_stored=as_stored)
+    dataset = layouts.load(data.root, tuple(data.channels), **data.labels, how=layouts.reading(run.config, run.data))
     dataset = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
     target = Target(**run.data.get("grid", {}))
     size = largest_sides(dataset.cases, target)

@@ -163,6 +163,9 @@ def data_section() -> ml_collections.ConfigDict:
     # commas between them, from 0.1 to 30 mm; or "0": no case is resampled. Sides that differ by less than 5% are not
     # resampled.
     data.spacing_mm = "median"
+    # Bring a sequence that lies on another grid than the first one, or such labels, to the grid of the first one, by
+    # the headers alone. False: such a case is refused.
+    data.resample = False
     # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
     data.dtype = "float32"
     data.labels = ml_collections.ConfigDict()

@@ -16,7 +16,9 @@ from isles_jax.runtime.command import Parser, local_path, run_command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes a data set in the raw layout of nnU-Net."""
     parser = Parser(prog="isles-jax convert", description=main.__doc__)
-    parser.add_argument("--input", type=local_path, required=True, metavar="DIR", help="a data set in any layout")
+    parser.add_argument(
+        "--input", type=local_path, required=True, metavar="DIR", help="a data set in any layout, or a table (.csv)"
+    )
     folder = "a new folder, such as nnUNet_raw/Dataset015_SPES"
     parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help=folder)
     integer = "the integer that marks %s in the input's label volumes (default %%(default)s)"
@@ -24,12 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")
     names = "channels to write, with commas between them; default: those of the layout"
     parser.add_argument("--channels", default="", metavar="NAMES", help=names)
+    grids = "bring sequences on other grids to that of the first one, by the headers"
+    parser.add_argument("--resample", action="store_true", help=grids)
     options = parser.parse_args(arguments)
     # Imported here because NumPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.data import layouts, nnunet
+    from isles_jax.data import layouts, nifti, nnunet
 
     channels = tuple(options.channels.split(",")) if options.channels else ()
-    dataset = layouts.load(options.input, channels, penumbra=options.penumbra, core=options.core)
+    how = nifti.Reading(resample=options.resample)
+    dataset = layouts.load(options.input, channels, penumbra=options.penumbra, core=options.core, how=how)
     print(dataset.headline)
     for note in dataset.notes:
         print(f"note: {note}")

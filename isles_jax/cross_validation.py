@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from isles_jax.config import complete, flatten, resolve, to_dict
-from isles_jax.data import adc, grid, layouts, profile
 from isles_jax.data import folds as splits
+from isles_jax.data import grid, layouts, profile
 from isles_jax.data.case import Case, Dataset
 from isles_jax.data.nifti import read_labels
 from isles_jax.pages import page
@@ -142,10 +142,9 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
       InputError: the data changed since the run began; there are fewer labelled cases than folds.
     """
     data = config.data
-    root = files.fetch(data.root or workdir / "phantom")
     begun = _begun(workdir)
-    as_stored = begun is not None and adc.taken_as_stored(begun)
-    dataset = layouts.load(root, tuple(data.channels), **data.labels, adc_as_stored=as_stored)
+    root = data.root or workdir / "phantom"
+    dataset = layouts.load(root, tuple(data.channels), **data.labels, how=layouts.reading(config, begun))
     print(dataset.headline, flush=True)
     for note in dataset.notes:
         print(f"note: {note}", flush=True)
@@ -231,12 +230,14 @@ def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Pa
     """Refuses data that differ from the description in `path`, the run's data.json.
 
     Raises:
-      InputError: they differ; the message names the cases.
+      InputError: they differ; the message names what differs and the cases.
     """
     if not path.exists():
         return
-    before = files.read_json_like(path, {"cases": {}})["cases"]
-    names = ", ".join(files.differing(before, description["cases"]))
+    before = files.read_json_like(path, {"cases": {}})
+    # A table's columns may have changed places.
+    changed = [key for key in ("channels", "classes", "label_values") if before.get(key) != description[key]]
+    names = ", ".join(changed + files.differing(before["cases"], description["cases"]))
     if names:
         raise InputError(f"{dataset.root}: the data changed since this run began ({names}); choose another --workdir")
 

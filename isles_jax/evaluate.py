@@ -19,7 +19,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="isles-jax evaluate", description=main.__doc__)
     predictions = "a folder of CASE.nii or CASE.nii.gz"
     parser.add_argument("--predictions", type=local_path, required=True, metavar="DIR", help=predictions)
-    reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set that training reads"
+    reference = "the reference: a folder of CASE.nii or CASE.nii.gz, or a data set or table (.csv) that training reads"
     parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
     parser.add_argument("--subset", action="store_true", help="leave out the cases that have no prediction")
     tables = (

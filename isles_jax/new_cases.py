@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -11,9 +10,8 @@ import numpy as np
 from etils import epath
 
 from isles_jax import __version__
-from isles_jax.data import adc, profile
+from isles_jax.data import layouts, profile
 from isles_jax.data.case import Case
-from isles_jax.data.layouts import load_images
 from isles_jax.data.nifti import write_labels, write_volume
 from isles_jax.pages import patient_page
 from isles_jax.prediction import expected as expectations
@@ -38,6 +36,7 @@ class Options:
       folds: numbers of the folds, finished or not; None: all finished ones.
       flips: average also over mirror images (`Task.mirror_axes`); None: as in the run's config.predict.
       min_volume_ml: remove smaller lesions; None: as in the run's config.predict.
+      resample: bring sequences on other grids to that of the first one; None: as in the run's config.data.
       probabilities: also write `output`/probabilities/CASE.nii.gz.
       spread: also write `output`/spread/CASE.nii.gz, see `_spread`.
       defuse3: add the thresholds of DEFUSE 3 to summary.csv.
@@ -50,6 +49,7 @@ class Options:
     folds: Sequence[int] | None = None
     flips: bool | None = None
     min_volume_ml: float | None = None
+    resample: bool | None = None
     probabilities: bool = False
     spread: bool = False
     defuse3: bool = False
@@ -63,7 +63,7 @@ class Options:
         return tuple(name for name in folder.MAPS if getattr(self, name))
 
 
-def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, options: Options) -> None:
+def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Path, options: Options) -> None:
     """Segments the cases of a folder with the average of a run's folds.
 
     For each case it writes `output`/CASE.nii.gz, CASE.html and CASE.json, and in the end summary.csv with the rows of
@@ -71,7 +71,7 @@ def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, option
 
     Args:
       run: the workdir of a run, or a .safetensors file.
-      images: a case folder, a folder of cases, or an nnU-Net imagesTs folder.
+      images: a case folder, a folder of cases, an nnU-Net imagesTs folder, or a table.
       output: folder or bucket.
       options: see `Options`.
 
@@ -89,7 +89,10 @@ def predict_folder(run: epath.PathLike, images: Path, output: epath.Path, option
         found = ", ".join(task.classes)
         raise InputError(f"--defuse3: found the classes {found} in {run}, expected core and penumbra")
     expected = expectations.known(run, trained)
-    dataset = load_images(images, task.channels, adc_as_stored=adc.taken_as_stored(expected.get("norms", {})))
+    how = layouts.reading(task.config, expected.get("norms", {}))
+    if options.resample is not None:
+        how = how._replace(resample=options.resample)
+    dataset = layouts.load_images(images, task.channels, how)
     settings = _settings(task.config, options)
     new = _NewCases(trained, options, settings, expected, output, _origin(trained))
     names = [case.name for case in dataset.cases]

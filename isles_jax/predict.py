@@ -20,7 +20,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="isles-jax predict", description=main.__doc__)
     run = "a run of isles_jax.main, or a .safetensors file of isles_jax.export"
     parser.add_argument("--workdir", required=True, metavar="RUN", help=run)
-    cases = "a case folder, a folder of cases, or an nnU-Net imagesTs folder"
+    cases = "a case folder, a folder of cases, an nnU-Net imagesTs folder, or a table (.csv)"
     parser.add_argument("--input", required=True, metavar="DIR", help=cases)
     written = (
         "folder or bucket for CASE.nii.gz, CASE.json and CASE.html of each case, and summary.csv; may hold other cases"
@@ -31,6 +31,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help=flips)
     small = "remove lesions smaller than ML; default: the run's predict.min_volume_ml"
     parser.add_argument("--min-volume-ml", type=float, metavar="ML", help=small)
+    grids = "bring sequences on other grids to that of the first one, by the headers; default: the run's data.resample"
+    parser.add_argument("--resample", action=argparse.BooleanOptionalAction, help=grids)
     maps = "also write DIR/probabilities/CASE.nii.gz: float32, whose fourth axis is background and then the classes"
     parser.add_argument("--probabilities", action="store_true", help=maps)
     spread = "also write DIR/spread/CASE.nii.gz: float32, the standard deviation of the folds' probabilities"
@@ -55,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Segments new cases with the networks of a run, averaged over its folds: label volumes and numbers."""
     options = _parse(arguments)
     output = files.location(options.output)
-    images = files.fetch(options.input)
-    files.check_folder(images)
+    files.check_data(options.input)
     files.refuse_inside(options.output, options.input)
     files.refuse_run(output)
     files.check_run(options.workdir)
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from isles_jax import new_cases
 
     flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(new_cases.Options)}
-    new_cases.predict_folder(options.workdir, images, output, new_cases.Options(**flags))
+    new_cases.predict_folder(options.workdir, options.input, output, new_cases.Options(**flags))
 
 
 if __name__ == "__main__":

@@ -427,16 +427,16 @@ BAD = {
     "2018: a folder above": (lambda r: isles_2018(r / "ISLES2018"), "ISLES2018 holds no NIfTI file; expected one of"),
     "folders of something else": (lambda r: save_volume(r / "a" / "CT.nii", ONES), "a holds CT.nii; expected"),
     "nnU-Net: channels that it lacks": (nnunet, "dataset.json: has the channels DWI, ADC; expected T2", ("T2",)),
-    "cases.csv: no columns": (table(""), "cases.csv: has the columns ; expected case, and"),
+    "cases.csv: no columns": (table(""), "cases.csv: is empty; expected a header"),
     "cases.csv: case alone": (table("case\na\n"), "cases.csv: has the columns case; expected case, and"),
     "cases.csv: another column": (table("case,age\na,4\n"), "cases.csv: has the columns case, age"),
     "cases.csv: a case without a row": (table(f"case,patient\n{ROWS.splitlines()[0]}\n"), "does not hold the case"),
     "cases.csv: a case that is not there": (table(f"case,patient\n{ROWS}x,y\n"), "a case that the data lack, x"),
-    "cases.csv: a case twice": (table(f"case,patient\n{ROWS}{ROWS}"), "holds twice the case sub"),
+    "cases.csv: a case twice": (table(f"case,patient\n{ROWS}{ROWS}"), "found the case 'sub.* twice"),
     "cases.csv: an empty field": (table(f"case,patient\n{ROWS.replace('p1', '')}"), "a row has an empty field"),
-    "cases.csv: a field too many": (table(f"case,patient\n{ROWS.replace('p1', 'p1,x')}"), "empty field or too many"),
+    "cases.csv: a field too many": (table(f"case,patient\n{ROWS.replace('p1', 'p1,x')}"), "line 3: found 3 cells; expected 2"),
     "cases.csv: bytes": (
-        lambda r: (isles_2022(r), (r / "cases.csv").write_bytes(b"\xff\x80")), "cases.csv: not readable as CSV"),
+        lambda r: (isles_2022(r), (r / "cases.csv").write_bytes(b"\xff\x80")), "cases.csv: not readable as a table"),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The apparent diffusion coefficient in one unit: 1e-3 mm2/s, in which healthy brain has about 0.8."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,13 @@ UNIT = "1e-3 mm2/s"
 UNITS = (("mm2/s", 1e3), (UNIT, 1.0), ("1e-6 mm2/s", 1e-3))
 
 
-def in_one_unit(case: Case, channels: tuple[str, ...]) -> Case:
+def in_one_unit(case: Case, channels: Sequence[str]) -> Case:
     """Brings a channel called ADC to 1e-3 mm2/s, in place, and says so in a note.
 
     The unit is the one in which the median of the voxels above 0 lies between 0.1 and 10 times 1e-3 mm2/s; the
     three units lie a factor of 1000 apart. A median in none of these ranges is left as it is.
     """
-    if "ADC" not in channels:
+    if "ADC" not in channels or "ADC" in case.absent:
         return case
     adc = case.images[..., channels.index("ADC")]
     median = float(np.median(adc[adc > 0])) if (adc > 0).any() else 0.0

@@ -42,6 +42,7 @@ class Case:
       patient: whose scan it is; "" if each case is a patient of its own.
       site: the centre that scanned it; "" if that is not known.
       backgrounds: of each channel, the value that its file has outside the brain; empty if that is not known.
+      absent: names of the channels that this case lacks; their images are 0.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     patient: str = ""
     site: str = ""
     backgrounds: tuple[float, ...] = ()
+    absent: tuple[str, ...] = ()
 
     @functools.cached_property
     def brain(self) -> np.ndarray:
@@ -108,7 +110,7 @@ class Dataset:
     """All cases of a folder.
 
     Attributes:
-      root: the folder.
+      root: the folder, or the file of a table.
       cases: sorted by name.
       channels: names of the images' channels, ("Tmax", "TTP", "DWI") for SPES.
       classes: names of the foreground classes 1.. of `Case.labels`, in that order.
@@ -192,8 +194,14 @@ def make_dataset(
     check_names(root, [case.name for case in cases], classes)
     counts = Counter(note for case in cases for note in case.notes)
     shared = tuple(note if count == 1 else f"{count} cases: {note}" for note, count in counts.items())
-    phantom = (root / PHANTOM_MARKER).is_file()
+    phantom = phantom_marker(root, cases) is not None
     return Dataset(root, cases, channels, classes, label_values, phantom, shared + notes, layout)
+
+
+def phantom_marker(root: Path, cases: Sequence[Case]) -> Path | None:
+    """The file that marks a folder as a phantom; None for other data. A table may name the files of a phantom."""
+    folders = [root] if root.is_dir() else [folder for case in cases for folder in case.files[0].absolute().parents[:3]]
+    return next((folder / PHANTOM_MARKER for folder in folders if (folder / PHANTOM_MARKER).is_file()), None)
 
 
 def corners_apart_mm(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:

@@ -55,8 +55,9 @@ def verify_labels(dataset: Dataset) -> None:
         remedy = "exchanging the files named penumbralabel and corelabel would agree"
     elif not _agree(core, penumbra):
         remedy = "exchanging the two would not agree either"
-    elif (dataset.root / "dataset.json").is_file():
-        remedy = "exchanging the names penumbra and core in dataset.json would agree"
+    elif dataset.layout in ("table", "nnU-Net"):
+        where = dataset.root if dataset.layout == "table" else "dataset.json"
+        remedy = f"exchanging the names penumbra and core in {where} would agree"
     else:
         remedy = (
             f"--config.data.labels.penumbra={second} --config.data.labels.core={first} would agree"

@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, Dataset, make_dataset
 from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, stem
-from isles_jax.data.nifti import read_all, read_images, read_labels, with_labels
+from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, read_labels, with_labels
 from isles_jax.runtime.command import InputError
 
 
@@ -47,7 +46,7 @@ _CASES = (f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layou
 LOOKED_FOR = "; ".join(["dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz or *_dwi.nii.gz (ISLES-2022)", *_CASES])
 
 
-def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int) -> Dataset:
+def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int, how: Reading = AS_USUAL) -> Dataset:
     """Reads all cases of a folder; the labels of SPES become 1 for penumbra and 2 for core.
 
     Args:
@@ -55,6 +54,7 @@ def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int
       channels: to be read; none for those of the challenge.
       penumbra: the integer that marks penumbra in an OT volume of SPES.
       core: the integer that marks core in an OT volume of SPES.
+      how: the images are read; ADC is always brought to one unit.
 
     Raises:
       InputError: the folder fits no challenge; some cases are bad, one line for each.
@@ -63,14 +63,18 @@ def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int
     layout = _recognise(root, folders)
     channels = channels or layout.channels
     if layout.classes != CLASSES:
-        cases = read_all(folders, lambda folder: _with_lesion(folder, _read_images(folder, channels)))
+        cases = read_all(folders, lambda folder: _with_lesion(folder, _read_images(folder, channels, how), how))
         return make_dataset(root, cases, channels, layout.classes, (1,), _label_note(root, cases, "OT"), layout.name)
     values = (penumbra, core)
     if penumbra == core or not all(1 <= value <= 255 for value in values):
         settings = f"--config.data.labels.penumbra={penumbra} --config.data.labels.core={core}"
         raise InputError(f"{settings}: expected two different integers from 1 to 255")
     overlaps: list[tuple[int, int]] = []
-    cases = read_all(folders, lambda folder: _with_labels(folder, _read_images(folder, channels), values, overlaps))
+
+    def read_case(folder: Path) -> Case:
+        return _with_labels(folder, _read_images(folder, channels, how), values, how, overlaps)
+
+    cases = read_all(folders, read_case)
     notes = _nesting_note(overlaps) + _label_note(root, cases, "OT, or penumbralabel and corelabel")
     return make_dataset(root, cases, channels, CLASSES, values, notes, layout.name)
 
@@ -111,12 +115,12 @@ def _recognise(root: Path, folders: list[Path]) -> Layout:
     raise InputError(f"{root}: {folder.name} holds {names}; expected one of: {LOOKED_FOR}{hint(folder)}")
 
 
-def _read_images(folder: Path, channels: tuple[str, ...]) -> Case:
+def _read_images(folder: Path, channels: tuple[str, ...], how: Reading) -> Case:
     """Reads a case without labels; an InputError unless each channel has exactly one file."""
     files = _nifti_files(folder)
     paths = [_only(folder, channel, _named(files, channel), files) for channel in channels]
     _check_one_patient(folder, channels, paths)
-    return in_one_unit(read_images(_name(folder), paths), channels)
+    return read_images(_name(folder), paths, channels, how._replace(adc_as_stored=False))
 
 
 def _name(folder: Path) -> str:
@@ -133,7 +137,7 @@ def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path
         raise InputError(f"{folder}: found {names}, expected the images of one patient in one folder")
 
 
-def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
+def read_image_folders(path: Path, channels: tuple[str, ...], how: Reading = AS_USUAL) -> tuple[Case, ...]:
     """Reads cases without labels; `path` is one case folder or a folder of them. Errors are those of `read`."""
     files = _nifti_files(path)
     by_channel = [_named(files, channel) for channel in channels]
@@ -143,17 +147,19 @@ def read_image_folders(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...
     one_each = all(len(matches) == 1 for matches in by_channel)
     is_case = (several_folders and one_each) or any(file.parent == path for file in files)
     folders = [path] if is_case else _with_images(path)
-    return read_all(folders, lambda folder: _read_images(folder, channels))
+    return read_all(folders, lambda folder: _read_images(folder, channels, how))
 
 
-def _with_lesion(folder: Path, case: Case) -> Case:
+def _with_lesion(folder: Path, case: Case, how: Reading) -> Case:
     """The case with its binary labels, if it has any."""
     files = _nifti_files(folder)
     volume = _named(files, "OT")
-    return with_labels(case, _only(folder, "OT", volume, files), (1,)) if volume else case
+    return with_labels(case, _only(folder, "OT", volume, files), (1,), how) if volume else case
 
 
-def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: list[tuple[int, int]]) -> Case:
+def _with_labels(
+    folder: Path, case: Case, values: tuple[int, int], how: Reading, overlaps: list[tuple[int, int]]
+) -> Case:
     """The case with its labels of penumbra and core, if it has any.
 
     If the labels are two files, appends to `overlaps` the voxels of core, and how many of them the penumbra file marks.
@@ -168,9 +174,9 @@ def _with_labels(folder: Path, case: Case, values: tuple[int, int], overlaps: li
             f"{volume[0]}: stands beside {(penumbra + core)[0].name}; expected one form of labels, not both"
         )
     if volume:
-        return with_labels(case, _only(folder, "OT", volume, files), values)
+        return with_labels(case, _only(folder, "OT", volume, files), values, how)
     paths = (_only(folder, "penumbralabel", penumbra, files), _only(folder, "corelabel", core, files))
-    penumbra_mask, core_mask = (read_labels(path, case, (1,)) for path in paths)
+    penumbra_mask, core_mask = (read_labels(path, case, (1,), bring=how.resample) for path in paths)
     overlaps.append((int(core_mask.sum()), int((penumbra_mask & core_mask).sum())))
     labels = np.where(core_mask == 1, np.uint8(2), penumbra_mask)
     return replace(case, labels=labels, files=case.files + paths)

@@ -15,10 +15,9 @@ underscore, the folder sub-A.
 from dataclasses import replace
 from pathlib import Path
 
-from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, Dataset, make_dataset
 from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, stem
-from isles_jax.data.nifti import read_all, read_images, with_labels
+from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels
 from isles_jax.runtime.command import InputError
 
 CHANNELS = ("DWI", "ADC")
@@ -51,15 +50,21 @@ def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
     return any(wanted <= files.keys() for tree in trees for files in tree.values())
 
 
-def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
-    """Reads all cases; those without a mask have labels None. An InputError lists the bad cases, one line for each."""
+def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: Reading = AS_USUAL) -> Dataset:
+    """Reads all cases; those without a mask have labels None. ADC is always brought to one unit.
+
+    Raises:
+      InputError: some cases are bad, one line for each.
+    """
     found = _cases(root, channels)
     masks = _masks(root)
 
     def read_case(name: str) -> Case:
-        case = _read_images(root, name, found[name], channels)
+        case = _read_images(root, name, found[name], channels, how)
         mine = masks.get(_key(name))
-        return with_labels(case, only(root, f"mask (msk) of {name}", mine, f"{name}_msk.nii"), (1,)) if mine else case
+        if not mine:
+            return case
+        return with_labels(case, only(root, f"mask (msk) of {name}", mine, f"{name}_msk.nii"), (1,), how)
 
     def read_item(item: str | Path) -> Case:
         if isinstance(item, str):
@@ -76,13 +81,13 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS) -> Dataset:
     return make_dataset(root, read_all(items, read_item), channels, CLASSES, (1,), notes, layout="ISLES-2022")
 
 
-def read_image_folder(path: Path, channels: tuple[str, ...]) -> tuple[Case, ...]:
+def read_image_folder(path: Path, channels: tuple[str, ...], how: Reading = AS_USUAL) -> tuple[Case, ...]:
     """Reads the images of all cases, or of one subject or session, without labels. Errors are those of `read`."""
     found = _cases(path, channels)
-    return read_all(sorted(found), lambda name: _read_images(path, name, found[name], channels))
+    return read_all(sorted(found), lambda name: _read_images(path, name, found[name], channels, how))
 
 
-def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...]) -> Case:
+def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...], how: Reading) -> Case:
     every = [path for paths in files.values() for path in paths]
 
     def find(channel: str) -> Path:
@@ -90,7 +95,8 @@ def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...])
         return only(root, f"{channel} of {name}", files.get(word, []), f"{name}_{word}.nii or .nii.gz", sorted(every))
 
     paths = [find(channel) for channel in channels]
-    return replace(in_one_unit(read_images(name, paths), channels), patient=name.split("_")[0])
+    case = read_images(name, paths, channels, how._replace(adc_as_stored=False))
+    return replace(case, patient=name.split("_")[0])
 
 
 def subjects(root: Path) -> list[Path]:

@@ -1,27 +1,39 @@
 """Recognises the layout of a folder of cases, reads the folder, and checks the labels."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from isles_jax.data import folder, isles, isles2022, nnunet, orientation, patients
+import ml_collections
+from etils import epath
+
+from isles_jax.data import adc, folder, isles, isles2022, nnunet, orientation, table
 from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.checks import brain_notes, verify_labels
+from isles_jax.data.nifti import AS_USUAL, Reading
+from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.files import check_folder
 
 
 def load(
-    root: Path, channels: tuple[str, ...] = (), *, penumbra: int = 1, core: int = 2, adc_as_stored: bool = False
+    root: epath.PathLike,
+    channels: tuple[str, ...] = (),
+    *,
+    penumbra: int = 1,
+    core: int = 2,
+    how: Reading = AS_USUAL,
 ) -> Dataset:
     """Reads and checks a whole data set.
 
     Args:
-      root: a folder in the nnU-Net raw layout if it holds dataset.json, of ISLES-2022 if it holds folders sub-... or
-        files NAME_dwi.nii.gz, and of one of the challenges from 2015 to 2018 otherwise.
+      root: a folder or bucket. It is a table if it is a .csv file, or holds a cases.csv with the paths of files; it has
+        the raw layout of nnU-Net if it holds dataset.json, that of ISLES-2022 if it holds folders sub-... or files
+        NAME_dwi.nii.gz, and otherwise that of one of the challenges from 2015 to 2018.
       channels: to be read, in this order; none for all those of the layout.
       penumbra: its integer in a SPES label volume.
       core: its integer in a SPES label volume.
-      adc_as_stored: do not bring ADC of an nnU-Net folder to one unit; see `adc.taken_as_stored`.
+      how: the images are read. ADC as it is stored is read only from an nnU-Net folder.
 
     Returns:
       All cases; the labels of a case without a reference are None.
@@ -29,39 +41,59 @@ def load(
     Raises:
       InputError: the folder cannot be read; some cases are bad (one line for each); the images contradict the labels.
     """
-    check_folder(root)
     if len(set(channels)) < len(channels):
         raise InputError(f"--channels: found {', '.join(channels)}, expected each channel once")
+    # A table in a bucket names files beside it, so it is not fetched alone.
+    root = root if table.is_table(root) else files.fetch(root)
+    if table.is_table(root):
+        dataset = table.read(root, channels, how)
+        verify_labels(dataset)
+        return _with_notes(dataset, labels=True)
+    files.check_folder(root)
     if (root / "dataset.json").is_file():
-        dataset = nnunet.read(root, channels, adc_as_stored=adc_as_stored)
+        dataset = nnunet.read(root, channels, how)
     elif _is_named_like_2022(root, channels):
-        dataset = isles2022.read(root, channels or isles2022.CHANNELS)
+        dataset = isles2022.read(root, channels or isles2022.CHANNELS, how)
     else:
-        dataset = isles.read(root, channels, penumbra=penumbra, core=core)
+        dataset = isles.read(root, channels, penumbra=penumbra, core=core, how=how)
     verify_labels(dataset)
-    return _with_notes(patients.apply(dataset), "or their labels")
+    return _with_notes(table.apply(dataset), labels=True)
 
 
-def load_images(path: Path, channels: tuple[str, ...], *, adc_as_stored: bool = False) -> Dataset:
+def load_images(path: epath.PathLike, channels: tuple[str, ...], how: Reading = AS_USUAL) -> Dataset:
     """Reads cases without labels, for prediction.
 
     Args:
-      path: one case folder, a folder of case folders, ISLES-2022 or one of its subjects, a flat folder, or a folder of
-        nnU-Net images (CASE_0000.nii.gz and so on, or a data set whose imagesTs holds them).
+      path: a folder or bucket: one case folder, a folder of case folders, ISLES-2022 or one of its subjects, a flat
+        folder, a folder of nnU-Net images (CASE_0000.nii.gz and so on, or a data set whose imagesTs holds them), or a
+        table.
       channels: names of the channels to read, in the order of the network's input.
-      adc_as_stored: as in `load`.
+      how: as in `load`.
 
     Raises:
       InputError: the folder cannot be read; some cases are bad (one line for each).
     """
-    check_folder(path)
+    path = path if table.is_table(path) else files.fetch(path)
+    if table.is_table(path):
+        return _with_notes(table.read_image_table(path, channels, how), labels=False)
+    files.check_folder(path)
     if nnunet.is_image_folder(path):
-        cases = nnunet.read_image_folder(path, channels, adc_as_stored=adc_as_stored)
+        cases = nnunet.read_image_folder(path, channels, how)
     elif _is_named_like_2022(path, channels):
-        cases = isles2022.read_image_folder(path, channels)
+        cases = isles2022.read_image_folder(path, channels, how)
     else:
-        cases = isles.read_image_folders(path, channels)
-    return _with_notes(make_dataset(path, cases, channels), "")
+        cases = isles.read_image_folders(path, channels, how)
+    return _with_notes(make_dataset(path, cases, channels), labels=False)
+
+
+def reading(config: ml_collections.ConfigDict, description: Mapping[str, Any] | None) -> Reading:
+    """How a run reads images.
+
+    Args:
+      config: its whole configuration.
+      description: its data.json, or `profile.norms` of it; None for a new run.
+    """
+    return Reading(description is not None and adc.taken_as_stored(description), config.data.resample)
 
 
 def _is_named_like_2022(root: Path, channels: tuple[str, ...]) -> bool:
@@ -72,17 +104,25 @@ def _is_named_like_2022(root: Path, channels: tuple[str, ...]) -> bool:
     return isles2022.holds_case(root, wanted) or not isles.holds_case(root, channels)
 
 
-def _with_notes(dataset: Dataset, labels: str) -> Dataset:
+def _with_notes(dataset: Dataset, *, labels: bool) -> Dataset:
     """The data set with notes on its brains, and on what lies in its folders and is not read."""
+    # In prediction, a case is brought to the orientation of the run, and not to that of most new cases.
+    found = orientation.notes(dataset.cases) if labels else ()
+    found += brain_notes(dataset.cases)
+    # A table says itself what is read.
+    if dataset.layout != table.LAYOUT:
+        found += _notes_of_folder(dataset, labels=labels)
+    return replace(dataset, notes=dataset.notes + found)
+
+
+def _notes_of_folder(dataset: Dataset, *, labels: bool) -> tuple[str, ...]:
     root = dataset.root
-    folders, cases = [root], []
+    folders = [root]
+    cases: list[Path] = []
     if not nnunet.is_image_folder(root):
         of_subjects = _is_named_like_2022(root, dataset.channels)
         cases = isles2022.subjects(root) if of_subjects else isles.case_folders(root)
         folders += isles2022.mask_folders(root)[1:] if of_subjects and labels else []
     folders = [path for path in folders if path == root or not path.is_relative_to(root)]
-    wanted = f"the channels {', '.join(dataset.channels)} {labels}".rstrip()
-    # In prediction, a case is brought to the orientation of the run, and not to that of most new cases.
-    found = orientation.notes(dataset.cases) if labels else ()
-    found += brain_notes(dataset.cases) + folder.notes(folders, cases, dataset.cases, wanted)
-    return replace(dataset, notes=dataset.notes + found)
+    wanted = f"the channels {', '.join(dataset.channels)}" + " or their labels" * labels
+    return folder.notes(folders, cases, dataset.cases, wanted)

@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import nibabel as nib
 import numpy as np
 
+from isles_jax.data import resample
+from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, corners_apart_mm
 from isles_jax.data.folder import pointer
 from isles_jax.runtime.command import InputError
@@ -55,6 +57,25 @@ SHEARED = 0.05
 _LONGEST_SIDE = 32767
 
 Item = TypeVar("Item")
+
+
+class Reading(NamedTuple):
+    """How images are read.
+
+    Attributes:
+      adc_as_stored: do not bring ADC to one unit; see `adc.taken_as_stored`.
+      resample: bring a sequence, or labels, on another grid than the first sequence to its grid, by the headers.
+      missing: a case may lack sequences; see `Case.absent`.
+    """
+
+    adc_as_stored: bool = False
+    resample: bool = False
+    missing: bool = False
+
+
+AS_USUAL = Reading()
+# What a message about two grids says of it.
+RESAMPLE = "--config.data.resample=True (other commands: --resample) brings it there by the headers"
 
 
 def read_volume(path: Path, channels: int = 1) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
@@ -134,13 +155,14 @@ def _geometry(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Heade
     return clean
 
 
-def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
+def read_labels(path: Path, case: Case, values: Sequence[int], *, bring: bool = False) -> np.ndarray:
     """Reads a label volume on the grid of a case.
 
     Args:
       path: a file of any data type.
       case: the labels must lie on its grid.
       values: the integers, from 1 to 255, that mark the classes in the file; 0 marks background.
+      bring: labels on another grid are brought to that of the case, by the headers.
 
     Returns:
       uint8 [X, Y, Z]: 0 background, 1.. the classes.
@@ -148,8 +170,10 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     Raises:
       InputError: as for `read_volume`; another grid; a value that is neither 0 nor one of `values`.
     """
-    data, affine, _ = read_volume(path)
-    _check_grid(path, data.shape, affine, case)
+    data, affine, header = read_volume(path)
+    elsewhere = _elsewhere(path, data.shape, affine, case)
+    if elsewhere and not bring:
+        raise InputError(elsewhere)
     with np.errstate(invalid="ignore"):
         whole = np.rint(data)
         valid = np.isfinite(data) & (abs(data - whole) <= LABEL_ROUNDING) & (whole >= 0) & (whole <= 255)
@@ -163,51 +187,93 @@ def read_labels(path: Path, case: Case, values: Sequence[int]) -> np.ndarray:
     table = np.zeros(256, np.uint8)
     table[list(values)] = np.arange(1, len(values) + 1)
     classes: np.ndarray = table[labels]
+    if elsewhere:
+        _placed(path, data, affine, header, case)
+        classes = resample.labels(classes, affine, case.images.shape[:3], case.affine)
     return classes
 
 
-def with_labels(case: Case, path: Path, values: Sequence[int]) -> Case:
-    """The case with the labels of a file; the arguments and errors are those of `read_labels`."""
-    return replace(case, labels=read_labels(path, case, values), files=(*case.files, path))
+def with_labels(case: Case, path: Path, values: Sequence[int], how: Reading = AS_USUAL) -> Case:
+    """The case with the labels of a file; the other arguments and the errors are those of `read_labels`."""
+    labels = read_labels(path, case, values, bring=how.resample)
+    return replace(case, labels=labels, files=(*case.files, path))
 
 
-def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, case: Case) -> None:
-    """Raises an InputError unless the shape is the case's and no corner lies a tenth of a voxel's side away."""
+def _elsewhere(path: Path, shape: tuple[int, ...], affine: np.ndarray, case: Case) -> str:
+    """Says where a volume lies; "" if it has the case's shape and no corner lies a tenth of a voxel's side away."""
     other = case.files[0].name if case.files else case.name
     expected = case.images.shape[:3]
     if shape != expected:
-        raise InputError(f"{path}: shape {_times(shape)}; expected {_times(expected)} as in {other}")
+        return f"{path}: shape {_times(shape)}; expected {_times(expected)} as in {other}; {RESAMPLE}"
     apart = corners_apart_mm(affine, case.affine, shape)
-    if apart > SAME_GRID * min(case.spacing_mm):
-        raise InputError(f"{path}: its affine lies {apart:.3g} mm away from that of {other}; expected one grid")
+    if apart <= SAME_GRID * min(case.spacing_mm):
+        return ""
+    return f"{path}: its affine lies {apart:.3g} mm away from that of {other}; expected one grid; {RESAMPLE}"
 
 
-def read_images(name: str, files: Sequence[Path]) -> Case:
-    """Reads one case without labels, one file for each channel.
+def _placed(path: Path, data: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header, case: Case) -> Case:
+    """A volume of another grid as a case; an InputError unless its header and the case's say where both lie."""
+    volume = Case(path.name, data[..., None], None, affine, header)
+    if not (volume.oriented and case.oriented):
+        unknown = path if case.oriented else case.files[0]
+        raise InputError(
+            f"{unknown}: its header says nothing reliable about where it lies (qform, sform); expected that, or all "
+            "volumes on one grid"
+        )
+    return volume
+
+
+def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str], how: Reading = AS_USUAL) -> Case:
+    """Reads one case without labels.
 
     Voxels of the background become 0, whatever value the file has there; see `find_background`. So do voxels that are
     not finite. Notes say both.
 
+    Args:
+      name: of the case.
+      files: one for each channel; None for a sequence that the case lacks, but not for all.
+      channels: their names.
+      how: see `Reading`.
+
     Raises:
-      InputError: as for `read_volume`; the files are not on one grid; every voxel is 0.
+      InputError: as for `read_volume`; the files are not on one grid, or cannot be brought to one; every voxel is 0.
     """
     notes = []
     backgrounds = []
+    present = tuple(path for path in files if path)
+    absent = tuple(channel for channel, path in zip(channels, files, strict=True) if not path)
+    case = None
     for index, path in enumerate(files):
+        if path is None:
+            backgrounds.append(0.0)
+            continue
         data, affine, header = read_volume(path, len(files))
-        if index == 0:
-            images = np.empty((*data.shape, len(files)), np.float32)
-            case = Case(name, images, None, affine, header, tuple(files))
-        _check_grid(path, data.shape, affine, case)
+        if case is None:
+            images = np.zeros((*data.shape, len(files)), np.float32)
+            case = Case(name, images, None, affine, header, present, absent=absent)
+        elsewhere = _elsewhere(path, data.shape, affine, case)
+        if elsewhere and not how.resample:
+            raise InputError(elsewhere)
         broken = ~np.isfinite(data)
         if broken.any():
             notes.append(f"{path}: {int(broken.sum())} voxels are not finite; taken as background")
         data = np.where(broken, np.float32(0), data)
         background, outside = find_background(data)
         backgrounds.append(background)
-        images[..., index] = np.where(outside, np.float32(0), data) if background else data
+        data = np.where(outside, np.float32(0), data) if background else data
+        if elsewhere:
+            inside = _placed(path, data, affine, header, case).brain
+            data = resample.image(data, inside, affine, case.images.shape[:3], case.affine)
+            if not data.any():
+                raise InputError(f"{path}: lies outside of {present[0].name}; expected volumes that overlap")
+            notes.append(
+                f"{channels[index]} lies on another grid; brought to that of the first sequence by the headers"
+            )
+        images[..., index] = data
+    assert case is not None
+    notes += [f"{channel} is not there; the networks see its mean everywhere" for channel in absent]
     if not images.any():
-        raise InputError(f"{files[0]}: no voxel of this case differs from 0 in any sequence; expected a brain")
+        raise InputError(f"{present[0]}: no voxel of this case differs from 0 in any sequence; expected a brain")
     if any(backgrounds):
         notes.append("the background of some channel is not 0; it is taken as 0")
     if not case.oriented:
@@ -218,7 +284,8 @@ def read_images(name: str, files: Sequence[Path]) -> Case:
     if cosine > SHEARED:
         angle = math.degrees(math.acos(min(cosine, 1.0)))
         notes.append(f"{case.name}: the axes meet at {angle:.3g} degrees; surface distances are measured as if at 90")
-    return replace(case, notes=tuple(notes), backgrounds=tuple(backgrounds))
+    case = replace(case, notes=tuple(notes), backgrounds=tuple(backgrounds))
+    return case if how.adc_as_stored else in_one_unit(case, channels)
 
 
 def find_background(volume: np.ndarray) -> tuple[float, np.ndarray]:

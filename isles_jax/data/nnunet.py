@@ -13,26 +13,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from isles_jax.data import patients
-from isles_jax.data.adc import in_one_unit
-from isles_jax.data.case import PHANTOM_MARKER, Case, Dataset, make_dataset
+from isles_jax.data import table
+from isles_jax.data.case import Case, Dataset, make_dataset, phantom_marker
 from isles_jax.data.folder import SUFFIXES, hint, is_nifti, list_folder, of_other_format, stem, volumes_by_name
-from isles_jax.data.nifti import read_all, read_images, with_labels, write_labels, write_volume
+from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels, write_labels, write_volume
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import new_folder, read_json, refuse_inside
 
-# Spellings of the sequences that the package knows by name.
-_KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI", "adc": "ADC"}
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
-def read(root: Path, wanted: tuple[str, ...] = (), *, adc_as_stored: bool = False) -> Dataset:
+def read(root: Path, wanted: tuple[str, ...] = (), how: Reading = AS_USUAL) -> Dataset:
     """Reads a data set in the nnU-Net raw layout; classes are in the order of their integers in dataset.json.
 
     Args:
       root: holds dataset.json.
       wanted: names of the channels to be read, in this order; none for all of them.
-      adc_as_stored: do not bring ADC to one unit.
+      how: the images are read.
 
     Raises:
       InputError: dataset.json is damaged or not supported; some cases are bad (one line for each).
@@ -63,12 +60,12 @@ def read(root: Path, wanted: tuple[str, ...] = (), *, adc_as_stored: bool = Fals
                 f"{item}: a label volume whose images are not in imagesTr{hint(images, stem(item).lower())}"
             )
         if item in testing:
-            return _read_images(root / "imagesTs" / item, testing[item], names, channels, adc_as_stored)
-        case = _read_images(images / item, training[item], names, channels, adc_as_stored)
+            return _read_images(root / "imagesTs" / item, testing[item], names, channels, how)
+        case = _read_images(images / item, training[item], names, channels, how)
         if item not in labels:
             path = folder / f"{item}{ending}"
             raise InputError(f"{path}: missing; expected labels for every case of imagesTr{hint(folder, item.lower())}")
-        return with_labels(case, labels[item], values)
+        return with_labels(case, labels[item], values, how)
 
     # A data set that was copied in part has labels without images.
     stray = [path for name, path in labels.items() if name not in training]
@@ -84,7 +81,7 @@ def is_image_folder(path: Path) -> bool:
     return any(is_nifti(entry) and _NUMBERED.fullmatch(stem(entry)) for entry in list_folder(path))
 
 
-def read_image_folder(path: Path, channels: tuple[str, ...], *, adc_as_stored: bool = False) -> tuple[Case, ...]:
+def read_image_folder(path: Path, channels: tuple[str, ...], how: Reading = AS_USUAL) -> tuple[Case, ...]:
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
     A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
@@ -103,7 +100,7 @@ def read_image_folder(path: Path, channels: tuple[str, ...], *, adc_as_stored: b
         )
 
     def read_case(name: str) -> Case:
-        return _read_images(folder / name, cases[name], names, channels, adc_as_stored)
+        return _read_images(folder / name, cases[name], names, channels, how)
 
     return read_all(sorted(cases), read_case)
 
@@ -131,11 +128,12 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
             path = temporary / "labelsTr" / f"{case.name}.nii.gz"
             path.parent.mkdir(exist_ok=True)
             write_labels(path, case.labels, case, range(1, len(dataset.classes) + 1))
-    if dataset.phantom:
-        shutil.copyfile(dataset.root / PHANTOM_MARKER, temporary / PHANTOM_MARKER)
-    table = patients.text(dataset.cases)
-    if table:
-        (temporary / patients.NAME).write_text(table, encoding="utf-8")
+    marker = phantom_marker(dataset.root, dataset.cases)
+    if marker:
+        shutil.copyfile(marker, temporary / marker.name)
+    known = table.text(dataset.cases)
+    if known:
+        (temporary / table.NAME).write_text(known, encoding="utf-8")
     content = {
         "channel_names": {str(index): name for index, name in enumerate(dataset.channels)},
         "labels": {"background": 0} | {name: value for value, name in enumerate(dataset.classes, 1)},
@@ -165,7 +163,7 @@ def _channels(path: Path, content: dict[str, Any], wanted: tuple[str, ...]) -> t
     if not all(isinstance(name, str) for name in named.values()):
         raise InputError(f"{path}: channel_names is {reprlib.repr(named)}; expected texts as names")
     names = tuple(named[str(index)] for index in range(len(named)))
-    names = tuple(_KNOWN.get(name.lower(), name) for name in names)
+    names = tuple(map(table.spelled, names))
     if len(set(names)) < len(names):
         raise InputError(f"{path}: channel_names holds a name twice ({', '.join(names)}); expected each once")
     if not set(wanted) <= set(names):
@@ -217,12 +215,11 @@ def _find_cases(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _read_images(
-    path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], adc_as_stored: bool
+    path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], how: Reading
 ) -> Case:
     """Reads the images of a case, `path` without numbers; an InputError unless there is one for each of `names`."""
     if set(files) != set(range(len(names))):
         numbers = ", ".join(f"{number:04d}" for number in sorted(files))
         unread = hint(path.parent, path.name.lower())
         raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}{unread}")
-    case = read_images(path.name, [files[names.index(channel)] for channel in channels])
-    return case if adc_as_stored else in_one_unit(case, channels)
+    return read_images(path.name, [files[names.index(channel)] for channel in channels], channels, how)

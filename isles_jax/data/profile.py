@@ -1,6 +1,8 @@
 """What was read, for data.json: the facts of each case, and the ranges of these facts over the training cases."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,6 +163,15 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files by their names; by their paths from a common folder if two have one name."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath(list(map(os.path.abspath, paths)))
+        names = [os.path.relpath(path, common) for path in paths]
+    return dict(zip(names, paths, strict=True))
+
+
 def _describe_case(case: Case, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:
     volumes = None
     if case.labels is not None:
@@ -171,5 +182,5 @@ def _describe_case(case: Case, dataset: Dataset, facts: dict[str, Any]) -> dict[
         "volume_ml": volumes,
         "percentiles": facts["percentiles"],
         **{key: value for key, value in (("patient", case.patient), ("site", case.site)) if value},
-        "sha256": {path.name: files.sha256(path) for path in case.files},
+        "sha256": {name: files.sha256(path) for name, path in _names(case.files).items()},
     }

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from etils import epath
 
-from isles_jax.data import adc, layouts
+from isles_jax.data import layouts
 from isles_jax.data.case import WHOLE_LESION, Case, Dataset
 from isles_jax.pages import case_sections, case_table, markup, pictures, run_sections, score_sections
 from isles_jax.pages.pictures import Picture
@@ -65,11 +65,11 @@ def _read_data(run: Run) -> tuple[Dataset | None, list[str]]:
     data = run.config.data
     try:
         root = files.location(data.root or run.workdir / "phantom")
-        if not root.is_dir():
+        if not root.exists():
             gone = "The images are no longer in the folder that the run read, so the page has no pictures of cases."
             return None, [gone]
-        as_stored = adc.taken_as_stored(run.data)
-        dataset = layouts.load(files.fetch(root), tuple(data.channels), **data.labels, adc_as_stored=as_stored)
+        how = layouts.reading(run.config, run.data)
+        dataset = layouts.load(root, tuple(data.channels), **data.labels, how=how)
     except InputError as error:
         print(f"note: {error}", file=sys.stderr)
         return None, ["The data of the run can no longer be read, so the page has no pictures of cases."]

@@ -30,7 +30,14 @@ def check_folder(path: Path) -> None:
     """Raises an InputError unless `path` is a folder."""
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {problem}; expected a folder of cases")
+        raise InputError(f"{path}: {problem}; expected a folder of cases or a table (.csv)")
+
+
+def check_data(path: epath.PathLike) -> None:
+    """Raises an InputError unless there is a folder or a table at `path`; a bucket is not looked into."""
+    location(path)
+    if not is_bucket(path) and not (os.fspath(path).lower().endswith(".csv") and Path(path).is_file()):
+        check_folder(Path(path))
 
 
 def check_run(path: epath.PathLike) -> None:

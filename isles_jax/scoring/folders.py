@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isles_jax.data import layouts, nnunet
+from isles_jax.data import layouts, nnunet, table
 from isles_jax.data.case import Case, check_names
 from isles_jax.data.folder import hint, is_nifti, list_folder, notes_of_volumes, volumes_by_name
 from isles_jax.data.nifti import read_labels, read_volume
@@ -28,7 +28,8 @@ def score_folders(
 
     Args:
       predictions: a folder of label volumes.
-      labels: a folder of label volumes, or a data set in any layout that training reads.
+      labels: a folder of label volumes, or a data set in any layout that training reads; of a table, only the labels
+        are read.
       classes: names of the classes in a folder of label volumes; None: those in the dataset.json in the folder or above
         it, or else the integers that occur in the volumes. A data set names its own.
       values: the integers that the files hold for the classes; None: 1, 2, ..., or as for `classes`.
@@ -76,12 +77,19 @@ def _labelled_cases(
     """
     if (labels / "labelsTr").is_dir() and not (labels / "imagesTr").exists():
         labels = labels / "labelsTr"  # the scores need no images
-    if any(is_nifti(path) for path in list_folder(labels)):
-        paths = _volumes(labels)
-        for note in notes_of_volumes(labels, below=True):
-            print(f"note: {labels}: {note}", file=sys.stderr)
+    from_table = table.is_table(labels)
+    if from_table or any(is_nifti(path) for path in list_folder(labels)):
+        if from_table:
+            paths, named = table.references(labels)
+            known = (tuple(named), tuple(named.values())) if named else None
+        else:
+            paths = _volumes(labels)
+            known = nnunet.classes_beside(labels)
+            for note in notes_of_volumes(labels, below=True):
+                print(f"note: {labels}: {note}", file=sys.stderr)
         if classes is None and values is None:
-            classes, values = nnunet.classes_beside(labels) or _occurring(paths, _volumes(predictions))
+            classes, values = known or _occurring(paths, _volumes(predictions))
+            classes = ("lesion",) if from_table and len(values) == 1 and not known else classes
         values = values or tuple(range(1, len(classes or ()) + 1))
         classes = classes or tuple(map(str, values))
         check_names(f"--classes={','.join(classes)}", (), classes)
