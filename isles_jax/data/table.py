@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -46,30 +47,39 @@ def spelled(channel: str) -> str:
     return _KNOWN.get(channel.lower(), channel)
 
 
+class Row(NamedTuple):
+    """A case: the number of its line, and {column: cell}."""
+
+    line: int
+    cells: Mapping[str, str]
+
+    @property
+    def case(self) -> str:
+        """The name of the case."""
+        return self.cells["case"]
+
+
 @dataclass(frozen=True)
 class Table:
     """What a table says.
 
     Attributes:
       path: as the user gave it.
-      rows: of each case {column: cell}, with the number of its line as "".
+      rows: one for each case.
+      columns: the names of all columns.
       channels: the columns with paths, besides the labels.
       ignored: the columns that are not read.
       classes: {name: integer}; empty if the table does not name them.
     """
 
     path: str
-    rows: tuple[dict[str, str], ...]
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...]
     channels: tuple[str, ...]
     ignored: tuple[str, ...]
     classes: Mapping[str, int]
 
-    @property
-    def columns(self) -> list[str]:
-        """The names of all columns."""
-        return [column for column in self.rows[0] if column]
-
-    def file(self, row: Mapping[str, str], column: str) -> Path | None:
+    def file(self, row: Row, column: str) -> Path | None:
         """The file that a cell names, fetched if it is in a bucket; None for an empty cell.
 
         Raises:
@@ -80,12 +90,12 @@ class Table:
             return None
         path = files.fetch(where)
         if not path.is_file():
-            raise InputError(f"{self.path}, line {row['']}: the {column} of {row['case']}, {where}, is no file")
+            raise InputError(f"{self.path}, line {row.line}: the {column} of {row.case}, {where}, is no file")
         return path
 
-    def place(self, row: Mapping[str, str], column: str) -> str:
-        """Where the file of a cell is; "" for an empty cell."""
-        cell = row.get(column, "")
+    def place(self, row: Row, column: str) -> str:
+        """Where the file of a cell is; "" for an empty cell, and without such a column."""
+        cell = row.cells.get(column, "")
         if not cell or files.is_bucket(cell) or os.path.isabs(cell):
             return cell
         return os.path.join(os.path.dirname(self.path), os.path.normpath(cell))
@@ -113,20 +123,19 @@ def parse(path: epath.PathLike) -> Table:
         raise InputError(f"{name}: not readable as a table in UTF-8 ({error})") from error
     comments = next((number for number, line in enumerate(lines) if not line.lstrip('"').startswith("#")), len(lines))
     classes = _classes(name, lines[:comments])
-    rows = _rows(name, lines[comments:], comments)
-    columns = [column for column in rows[0] if column]
-    paths = [column for column in columns if any(_is_path(row[column]) for row in rows)]
+    columns, rows = _rows(name, lines[comments:], comments)
+    paths = [column for column in columns if any(_is_path(row.cells[column]) for row in rows)]
     channels = tuple(column for column in paths if column not in RESERVED)
     ignored = tuple(column for column in columns if column not in (*channels, *RESERVED))
     for row in rows:
         for column in (*channels, LABEL):
-            cell = row.get(column, "")
+            cell = row.cells.get(column, "")
             if cell and not _is_path(cell):
                 reason = of_other_format(cell)
-                found = f"the {column} of {row['case']} is {cell!r}{', ' * bool(reason)}{reason}"
-                raise InputError(f"{name}, line {row['']}: {found}; expected a path that ends in .nii or .nii.gz")
-    check_names(name, [row["case"] for row in rows], tuple(classes))
-    return Table(name, rows, channels, ignored, classes)
+                found = f"the {column} of {row.case} is {cell!r}{', ' * bool(reason)}{reason}"
+                raise InputError(f"{name}, line {row.line}: {found}; expected a path that ends in .nii or .nii.gz")
+    check_names(name, [row.case for row in rows], tuple(classes))
+    return Table(name, rows, columns, channels, ignored, classes)
 
 
 def _is_path(cell: str) -> bool:
@@ -151,8 +160,8 @@ def _classes(path: str, comments: Sequence[str]) -> dict[str, int]:
     return {name: int(value) for name, value in sorted(named.items(), key=lambda item: int(item[1]))}
 
 
-def _rows(path: str, lines: Sequence[str], before: int) -> tuple[dict[str, str], ...]:
-    """The rows after the comments, whose number is `before`; an InputError if there is none, or if one is damaged."""
+def _rows(path: str, lines: Sequence[str], before: int) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    """The columns, and the rows after so many lines of comments; an InputError if a row is damaged or none is there."""
     reader = csv.reader(io.StringIO("\n".join(lines)), strict=True)
     table = []
     try:
@@ -179,13 +188,13 @@ def _rows(path: str, lines: Sequence[str], before: int) -> tuple[dict[str, str],
             raise InputError(
                 f"{path}, line {number}: found {len(cells)} cells; expected {len(columns)}, as in the header"
             )
-        row = dict(zip(columns, cells, strict=False)) | {"": str(number)}
-        if not row["case"] or "/" in row["case"] or row["case"].startswith("."):
-            raise InputError(f"{path}, line {number}: the case is called {row['case']!r}; expected a name for files")
+        row = Row(number, dict(zip(columns, cells, strict=False)))
+        if not row.case or "/" in row.case or row.case.startswith("."):
+            raise InputError(f"{path}, line {number}: the case is called {row.case!r}; expected a name for files")
         rows.append(row)
     if not rows:
         raise InputError(f"{path}: has a header and no row; expected one for each case")
-    return tuple(rows)
+    return tuple(columns), tuple(rows)
 
 
 # --- a table as a data set --------------------------------------------------------------------------------------------
@@ -210,7 +219,7 @@ def read(path: epath.PathLike, channels: tuple[str, ...] = (), how: Reading = AS
         raise InputError(f"{table.path}: {clash[0]!r} is a channel and a class; expected different names")
     values = tuple(table.classes.values()) or _EVERY
 
-    def with_reference(case: Case, row: Mapping[str, str]) -> Case:
+    def with_reference(case: Case, row: Row) -> Case:
         file = table.file(row, LABEL)
         return case if file is None else with_labels(case, file, values, how)
 
@@ -236,7 +245,7 @@ def references(path: epath.PathLike) -> tuple[dict[str, Path], Mapping[str, int]
       InputError: the table is bad; a file is missing; there is none.
     """
     table = parse(path)
-    found = {row["case"]: table.file(row, LABEL) for row in table.rows}
+    found = {row.case: table.file(row, LABEL) for row in table.rows}
     labelled = {case: file for case, file in found.items() if file}
     if not labelled:
         raise InputError(f"{table.path}: found no case with labels, expected paths in the column '{LABEL}'")
@@ -266,22 +275,22 @@ def _read(
     columns: tuple[str, ...],
     channels: tuple[str, ...],
     how: Reading,
-    with_reference: Callable[[Case, Mapping[str, str]], Case],
+    with_reference: Callable[[Case, Row], Case],
 ) -> tuple[Case, ...]:
     """Reads the cases in the order of their names."""
     _refuse_twice(table, columns)
 
-    def read_case(row: Mapping[str, str]) -> Case:
+    def read_case(row: Row) -> Case:
         found = [table.file(row, column) for column in columns]
         lost = [channel for channel, file in zip(channels, found, strict=True) if file is None]
         if len(lost) == len(channels) or (lost and not how.missing):
-            raise InputError(f"{table.path}, line {row['']}: {row['case']} has no {lost[0]}; expected a path")
-        case = read_images(row["case"], found, channels, how)
+            raise InputError(f"{table.path}, line {row.line}: {row.case} has no {lost[0]}; expected a path")
+        case = read_images(row.case, found, channels, how)
         _refuse_labels(table, row, case, channels)
-        case = replace(case, patient=row.get("patient", ""), site=row.get("site", ""))
+        case = replace(case, patient=row.cells.get("patient", ""), site=row.cells.get("site", ""))
         return with_reference(case, row)
 
-    return read_all(sorted(table.rows, key=lambda row: row["case"]), read_case)
+    return read_all(sorted(table.rows, key=lambda row: row.case), read_case)
 
 
 def _refuse_twice(table: Table, columns: Sequence[str]) -> None:
@@ -290,19 +299,19 @@ def _refuse_twice(table: Table, columns: Sequence[str]) -> None:
     for row in table.rows:
         for column in (*columns, LABEL):
             place = table.place(row, column)
-            cell = f"the {column} of {row['case']} (line {row['']})"
+            cell = f"the {column} of {row.case} (line {row.line})"
             if place and place in seen:
                 raise InputError(f"{table.path}: {seen[place]} and {cell} are both {place}; expected each file once")
             seen[place] = cell
 
 
-def _refuse_labels(table: Table, row: Mapping[str, str], case: Case, channels: Sequence[str]) -> None:
+def _refuse_labels(table: Table, row: Row, case: Case, channels: Sequence[str]) -> None:
     """Raises an InputError if a channel holds only 0 and one other value, as labels do."""
     for index, channel in enumerate(channels):
         values = case.images[..., index][case.images[..., index] != 0]
         if len(values) and values.min() == values.max():
             raise InputError(
-                f"{table.path}, line {row['']}: the {channel} of {row['case']} holds only 0 and {values.min():g}; "
+                f"{table.path}, line {row.line}: the {channel} of {row.case} holds only 0 and {values.min():g}; "
                 f"expected an image (labels stand in the column '{LABEL}')"
             )
 
@@ -348,15 +357,15 @@ def apply(dataset: Dataset) -> Dataset:
     if not known:
         found = ", ".join(table.columns)
         raise InputError(f"{path}: has the columns {found}; expected case, and patient or site or both")
-    if any(not row[column] for row in table.rows for column in known):
+    if any(not row.cells[column] for row in table.rows for column in known):
         raise InputError(f"{path}: a row has an empty field; expected {', '.join(known)} in each")
     names = [case.name for case in dataset.cases]
-    check_complete(path, [row["case"] for row in table.rows], names, "one row for each case")
-    by_name = {row["case"]: row for row in table.rows}
+    check_complete(path, [row.case for row in table.rows], names, "one row for each case")
+    by_name = {row.case: row.cells for row in table.rows}
 
     def with_facts(case: Case) -> Case:
-        row = by_name[case.name]
-        return replace(case, patient=row.get("patient", case.patient), site=row.get("site", case.site))
+        cells = by_name[case.name]
+        return replace(case, patient=cells.get("patient", case.patient), site=cells.get("site", case.site))
 
     notes = dataset.notes + _notes(table, table.channels)
     return replace(dataset, cases=tuple(map(with_facts, dataset.cases)), notes=notes)
