@@ -2,10 +2,10 @@
 
 python -m experiments.benchmark all --output=results.json
 
-Subjects: the command for a new case; inference of a case; the losses alone; the training loop of a fold, and where its
-time goes; the proposed system's adversarial step; a training step with cross-entropy; the network's forward pass;
-whether PyTorch computes the same. On an accelerator, "all" leaves out the last two, and nothing new is begun after
---minutes.
+Subjects: the command for a new case; the losses alone; a training step with cross-entropy; the proposed system's
+adversarial step; the training loop of a fold, and where its time goes; inference of a case; the adversarial step beside
+PyTorch's compiled forms; the network's forward pass; whether PyTorch computes the same. On an accelerator, "all" leaves
+out the last two, and nothing new is begun after --minutes. On a CPU, it leaves out PyTorch's compiled forms.
 
 PyTorch (`pip install isles-jax[bench]`) runs in the same process and on the same number of threads, and the functions
 take turns. A run counts only if other processes took less than a tenth of the machine, unless fewer than three such
@@ -28,19 +28,20 @@ from isles_jax.runtime import files
 from isles_jax.runtime.command import run_command
 from isles_jax.training import parallel
 
-# On a GPU, the first three take about two minutes together. What is compiled for a step of one network tells the least.
+# The order is that of worth for its time on a GPU, where compilation is most of it. What comes last may be left out.
 SUBJECTS = {
     "predict": pipeline.benchmark_predict,
-    "inference": pipeline.benchmark_inference,
     "losses": loss_times.benchmark_losses,
-    "fold": pipeline.benchmark_fold,
-    "adversarial": network.benchmark_adversarial,
     "step": network.benchmark_step,
+    "adversarial": network.benchmark_adversarial,
+    "fold": pipeline.benchmark_fold,
+    "inference": pipeline.benchmark_inference,
+    "compiled": network.benchmark_compiled,
     "forward": network.benchmark_forward,
     "agreement": network.check_agreement,
 }
 # Inference shows what the forward pass takes, too. On a GPU, products of float32 are less exact, which hides mistakes.
-NOT_IN_ALL = ("forward", "agreement") if ACCELERATOR else ()
+NOT_IN_ALL = ("forward", "agreement") if ACCELERATOR else ("compiled",)
 # The subjects that are measured at every batch size; the others use the first.
 ALL_BATCHES = ("forward", "step", "adversarial") if not ACCELERATOR else ("adversarial",)
 
@@ -88,20 +89,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def variants(options: argparse.Namespace, subject: str) -> list[str]:
-    """PyTorch's variants beside a subject. Each that is compiled costs up to a minute, so few are timed on a GPU."""
+    """PyTorch's variants beside a subject. Each that is compiled takes a minute, so a subject of their own has them."""
     if options.no_torch:
         return []
     if options.variants:
         return options.variants
     if subject == "fold":
         return ["eager"]
-    if not ACCELERATOR:
-        return EAGER
-    if subject == "step":
-        return [*EAGER, "compiled", FASTEST]
-    if subject == "adversarial" and not options.further:
-        return [*EAGER, FASTEST, f"{FASTEST}, CUDA graphs"]
-    return [*EAGER, FASTEST]
+    if subject == "compiled":
+        return [FASTEST, f"{FASTEST}, CUDA graphs"]
+    return EAGER
 
 
 def measure_subject(options: argparse.Namespace, subject: str) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files.write_json(options.output, results)  # a file that cannot be written ends the command now
     for subject in chosen:
         for options.batch in batches if subject in ALL_BATCHES else batches[:1]:
-            options.further = options.batch != batches[0]
+            options.fastest_alone = options.batch != batches[0] or subject == "compiled"
             print(f"\n{subject}, batch {options.batch}", flush=True)
             results["results"].setdefault(subject, {}).update(measure_subject(options, subject))
             if options.output:

@@ -12,10 +12,11 @@ import pytest
 from helpers import ROOT
 
 from experiments import benchmark
-from experiments.benchmarks import pipeline, timing
+from experiments.benchmarks import network, pipeline, timing
 from isles_jax.runtime.command import InputError
 
 TINY = ["--no-torch", "--width=4", "--size", "32", "32", "--shape", "32", "32", "8", "--conv=lax"]
+TINY += ["--runs=3", "--sizes=1", "--steps=9", "--batch", "4"]
 
 
 def raising(error):
@@ -67,7 +68,8 @@ def test_after_the_deadline_nothing_is_made(capsys):
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [(0.0, 3), (math.inf, 5)])
-def test_once_the_time_is_over_three_runs_are_enough(seconds, runs):
+def test_once_the_time_is_over_three_runs_are_enough(monkeypatch, seconds, runs):
+    monkeypatch.setattr(timing, "_cpu_seconds", lambda: (0.0, 0.0))  # no other process disturbs a run
     assert timing.interleave({"works": lambda: lambda: None}, 5, seconds)["works"]["runs"] == runs
 
 
@@ -168,17 +170,35 @@ def test_losses_that_cannot_be_compiled_are_eager_and_said_so(monkeypatch, refus
     assert torch_functions._losses("compiled, autocast", 3, labels) == (eager, note)
 
 
-def measured(tmp_path, *words):
-    output = tmp_path / "results.json"
-    command = [sys.executable, "-m", "experiments.benchmark", *words, *TINY, f"--output={output}"]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the command measures on a tiny network."""
+    output = tmp_path_factory.mktemp("benchmark") / "results.json"
+    command = [sys.executable, "-m", "experiments.benchmark", "all", *TINY, f"--output={output}"]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(output.read_text())
 
 
+def unmeasured(rows):
+    """The places in nested results where a reason stands in place of times."""
+    if not isinstance(rows, dict):
+        return []
+    here = [name for name in ("failed", "skipped") if name in rows]
+    return here + [f"{name}: {place}" for name, row in rows.items() for place in unmeasured(row)]
+
+
 @pytest.mark.slow
-def test_a_fold_says_its_rates_and_where_its_time_goes(tmp_path):
-    results = measured(tmp_path, "fold", "--steps=9", "--batch", "4")
+def test_every_subject_is_measured(results):
+    assert list(results["results"]) == [name for name in benchmark.SUBJECTS if name not in benchmark.NOT_IN_ALL]
+    assert unmeasured(results["results"]) == []
+    assert unmeasured({"step": {"ours": {"failed": "TypeError"}}}) == ["step: ours: failed"]
+    [case] = results["results"]["inference"].values()
+    assert case["ours, float32"]["median_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_fold_says_its_rates_and_where_its_time_goes(results):
     assert results["versions"]["jaxlib"]
     [entry] = results["results"]["fold"].values()
     assert (entry["steps"], entry["checkpoint_every_steps"], entry["batch"]) == (4, 4, 4)
@@ -190,11 +210,41 @@ def test_a_fold_says_its_rates_and_where_its_time_goes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_for_a_new_case_is_timed_twice(tmp_path):
-    results = measured(tmp_path, "predict")
+def test_the_command_for_a_new_case_is_timed_twice(results):
     [(name, entry)] = results["results"]["predict"].items()
     assert name == "one case of (32, 32, 8), 3 folds"
     assert min(entry["first_s"], entry["second_s"]) > 0
+
+
+def test_the_prediction_that_compiles_is_timed_apart(monkeypatch, small_config):
+    """By a model: a case takes 2 s, and the first prediction 30 more."""
+    predicted = []
+
+    def prediction_seconds(dataset, held_out, directory):
+        predicted.append(directory.name)
+        return 2 * len(held_out) + 30 * (len(predicted) == 1)
+
+    rates = {"whole_training_steps_per_s": 10.0, "start_and_last_checkpoint_s": 5.0}
+    monkeypatch.setattr(pipeline, "make_config", lambda *_, **keys: small_config())
+    monkeypatch.setattr(pipeline, "time_loops", lambda *_: dict(rates))
+    monkeypatch.setattr(pipeline, "_prediction_seconds", prediction_seconds)
+    options = argparse.Namespace(steps=20, epochs=1, cases=6, shape=(32, 32, 8), seed=0, pytorch=[])
+    [entry] = pipeline.benchmark_fold(options).values()
+    assert predicted == ["unsaved", "whole"]
+    assert (entry["first_prediction_s"], entry["prediction_of_a_case_s"]) == (34.0, 2.0)
+    whole = entry["extrapolated_to_30_cases"]
+    assert whole["fold_min"] == round((whole["steps"] / 10 + 5 + 10 * 2.0) / 60, 2)
+
+
+def test_what_pytorch_compiles_for_a_minute_each_is_a_subject_of_its_own():
+    options = argparse.Namespace(no_torch=False, variants=None)
+    for subject in benchmark.SUBJECTS:
+        compiled = [variant for variant in benchmark.variants(options, subject) if "compiled" in variant]
+        assert bool(compiled) == (subject == "compiled")
+    options.no_torch = True
+    assert benchmark.variants(options, "compiled") == []
+    options.pytorch = []
+    assert network.benchmark_compiled(options) == {}
 
 
 def test_a_fold_of_too_few_steps_is_refused_with_the_reason():

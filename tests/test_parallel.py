@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, environment, run_main
 
-from isles_jax.training import parallel
+from isles_jax.models import SUMNet
+from isles_jax.training import networks, parallel
 
 # Rounding grows with every step. After 20, with the critics' rate of 1e-3, 4 of 365 arrays are apart by up to 2.3e-5:
 # Adam's first moments of three kernels of one critic, and a variance of 3.5 in its batch norm.
@@ -118,20 +119,75 @@ def test_a_platform_that_jax_cannot_use_is_one_line(monkeypatch, platform, probl
 
 @pytest.mark.parametrize(("count", "graphs"), [(1, True), (4, False)])
 def test_a_step_for_an_nvidia_gpu_is_compiled_with_options_of_its_own(monkeypatch, count, graphs):
-    assert parallel.compiler_options() == {}, "a CPU needs none"
+    assert parallel.step_options() == {}, "a CPU needs none"
     pretend_cuda(monkeypatch, count)
-    options = parallel.compiler_options()
+    options = parallel.step_options()
     assert options["xla_gpu_experimental_enable_conv_fusion"] is True
+    assert options["xla_gpu_exclude_nondeterministic_ops"] is True
     assert ("xla_gpu_enable_command_buffer" in options) == graphs
 
 
-def test_options_that_xla_does_not_know_are_named_and_left_out(monkeypatch, capsys):
+def test_the_forward_pass_for_an_nvidia_gpu_has_the_option_for_repeatable_results_alone(monkeypatch):
+    assert parallel.repeatable_options() == {}, "a CPU needs none"
     pretend_cuda(monkeypatch, 1)
-    monkeypatch.setattr(parallel, "CUDA_OPTIONS_OF_ONE_DEVICE", {"xla_gpu_no_such_option": True})
-    assert parallel.compiler_options() == {}
+    assert parallel.repeatable_options() == {"xla_gpu_exclude_nondeterministic_ops": True}
+
+
+def test_options_of_the_compiler_reach_the_forward_pass(monkeypatch):
+    segmenter, variables, images = small_network()
+    expected = networks.make_forward.__wrapped__(segmenter)(variables, images)
+    pretend_cuda(monkeypatch, 1)
+    np.testing.assert_array_equal(networks.make_forward.__wrapped__(segmenter)(variables, images), expected)
+    monkeypatch.setattr(parallel, "repeatable_options", lambda: {"xla_no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        networks.make_forward.__wrapped__(segmenter)(variables, images)
+
+
+def test_the_forward_pass_is_a_part_of_another_program_where_there_is_an_nvidia_gpu(monkeypatch):
+    segmenter, variables, images = small_network()
+    expected = networks.make_forward.__wrapped__(segmenter)(variables, images)
+    pretend_cuda(monkeypatch, 1)
+    with pytest.raises(ValueError, match="top-level"):
+        jax.jit(networks.make_forward.__wrapped__(segmenter))(variables, images)
+    np.testing.assert_array_equal(jax.jit(networks.forward_in(segmenter))(variables, images), expected)
+
+
+def small_network():
+    segmenter = SUMNet(residual=False, width=2, num_classes=2)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    return segmenter, segmenter.init(jax.random.key(0), images), images
+
+
+@pytest.mark.parametrize(
+    ("constant", "others"),
+    [("CUDA_OPTIONS_OF_ONE_DEVICE", parallel.REPEATABLE), ("REPEATABLE", parallel.CUDA_OPTIONS_OF_ONE_DEVICE)],
+)
+def test_options_that_xla_does_not_know_are_named_and_left_out_and_the_others_stay(
+    monkeypatch, capsys, constant, others
+):
+    pretend_cuda(monkeypatch, 1)
+    monkeypatch.setattr(parallel, constant, {"xla_gpu_no_such_option": True})
+    assert parallel.step_options() == others
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("note: this version of XLA refuses options")
+    assert line.startswith("note: this version of XLA refuses options that make ")
     assert "xla_gpu_no_such_option" in line
+
+
+def test_options_that_leave_no_program_for_a_convolution_are_left_out(monkeypatch, capsys):
+    compile_it = jax.stages.Lowered.compile
+
+    def compile_or_refuse(lowered, compiler_options):
+        both = {"xla_gpu_experimental_enable_conv_fusion", "xla_gpu_exclude_nondeterministic_ops"}
+        if both <= set(compiler_options) and "convolution" in lowered.as_text():
+            raise jax.errors.JaxRuntimeError("INTERNAL: Failed to get configs for: 1 out of 1 instructions.\nmore")
+        return compile_it(lowered, compiler_options)
+
+    pretend_cuda(monkeypatch, 1)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_or_refuse)
+    assert parallel.step_options() == parallel.CUDA_OPTIONS_OF_ONE_DEVICE
+    refused = "options that make results repeatable (INTERNAL: Failed to get configs for: 1 out of 1 instructions.)"
+    assert capsys.readouterr().out == f"note: this version of XLA refuses {refused}\n"
+    assert parallel.repeatable_options() == parallel.REPEATABLE
 
 
 def pretend_cuda(monkeypatch, count):
@@ -152,7 +208,7 @@ def test_options_of_the_compiler_reach_the_program_and_each_shape_is_compiled_on
     def step(state, data, indices):
         return state + indices.sum(), {"loss": data[0].sum() + indices}
 
-    monkeypatch.setattr(parallel, "compiler_options", lambda: {"xla_cpu_enable_fast_math": False})
+    monkeypatch.setattr(parallel, "step_options", lambda: {"xla_cpu_enable_fast_math": False})
     run = parallel.parallelize(step, kind)
     state, data = parallel.replicate(np.int32(0)), parallel.replicate((np.ones(3, np.float32),))
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -164,6 +220,6 @@ def test_options_of_the_compiler_reach_the_program_and_each_shape_is_compiled_on
         jax.monitoring.unregister_event_duration_listener(listen)
     assert int(state) == 4 * (2 + 2 + 1 + 2)
     assert len(compiled) == 2
-    monkeypatch.setattr(parallel, "compiler_options", lambda: {"xla_no_such_option": True})
+    monkeypatch.setattr(parallel, "step_options", lambda: {"xla_no_such_option": True})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         parallel.parallelize(step, kind)(state, data, np.ones((1, 2, 4), np.int32))

@@ -31,7 +31,7 @@ from isles_jax import main as training_command
 from isles_jax.runtime import files, overrides
 from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.training.networks import BATCH, make_forward
-from isles_jax.training.parallel import AXIS, CUDA_OPTIONS_OF_ONE_DEVICE
+from isles_jax.training.parallel import AXIS, CUDA_OPTIONS_OF_ONE_DEVICE, REPEATABLE, Options
 from isles_jax.training.state import init_state
 from isles_jax.training.step import make_step
 from isles_jax.training.task import Task
@@ -137,9 +137,7 @@ def epoch_steps(config: ml_collections.ConfigDict, slices: int) -> int:
     return math.ceil(slices * (config.folds - 1) / config.folds / config.train.batch_size)
 
 
-def describe(
-    lowered: Any, flops: float, chip: Chip, calls: int, devices: int, options: dict[str, bool | str] | None = None
-) -> dict[str, Any]:
+def describe(lowered: Any, flops: float, chip: Chip, calls: int, devices: int, options: Options) -> dict[str, Any]:
     """Compiles, and says what the compiler says.
 
     Args:
@@ -272,6 +270,8 @@ def examine(options: argparse.Namespace, config: ml_collections.ConfigDict) -> d
     report: dict[str, Any] = {"target": options.target, "devices": len(devices), "config": configs.flatten(config)}
     # Arithmetic is counted in the form for a CPU, which has no loop inside a step.
     cpu = jax.devices("cpu")[:1]
+    # Without a GPU, XLA finds no program for the convolutions of a step with REPEATABLE, too. On an H200 it did.
+    faster, repeatable = ({}, {}) if chip.clock else (CUDA_OPTIONS_OF_ONE_DEVICE, REPEATABLE)
     if not options.inference:
         calls = config.train.steps_per_call
         count = len(devices)
@@ -279,11 +279,10 @@ def examine(options: argparse.Namespace, config: ml_collections.ConfigDict) -> d
         share = config.copy_and_resolve_references()
         share.train.batch_size //= count
         flops = lower_step(share, cpu, options.slices, options.size).cost_analysis()["flops"]
-        options_there = None if chip.clock else CUDA_OPTIONS_OF_ONE_DEVICE
-        report["step"] = describe(lowered, flops, chip, calls, count, options_there)
+        report["step"] = describe(lowered, flops, chip, calls, count, faster)
         report["lower_bounds"] = bounds(config, options.slices, report["step"]["step_s"])
     flops = lower_inference(config, cpu, options.size).cost_analysis()["flops"]
-    report["inference"] = describe(lower_inference(config, devices, options.size), flops, chip, 1, 1)
+    report["inference"] = describe(lower_inference(config, devices, options.size), flops, chip, 1, 1, repeatable)
     return report
 
 

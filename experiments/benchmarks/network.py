@@ -105,7 +105,7 @@ def benchmark_step(options: argparse.Namespace, system: str = "bl5") -> dict[str
     batch = make_batch(options)
     makers: Makers = {}
     calls = {}
-    for keys in our_variants(system, options.further):
+    for keys in our_variants(system, options.fastest_alone):
         name = ", ".join(["ours", *(f"{key.split('.')[-1]}={value}" for key, value in keys.items())])
         makers[name] = partial(our_step, make_config(options, system, **keys), batch)
         calls[name] = keys.get("train.steps_per_call", 1)
@@ -122,17 +122,22 @@ def benchmark_adversarial(options: argparse.Namespace) -> dict[str, Any]:
     return benchmark_step(options, "proposed")
 
 
-def our_variants(system: str, further: bool) -> list[dict[str, Any]]:
+def benchmark_compiled(options: argparse.Namespace) -> dict[str, Any]:
+    """Times of the adversarial step in its fastest form beside PyTorch's compiled ones; nothing without PyTorch."""
+    return benchmark_step(options, "proposed") if options.pytorch else {}
+
+
+def our_variants(system: str, fastest_alone: bool) -> list[dict[str, Any]]:
     """The settings in which a step is timed. On an accelerator, each costs up to a minute of compilation.
 
     Args:
       system: "bl5" or "proposed". The types are compared with the cheaper one.
-      further: this is not the first batch size. Then the fastest form is timed alone.
+      fastest_alone: without the slower forms.
     """
     if not ACCELERATOR:
         return [{"dtype": "float32"}]
     single: dict[str, Any] = {"dtype": "bfloat16"}
     scanned = single | {"train.steps_per_call": 10}
-    if further:
+    if fastest_alone:
         return [scanned]
     return [single, scanned] if system == "proposed" else [{"dtype": "float32"}, single, scanned]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import nibabel as nib
 import numpy as np
 from etils import epath
 
@@ -29,7 +30,7 @@ from experiments.benchmarks.workload import (
     make_dataset,
     make_task,
 )
-from isles_jax.data.case import Case
+from isles_jax.data.case import Case, Dataset
 from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.prediction import inference
 from isles_jax.runtime.command import InputError
@@ -52,7 +53,7 @@ def benchmark_inference(options: argparse.Namespace) -> dict[str, Any]:
     """Times of a case from its images to its labels."""
     rng = np.random.default_rng(options.seed)
     images = rng.gamma(2.0, 3.0, (*options.shape, len(CHANNELS))).astype(np.float32)
-    case = Case("case", images, None, np.eye(4), None)
+    case = Case("case", images, None, np.eye(4), nib.Nifti1Image(images[..., 0], np.eye(4)).header)
 
     def ours(dtype: str) -> Callable[[], object]:
         task = make_task(make_config(options, "bl5", dtype=dtype))
@@ -82,9 +83,10 @@ def benchmark_fold(options: argparse.Namespace) -> dict[str, Any]:
         held_out = names[: len(names) // config.folds]
         plan = prepare(config, dataset)
         entry = time_loops(plan, held_out, options.steps // every * every, epath.Path(folder))
-        start = time.perf_counter()
-        inference.predict_fold(dataset, held_out, epath.Path(folder) / "whole")
-        entry["prediction_of_a_case_s"] = round((time.perf_counter() - start) / len(held_out), 2)
+        # The first prediction compiles what the second finds ready.
+        first, second = (_prediction_seconds(dataset, held_out, epath.Path(folder) / f) for f in ("unsaved", "whole"))
+        entry["first_prediction_s"] = round(first, 2)
+        entry["prediction_of_a_case_s"] = round(second / len(held_out), 2)
     entry[f"extrapolated_to_{SPES_CASES}_cases"] = _extrapolated(entry, plan)
     for variant in options.pytorch:
         entry[f"PyTorch, {variant}, steps_per_s"] = _pytorch_rate(variant, options, plan)
@@ -157,6 +159,13 @@ def _fold_seconds(plan: Plan, held_out: list[str], steps: int, every: int, direc
     shortened = dataclasses.replace(plan, task=dataclasses.replace(plan.task, config=config), steps=steps)
     start = time.perf_counter()
     train_fold(shortened, 0, held_out, directory)
+    return time.perf_counter() - start
+
+
+def _prediction_seconds(dataset: Dataset, held_out: list[str], directory: epath.Path) -> float:
+    """Seconds of the prediction of a fold's held-out cases."""
+    start = time.perf_counter()
+    inference.predict_fold(dataset, held_out, directory)
     return time.perf_counter() - start
 
 

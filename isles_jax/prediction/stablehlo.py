@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from isles_jax.prediction.inference import average
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
-from isles_jax.training.networks import make_forward
+from isles_jax.training.networks import forward_in
 from isles_jax.training.weights import Trained
 
 # The platforms on which an exported inference function runs.
@@ -31,7 +31,7 @@ def serialise(trained: Trained) -> bytes:
       InputError: flatbuffers is not installed.
     """
     task = trained.task
-    forward = make_forward(task.segmenter())
+    forward = forward_in(task.segmenter())
     mirror = task.mirror_axes(task.config.predict.flips)
 
     def isles_jax_inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from clu import parameter_overview
 from jax import Array
 
 from isles_jax.models import SUMNet, UNet, poolings_for
+from isles_jax.training import parallel
 
 # Slices in one call of the network during inference.
 BATCH = 8
@@ -37,10 +38,20 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"sumnet": _sumnet, "unet": _une
 def make_forward(segmenter: nn.Module) -> Callable[[Any, Array], Array]:
     """The compiled function (variables, images [B, H, W, M]) -> class probabilities, float32 [B, H, W, C].
 
-    It compiles once for each image size. Callers with the same network share the function and its compilations.
+    It compiles once for each image size. Callers with the same network share the function and its compilations. It
+    cannot be a part of another compiled function, because it has options of the compiler (`forward_in` can).
     """
+    return jax.jit(_probabilities(segmenter), compiler_options=parallel.repeatable_options())
+
+
+def forward_in(segmenter: nn.Module) -> Callable[[Any, Array], Array]:
+    """The function of `make_forward` as a part of another compiled function, which traces it once."""
+    return jax.jit(_probabilities(segmenter))
+
+
+def _probabilities(segmenter: nn.Module) -> Callable[[Any, Array], Array]:
     # `apply` is annotated to return a pair, too, which it does only with `mutable`.
-    return jax.jit(lambda variables, images: jax.nn.softmax(segmenter.apply(variables, images)))  # type: ignore[arg-type]
+    return lambda variables, images: jax.nn.softmax(segmenter.apply(variables, images))  # type: ignore[arg-type]
 
 
 def count_parameters(params: Any) -> int:

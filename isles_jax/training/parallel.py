@@ -13,17 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isles_jax.runtime.command import InputError
 
 AXIS = "data"
-# How XLA compiles a training step for an NVIDIA GPU. These are options of this program alone, and no flags of the
-# process. docs/gpu.md says what they gain. cuDNN compiles each convolution with what stands around it.
-CUDA_OPTIONS: dict[str, bool | str] = {"xla_gpu_experimental_enable_conv_fusion": True}
+Options = dict[str, bool | str]
+# How XLA compiles for an NVIDIA GPU. These are options of single programs, and no flags of the process. docs/gpu.md
+# says what they gain. This one is for every program that applies a network: no kernel adds in an order that changes.
+REPEATABLE: Options = {"xla_gpu_exclude_nondeterministic_ops": True}
+# These are for the training step. cuDNN compiles each convolution with what stands around it.
+CUDA_OPTIONS: Options = {"xla_gpu_experimental_enable_conv_fusion": True}
 # All steps of a call become one CUDA graph, whose independent parts run at the same time, as the critics are. We could
 # not try this with the messages between several devices.
-CUDA_OPTIONS_OF_ONE_DEVICE: dict[str, bool | str] = CUDA_OPTIONS | {
+CUDA_OPTIONS_OF_ONE_DEVICE: Options = CUDA_OPTIONS | {
     "xla_gpu_enable_command_buffer": (
         "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,DYNAMIC_SLICE_FUSION"
     ),
@@ -133,7 +137,7 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         # The inner jit lets several pmaps share the traced step. A jit around pmap fails with several processes.
         axes = (None, None, 0)
         mapped = jax.pmap(jax.jit(step), axis_name=AXIS, in_axes=axes, out_axes=None, donate_argnums=(0,))
-        options = compiler_options()
+        options = step_options()
         if options:
             mapped = _with_options(mapped, options)
         count = jax.local_device_count()
@@ -150,7 +154,7 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
         out_specs=whole,
         check_vma=False,
     )
-    compiled = jax.jit(on_devices, donate_argnums=(0,), compiler_options=compiler_options())
+    compiled = jax.jit(on_devices, donate_argnums=(0,), compiler_options=step_options())
     sharding = NamedSharding(mesh(), split)
 
     def call(state: Any, data: Any, indices: np.ndarray | jax.Array) -> Any:
@@ -162,20 +166,33 @@ def parallelize(step: Callable[..., Any], kind: str = "pmap") -> Callable[..., A
     return call
 
 
-def compiler_options() -> dict[str, bool | str]:
+def step_options() -> Options:
     """The options with which XLA compiles a training step for the devices at hand."""
+    faster = CUDA_OPTIONS_OF_ONE_DEVICE if jax.device_count() == 1 else CUDA_OPTIONS
+    return repeatable_options(_accepted({}, faster, "make a step faster"))
+
+
+def repeatable_options(others: Options | None = None) -> Options:
+    """Adds to other options what makes the numbers of a program repeatable on the devices at hand."""
+    return _accepted(others or {}, REPEATABLE, "make results repeatable")
+
+
+def _accepted(options: Options, more: Options, gain: str) -> Options:
+    """Adds more options to others on NVIDIA GPUs; where XLA refuses them, a note says so and they are left out."""
     if "cuda" not in jax.devices()[0].client.platform_version:
-        return {}
-    options = CUDA_OPTIONS_OF_ONE_DEVICE if jax.device_count() == 1 else CUDA_OPTIONS
+        return options
+    # XLA may know options, and yet find no program for a convolution with all of them.
+    images, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8, 32, 32), (8, 8, 3, 3)))
+    trial = jax.jit(lambda images, kernel: lax.conv(images, kernel, (1, 1), "SAME"))
     try:
-        jax.jit(lambda: jnp.zeros(())).lower().compile(compiler_options=options)
+        trial.lower(images, kernel).compile(compiler_options=options | more)
     except jax.errors.JaxRuntimeError as error:
-        print(f"note: this version of XLA refuses options that make a step faster ({str(error).splitlines()[0]})")
-        return {}
-    return options
+        print(f"note: this version of XLA refuses options that {gain} ({str(error).splitlines()[0]})")
+        return options
+    return options | more
 
 
-def _with_options(mapped: Any, options: dict[str, bool | str]) -> Callable[..., Any]:
+def _with_options(mapped: Any, options: Options) -> Callable[..., Any]:
     """A pmapped function, compiled with options, which `pmap` does not take itself."""
     programs: dict[Any, Callable[..., Any]] = {}
 
