@@ -154,7 +154,7 @@ def check_names(where: Path | str, cases: Sequence[str], classes: Sequence[str] 
                     f"{where}: found a {kind} with the name {name!r}, expected 1 to {_LONGEST_NAME} bytes of printable "
                     "characters"
                 )
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise InputError(f"{where}: found the {kind} {twice[0]!r} twice, expected each name once")
     reserved = sorted({WHOLE_LESION, ALL_CLASSES} & set(classes))

@@ -27,7 +27,7 @@ def brain_notes(cases: Sequence[Case]) -> tuple[str, ...]:
     found = f"{first.brain.sum() * first.voxel_ml:.0f} ml, {100 * first.brain.mean():.0f}% of the image"
     return (
         f"{len(odd)} of {len(cases)} cases, such as {first.name}, have a brain of {found}; expected at most "
-        f"{LARGEST_BRAIN_ML} ml with background around it: is it skull-stripped?",
+        f"{LARGEST_BRAIN_ML} ml with background around it; HD-BET and SynthStrip remove the skull",
     )
 
 
