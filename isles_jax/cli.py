@@ -15,6 +15,7 @@ COMMANDS = {
     "export": ("export", "write the networks of a run as safetensors or StableHLO"),
     "phantom": ("phantom", "write a digital phantom data set"),
     "convert": ("convert", "write a data set in the raw layout of nnU-Net"),
+    "check": ("check", "read a data set as training would, and say what it is"),
 }
 
 

@@ -159,7 +159,8 @@ def test_each_command_explains_its_flags_without_loading_a_library(name):
 def test_a_mistake_in_the_flags_of_each_command_is_one_line(name):
     # argparse complains of a missing flag before it complains of an unknown one.
     values = {"predict": ["--workdir=w", "--input=i"], "evaluate": ["--predictions=p", "--labels=l"],
-              "report": ["run"], "export": ["--workdir=w"], "convert": ["--input=i"]}.get(name, [])  # fmt: skip
+              "report": ["run"], "export": ["--workdir=w"], "convert": ["--input=i"],
+              "check": ["data"]}.get(name, [])  # fmt: skip
     output = [] if name == "train" else ["--output=o.safetensors"]
     done = isles_jax(name, *values, *output, "--nonsense=1")
     assert (done.returncode, done.stdout) == (2, "[]\n")
@@ -178,7 +179,7 @@ def test_a_missing_flag_of_a_command_is_named(name):
 def test_an_unknown_command_is_one_line():
     done = isles_jax("segment", "--output=o")
     assert (done.returncode, done.stdout) == (2, "[]\n")
-    expected = "train, predict, evaluate, report, export, phantom, convert"
+    expected = "train, predict, evaluate, report, export, phantom, convert, check"
     assert done.stderr == f"error: isles-jax segment: found no such command, expected one of {expected}\n"
 
 

@@ -112,6 +112,8 @@ def test_links_that_lead_to_themselves_are_one_line(phantom_root, untrained_run,
     loop.symlink_to("loop")
     page = tmp_path / "loop.html"
     page.symlink_to("loop.html")
+    table = tmp_path / "loop.csv"
+    table.symlink_to("loop.csv")
     run = untrained_run[0]
     masks = tmp_path / "masks"
     save_volume(masks / "a.nii", volumes()["OT"])
@@ -126,6 +128,9 @@ def test_links_that_lead_to_themselves_are_one_line(phantom_root, untrained_run,
         ["phantom", f"--output={loop / 'x'}", "--cases=1", "--shape=16x16x4"],
         ["convert", f"--input={phantom_root}", f"--output={loop}"],
         ["convert", f"--input={loop}", f"--output={tmp_path / 'new'}"],
+        ["check", str(loop)],
+        ["check", str(phantom_root), "--images", "DWI={case}/*DWI*/*", f"--output={loop / 'x.csv'}"],
+        ["check", str(phantom_root), "--images", "DWI={case}/*DWI*/*", f"--output={table}"],
         ["evaluate", f"--predictions={loop}", f"--labels={loop}"],
         ["evaluate", f"--predictions={masks}", f"--labels={masks}", f"--output={loop}"],
         ["report", str(loop), f"--output={tmp_path / 'new'}"],
@@ -137,6 +142,6 @@ def test_links_that_lead_to_themselves_are_one_line(phantom_root, untrained_run,
         message = problem_of(caught.value)
         assert "loop" in message
         assert "\n" not in message
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "loop.html", "masks"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "loop.csv", "loop.html", "masks"]
         assert loop.is_symlink()
         assert page.is_symlink()

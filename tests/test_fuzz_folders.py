@@ -18,7 +18,7 @@ import pytest
 from helpers import ROOT, checksums, random_case, result_of, save_case, spes_folder, tiny_config
 from isles_folder import LAYOUTS
 
-from isles_jax import convert, evaluate, export, phantom, predict, report
+from isles_jax import check, convert, evaluate, export, phantom, predict, report
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.data.folder import list_folder, why_unread
@@ -157,6 +157,13 @@ def commands(phantom_root, finished_workdirs, untrained_run, tmp_path_factory, m
     save_case(folder / "a", random_case((32, 32, 2)))
     run = str(finished_workdirs["bl1"])
     given = f"--input={phantom_root}"
+    table = [
+        str(phantom_root),
+        "--images",
+        "DWI={case}/*DWI*/*",
+        "--label={case}/*OT*/*",
+        "--classes=penumbra=1,core=2",
+    ]
     scoring = [f"--predictions={folder / 'predictions'}", f"--labels={phantom_root}"]
     new = [f"--workdir={untrained_run[0]}", f"--input={folder / 'a'}", "--folds=0", "--probabilities"]
     of_case = ("a.nii.gz", "a.json", "a.html", "summary.csv", "probabilities/a.nii.gz", ".predicted")
@@ -179,6 +186,10 @@ def commands(phantom_root, finished_workdirs, untrained_run, tmp_path_factory, m
         "convert": (
             lambda out: convert.main([given, f"--output={out / 'set'}"]),
             ("set", "set/dataset.json", "set/imagesTr", "set/imagesTr/01_0000.nii.gz"),
+        ),
+        "check": (
+            lambda out: check.main([*table, f"--output={out / 'x.csv'}"]),
+            ("x.csv",),
         ),
         "train": (lambda out: cross_validate(settings, out), of_run),
         "train on the phantom": (lambda out: cross_validate(on_phantom, out), ("phantom", "phantom/mine")),

@@ -87,7 +87,7 @@ def test_signals_are_handled_while_a_command_is_imported(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     script = tmp_path / "isles-jax"
     script.write_text("from isles_jax.cli import run\nrun()\n")
-    names = ("main", "predict", "evaluate", "report", "export", "phantom", "convert")
+    names = ("main", "predict", "evaluate", "report", "export", "phantom", "convert", "check")
     for command in (*(["-m", f"isles_jax.{name}"] for name in names), [str(script), "convert"]):
         run = [sys.executable, *command, "--help"]
         done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)

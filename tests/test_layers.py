@@ -13,7 +13,8 @@ ORDER = (
     "runtime.processes", "config",
     "data.case", "data.adc", "data.orientation", "data.profile", "data.folder", "data.resample", "data.nifti",
     "data.checks", "data.folds", "data.grid", "data.slices", "data.table", "data.isles", "data.isles2022",
-    "data.nnunet", "data.layouts",
+    "data.nnunet", "data.patterns", "data.templates", "data.proposal", "data.build", "data.layouts",
+    "data.oddities", "data.survey",
     "phantoms.perfusion", "phantoms.tissue", "phantoms.scans", "phantoms.isles2022", "phantoms.phantom",
     "training.parallel", "training.networks", "training.task", "training.optimizers", "training.augment",
     "training.state", "training.critics", "training.step", "training.failed_save", "training.checkpoint",
@@ -27,14 +28,14 @@ ORDER = (
     "pages.score_sections", "pages.case_sections", "pages.case_table", "pages.run_sections", "pages.page",
     "pages.patient_page",
     "new_cases", "cross_validation",
-    "main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli",
+    "main", "predict", "evaluate", "report", "export", "phantom", "convert", "check", "cli",
 )  # fmt: skip
-COMMANDS = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "cli"}
+COMMANDS = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "check", "cli"}
 # Rooms in the order in which data flow; the modules on the public top floor stand between them.
 ROOMS = ("runtime", "data", "phantoms", "training", "scoring", "prediction", "pages")
 REUSABLE = {"losses", "metrics", "conv", "norm", "models"}
 # Commands import the library only once the flags are read, so that --help is quick.
-HIDDEN = {"main", "predict", "evaluate", "report", "export", "phantom", "convert"}
+HIDDEN = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "check"}
 
 
 def module_name(path):

@@ -90,6 +90,13 @@ def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
     return any(all(_named(files, name) for name in names) for files in every for names in sets)
 
 
+def fits(root: Path, channels: tuple[str, ...]) -> bool:
+    """Whether a folder in `root` has one file for each channel; without channels, for each of a challenge."""
+    sets = [channels] if channels else [layout.channels for layout in LAYOUTS]
+    every = map(_nifti_files, case_folders(root))
+    return any(all(len(_named(files, name)) == 1 for name in names) for files in every for names in sets)
+
+
 def case_folders(root: Path) -> list[Path]:
     """The folders in `root`, or in its folder TRAINING."""
     return [path for path in list_folder(_cases_in(root)) if path.is_dir()]

@@ -60,6 +60,20 @@ def load(
     return _with_notes(table.apply(dataset), labels=True)
 
 
+def is_known(root: epath.PathLike, channels: tuple[str, ...] = ()) -> bool:
+    """Whether at least one case of a data set lies as in a layout that `load` reads. A bucket is not looked into.
+
+    Args:
+      root: as for `load`.
+      channels: as for `load`.
+    """
+    if files.is_bucket(root) or table.is_table(root):
+        return True
+    path = Path(root)
+    of_2022 = isles2022.fits(path) and isles2022.holds_case(path, channels or isles2022.CHANNELS)
+    return (path / "dataset.json").is_file() or of_2022 or isles.fits(path, channels)
+
+
 def load_images(path: epath.PathLike, channels: tuple[str, ...], how: Reading = AS_USUAL) -> Dataset:
     """Reads cases without labels, for prediction.
 

@@ -1,0 +1,105 @@
+"""Writes the table of a folder with any names, by patterns; proposes the patterns of a folder."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from isles_jax.data import patterns, proposal, table
+from isles_jax.runtime import files
+from isles_jax.runtime.command import InputError
+
+
+def write(
+    root: Path, output: Path, images: Sequence[str], label: str = "", classes: str = "", *, overwrite: bool = False
+) -> list[str]:
+    """Writes the table of a folder.
+
+    Args:
+      root: the folder.
+      output: the table, a name that ends in .csv, inside of the folder or outside.
+      images: CHANNEL=PATTERN for each channel; see `patterns`.
+      label: the pattern of the label volumes; "" for none.
+      classes: NAME=INTEGER with commas between them; "" for one class.
+      overwrite: replace a table that this function has written, and that differs.
+
+    Returns:
+      Lines for the user: what was written, and notes.
+
+    Raises:
+      InputError: a pattern is wrong, or files do not fit the patterns; `output` is another file, or another table.
+    """
+    if output.suffix.lower() != ".csv":
+        raise InputError(f"{output}: expected a name for the table that ends in .csv")
+    by_name = patterns.parse(images)
+    named = _classes(classes)
+    files.check_folder(root)
+    rows, notes = patterns.match(root, by_name, label)
+    # A link is followed before "..", so that the way leads from the folder in which the table really lies.
+    way = os.path.relpath(os.path.realpath(root), os.path.realpath(output.parent))
+    placed = [
+        row._replace(files={name: Path(way, path).as_posix() for name, path in row.files.items()}) for row in rows
+    ]
+    content = patterns.table_text(placed, tuple(by_name), named)
+    files.refuse_foreign(output, lambda there: _is_ours(output, there), "a table of cases")
+    same = output.is_file() and output.read_bytes() == content.encode()
+    if files.is_there(output) and not (same or overwrite):
+        raise InputError(f"{output}: holds another table than these patterns give; --overwrite replaces it")
+    if not same:
+        files.write_atomic(output, content)
+    done = "holds this table already" if same else "written"
+    return [f"{output}: {done}, {len(rows)} cases", *(f"note: {note}" for note in notes)]
+
+
+def _classes(text: str) -> dict[str, int]:
+    """The classes of --classes; an InputError if they are none."""
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    named = {name.strip(): value.strip() for name, _, value in pairs}
+    valid = all(name and value.isdecimal() and 1 <= int(value) <= 255 for name, value in named.items())
+    if not valid or len(named) < len(pairs) or len(set(named.values())) < len(named):
+        raise InputError(
+            f"--classes={text}: expected names with different integers from 1 to 255, such as penumbra=1,core=2"
+        )
+    return {name: int(value) for name, value in sorted(named.items(), key=lambda item: int(item[1]))}
+
+
+def _is_ours(path: Path, content: bytes) -> bool:
+    """Whether a table is, byte by byte, as `write` writes it: nobody has added a column or a comment to it."""
+    try:
+        there = table.parse(path)
+    except InputError:
+        return False
+    columns = (*there.channels, table.LABEL)
+    rows = [
+        patterns.Row(
+            row.case,
+            row.cells.get("patient", ""),
+            row.cells.get("site", ""),
+            {column: row.cells[column] for column in columns if row.cells.get(column)},
+        )
+        for row in there.rows
+    ]
+    return bool(there.channels) and patterns.table_text(rows, there.channels, there.classes).encode() == content
+
+
+def proposed(root: Path, *, with_label: bool = False) -> list[str]:
+    """Lines with the patterns that the files of a folder seem to have, and the command that writes their table.
+
+    Args:
+      root: the folder.
+      with_label: only if a pattern of labels is found.
+
+    Returns:
+      No lines if no patterns are found.
+    """
+    found = proposal.propose(root)
+    if found is None or (with_label and not found.label):
+        return []
+    columns = {**found.images, **({table.LABEL: found.label} if found.label else {})}
+    width = max(map(len, columns))
+    return [
+        f"The files of {root} seem to be these, for each case:",
+        *(f"  {name:{width}}  {pattern}" for name, pattern in columns.items()),
+        *(f"doubt: {doubt}" for doubt in found.doubts),
+        "If so, this command writes a table of them:",
+        proposal.command(root, found),
+    ]
