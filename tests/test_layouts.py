@@ -26,7 +26,7 @@ from isles_folder import (
 
 from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import isles, layouts, orientation
+from isles_jax.data import layouts, orientation
 from isles_jax.data.grid import Target
 from isles_jax.prediction.inference import predict_case
 from isles_jax.runtime.command import InputError
@@ -404,13 +404,13 @@ BAD = {
     "2022: coloured voxels": (
         changed(DWI, lambda p: save_volume(p, np.zeros(SHAPE, COLOURED))), "dwi.nii.gz: holds "),
     "2022: subject folders below another": (
-        lambda r: isles_2022(r / "ISLES-2022"), "holds no NIfTI file; expected one of: dataset.json"),
+        lambda r: isles_2022(r / "ISLES-2022"), "expected the folder of a data set, such as .*/ISLES-2022$"),
     "2022: channels that it lacks": (isles_2022, "no sub-strokecase0001_ses-0001_pwi.nii", ("DWI", "PWI")),
     "2022: FLAIR, which lies on another grid": (isles_2022, "FLAIR.nii.gz: shape 20x20x3", ("DWI", "FLAIR")),
     "SISS: no T1 in a case": (
         changed("case_2/VSD.Brain.XX.O.MR_T1.201/VSD.Brain.XX.O.MR_T1.201.nii", removed, siss), "case_2: no T1.nii"),
     "SISS: no T1 in any case": (
-        lambda r: (siss(r), [p.unlink() for p in r.rglob("*T1*.nii")]), "case_1 holds .*expected one of: .*T1, T2"),
+        lambda r: (siss(r), [p.unlink() for p in r.rglob("*T1*.nii")]), "case_1 holds .*: isles-jax check "),
     "SISS: FLAIR twice": (
         changed("case_2/VSD.Brain.XX.O.MR_FLAIR.200/VSD.Brain.XX.O.MR_Flair.200.nii", copied("FLAIR.nii"), siss),
         "case_2: 2 files for FLAIR"),
@@ -423,9 +423,9 @@ BAD = {
     "2017: an empty file": (changed(MTT, emptied, lambda r: case_folders(r, ISLES_2017)), "MTT.*not a readable NIfTI"),
     "2018: no MTT in a case": (changed(CT, removed, isles_2018), "case_2: no MTT.nii"),
     "2018: MTT on another grid": (changed(CT, moved, isles_2018), "MTT.*its affine lies 2 mm away"),
-    "2018: an empty TRAINING": (lambda r: (r / "TRAINING").mkdir(), "TRAINING: holds no case folder; expected one of"),
-    "2018: a folder above": (lambda r: isles_2018(r / "ISLES2018"), "ISLES2018 holds no NIfTI file; expected one of"),
-    "folders of something else": (lambda r: save_volume(r / "a" / "CT.nii", ONES), "a holds CT.nii; expected"),
+    "2018: an empty TRAINING": (lambda r: (r / "TRAINING").mkdir(), "TRAINING: holds no case folder; expected a lay"),
+    "2018: a folder above": (lambda r: isles_2018(r / "ISLES2018"), "the folder of a data set, such as .*/ISLES2018$"),
+    "folders of something else": (lambda r: save_volume(r / "a" / "CT.nii", ONES), "a holds CT.nii, .*isles-jax ch"),
     "nnU-Net: channels that it lacks": (nnunet, "dataset.json: has the channels DWI, ADC; expected T2", ("T2",)),
     "cases.csv: no columns": (table(""), "cases.csv: is empty; expected a header"),
     "cases.csv: case alone": (table("case\na\n"), "cases.csv: has the columns case; expected case, and"),
@@ -460,12 +460,30 @@ def test_there_are_at_least_forty():
     assert len(BAD) >= 40
 
 
-def test_a_folder_that_fits_nothing_lists_what_was_looked_for(tmp_path):
-    (tmp_path / "a").mkdir()
+def test_a_folder_that_fits_nothing_ends_with_the_command_that_makes_a_table_of_it(tmp_path):
+    """What is sure is proposed at once; what is not is left to the check."""
+    for case in ("p1", "p2", "p3"):
+        for word, volume in images(("dwi", "adc"), 1).items():
+            name = "mask" if word == "OT" else word
+            save_volume(tmp_path / case / f"{name}.nii.gz", volume if name != "mask" else few(volume))
     with pytest.raises(InputError) as caught:
         layouts.load(tmp_path)
-    for words in ("dataset.json", "sub-*", *(layout.name for layout in isles.LAYOUTS)):
-        assert words in str(caught.value)
+    first, command = str(caught.value).splitlines()
+    assert first.endswith("expected a layout of docs/data.md, or a table of its files, which this command makes:")
+    assert "'DWI={case}/dwi.nii.gz'" in command
+    assert command.startswith(f"isles-jax check {tmp_path} --images ")
+    assert command.endswith(f"--label '{{case}}/mask.nii.gz' --output {tmp_path}/cases.csv")
+    for case in ("p1", "p2", "p3"):
+        save_volume(tmp_path / case / "roi.nii.gz", few(images((), 1)["OT"]))
+    with pytest.raises(InputError, match=r"for which this command makes a proposal: isles-jax check [^ ]*$"):
+        layouts.load(tmp_path)
+
+
+def few(labels):
+    """Labels with one voxel of lesion, too few to be a brain."""
+    made = np.zeros_like(labels)
+    made[tuple(np.argwhere(labels)[0])] = 1
+    return made
 
 
 def test_sites_come_from_the_table(tmp_path):

@@ -42,8 +42,10 @@ LAYOUTS = (
     Layout("ISLES-2016 or 2017", ("ADC", "MTT", "rCBF", "rCBV", "Tmax", "TTP")),
     Layout("ISLES-2018", ("CBF", "CBV", "MTT", "Tmax")),
 )
-_CASES = (f"<case>/ with {', '.join(layout.channels)} ({layout.name})" for layout in LAYOUTS)
-LOOKED_FOR = "; ".join(["dataset.json (nnU-Net)", "sub-*/**/*_dwi.nii.gz or *_dwi.nii.gz (ISLES-2022)", *_CASES])
+
+
+class UnknownLayoutError(InputError):
+    """The files of a folder are not named as in any challenge."""
 
 
 def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int, how: Reading = AS_USUAL) -> Dataset:
@@ -57,7 +59,8 @@ def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int
       how: the images are read; ADC is always brought to one unit.
 
     Raises:
-      InputError: the folder fits no challenge; some cases are bad, one line for each.
+      UnknownLayoutError: the folder fits no challenge.
+      InputError: some cases are bad, one line for each.
     """
     folders = _with_images(root)
     layout = _recognise(root, folders)
@@ -103,23 +106,24 @@ def case_folders(root: Path) -> list[Path]:
 
 
 def _with_images(root: Path) -> list[Path]:
-    """The case folders with an image in them; an InputError if there is none."""
+    """The case folders with an image in them; an UnknownLayoutError if there is none."""
     folders = [path for path in case_folders(root) if holds_images(path)]
     if not folders:
-        raise InputError(f"{_cases_in(root)}: holds no case folder; expected one of: {LOOKED_FOR}{hint(root)}")
+        raise UnknownLayoutError(f"{_cases_in(root)}: holds no case folder{hint(root)}")
     return folders
 
 
 def _recognise(root: Path, folders: list[Path]) -> Layout:
-    """The challenge of which some case folder has all sequences; an InputError if there is none."""
+    """The challenge of which some case folder has all sequences; an UnknownLayoutError if there is none."""
     files = {folder: _nifti_files(folder) for folder in folders}
     for layout in LAYOUTS:
         for found in files.values():
             if all(_named(found, channel) for channel in layout.channels):
                 return layout
     folder, found = max(files.items(), key=lambda item: len(item[1]))
-    names = ", ".join(path.name for path in found) or "no NIfTI file"
-    raise InputError(f"{root}: {folder.name} holds {names}; expected one of: {LOOKED_FOR}{hint(folder)}")
+    names = ", ".join(path.name for path in found[:4]) or "no NIfTI file"
+    names += f" and {len(found) - 4} more" if len(found) > 4 else ""
+    raise UnknownLayoutError(f"{root}: {folder.name} holds {names}, not all sequences of a challenge{hint(folder)}")
 
 
 def _read_images(folder: Path, channels: tuple[str, ...], how: Reading) -> Case:

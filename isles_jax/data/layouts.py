@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from isles_jax.data import adc, folder, isles, isles2022, nnunet, orientation, table
+from isles_jax.data import adc, folder, isles, isles2022, nnunet, orientation, proposal, table
 from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.checks import brain_notes, verify_labels
 from isles_jax.data.nifti import AS_USUAL, Reading
@@ -55,9 +55,31 @@ def load(
     elif _is_named_like_2022(root, channels):
         dataset = isles2022.read(root, channels or isles2022.CHANNELS, how)
     else:
-        dataset = isles.read(root, channels, penumbra=penumbra, core=core, how=how)
+        dataset = _read_challenge(root, channels, penumbra, core, how)
     verify_labels(dataset)
     return _with_notes(table.apply(dataset), labels=True)
+
+
+def _read_challenge(root: Path, channels: tuple[str, ...], penumbra: int, core: int, how: Reading) -> Dataset:
+    """As `isles.read`; for a folder of no challenge, the InputError says what could be read instead."""
+    try:
+        return isles.read(root, channels, penumbra=penumbra, core=core, how=how)
+    except isles.UnknownLayoutError as error:
+        raise InputError(f"{error}; {_instead(root, channels)}") from error
+
+
+def _instead(root: Path, channels: tuple[str, ...]) -> str:
+    """What could be read instead of a folder that fits no layout: a folder in it, or a table of its files."""
+    below = next((path for path in folder.list_folder(root) if path.is_dir() and is_known(path, channels)), None)
+    if below:
+        return f"expected the folder of a data set, such as {below}"
+    wanted = "expected a layout of docs/data.md, or a table of its files"
+    found = proposal.propose(root)
+    if found is None:
+        return f'{wanted}: isles-jax check {root} --images "DWI={{case}}/dwi.nii.gz" --output {root / table.NAME}'
+    if found.doubts:
+        return f"{wanted}, for which this command makes a proposal: isles-jax check {root}"
+    return f"{wanted}, which this command makes:\n{proposal.command(root, found)}"
 
 
 def is_known(root: epath.PathLike, channels: tuple[str, ...] = ()) -> bool:
