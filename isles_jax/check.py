@@ -33,6 +33,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")
     grids = "bring sequences on other grids to that of the first one, by the headers"
     parser.add_argument("--resample", action="store_true", help=grids)
+    missing = "what a table's empty cell is: a mistake (refuse, the default), or a channel of zeros (zero)"
+    parser.add_argument("--missing", choices=("refuse", "zero"), default="refuse", help=missing)
     table = parser.add_argument_group("to write a table of a folder with any names")
     images = (
         "where the images of each channel are below the folder, with {case}, {patient}, {session}, {site}, * and **"
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     channels = tuple(options.channels.split(",")) if options.channels else ()
     if not layouts.is_known(data, channels) and _print(build.proposed(Path(data))):
         raise InputError(f"{data}: fits no known layout; expected one, or the table that the command above writes")
-    how = Reading(resample=options.resample)
+    how = Reading(resample=options.resample, missing=options.missing == "zero")
     dataset = layouts.load(data, channels, penumbra=options.penumbra, core=options.core, how=how)
     _print(survey.survey(dataset))
     if dataset.layout != table.LAYOUT and all(case.labels is None for case in dataset.cases):
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data.labels.penumbra": options.penumbra,
         "data.labels.core": options.core,
         "data.resample": options.resample,
+        "data.missing": options.missing,
     }
     _print(["", "To train on it:", survey.training_command(dataset, data, settings)])
 

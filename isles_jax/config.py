@@ -106,7 +106,8 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     optimizer.warmup = 0.05
 
     config.train = train = ml_collections.ConfigDict()
-    # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones.
+    # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones. Its
+    # channels may be others: those that both have are matched by name.
     train.init = ""
     # SHA-256 of these weights. The run writes it here, and checks a value that you give.
     train.init_sha256 = ""
@@ -168,6 +169,9 @@ def data_section() -> ml_collections.ConfigDict:
     data.resample = False
     # Type in which the normalised slices are kept in memory: "float32", or "float16" in half of it.
     data.dtype = "float32"
+    # What to do with a case that lacks a channel: "refuse" it, or take "zero", the channel's mean, in its place. With
+    # "zero", training leaves out channels at random, so that the network can do without one.
+    data.missing = "refuse"
     data.labels = ml_collections.ConfigDict()
     # The integer that marks penumbra in a SPES label volume; the images must agree with it.
     data.labels.penumbra = 1
@@ -217,6 +221,7 @@ _SUPERVISED = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.dtype": ("float32", "float16"),
+    "data.missing": ("refuse", "zero"),
     "data.phantom.layout": ("spes", "isles2022"),
     "model.network": ("sumnet", "unet"),
     "model.batch_norm": ("encoder", "all", "none"),

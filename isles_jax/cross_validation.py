@@ -276,7 +276,8 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
     """Scores all held-out predictions, and the clinical rule on the same cases if it applies; writes the report."""
     channels = dataset.channels
     classes = dataset.classes
-    rule_applies = {"Tmax", "DWI"} <= set(channels) and {"penumbra", "core"} <= set(classes)
+    everywhere = set(channels).difference(*(case.absent for case in dataset.cases))
+    rule_applies = {"Tmax", "DWI"} <= everywhere and {"penumbra", "core"} <= set(classes)
 
     def score(fold: int, case: Case, predicted: np.ndarray) -> list[scores.Row]:
         assert case.labels is not None

@@ -199,7 +199,7 @@ class _NewCases:
         warnings += warning.of_prediction(labels, case, agree, folds_ml, expected)
         found = numbers.of_case(case, task.channels, labels, classes, agree, defuse3=self.options.defuse3)
         found += numbers.of_command(self.settings, warnings)
-        left_out = tuple(warning.notes(expected))
+        left_out = (*warning.notes(expected), *warning.of_absent(case))
         return Prediction(case, task, labels, of_folds, classes, tuple(found), tuple(warnings), left_out, self.origin)
 
 

@@ -161,3 +161,19 @@ def test_large_rotations_are_always_interpolated_directly(form, monkeypatch):
     if form == "tpu":
         with pytest.raises(TypeError, match="not callable"):
             augment(keys, images, labels, rotation_degrees=10.0)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("left_out", [0.0, 0.25, 0.9, 1.0])
+def test_each_slice_keeps_one_of_its_channels(left_out):
+    there = np.tile([[True, True, True], [True, False, True], [False, True, False]], (1000, 1))
+    keys = jax.random.split(jax.random.key(0), len(there))
+    kept = np.asarray(module.keep_channels(keys, there, left_out))
+    assert not (kept & ~there).any()
+    assert kept.any(axis=-1).all()
+    for have, rows in ((3, kept[::3]), (2, kept[1::3][:, [0, 2]])):
+        # A channel is lost unless its draw is high, or the highest of those that are there.
+        expected = 1 - left_out + left_out**have / have
+        np.testing.assert_allclose(rows.mean(axis=0), expected, atol=4 * np.sqrt(0.25 / 1000))
+    # A slice without any channel stays as it is.
+    assert np.asarray(module.keep_channels(keys[:1], np.zeros((1, 3), bool))).all()

@@ -246,6 +246,25 @@ def test_resampling_is_part_of_the_command(tmp_path, capsys):
     assert len(trained_on(lines[-1]).cases) == 4
 
 
+def test_an_empty_cell_is_a_channel_of_zeros_on_request(tmp_path, capsys):
+    root = own_folder(tmp_path / "data")
+    (root / "p3" / "tmax.nii").unlink()
+    output = root / "cases.csv"
+    with pytest.raises(InputError, match=r"p3 has no perf"):
+        check.main([str(root), *IMAGES, *LABEL, "--output", str(output)])
+    capsys.readouterr()
+    lines = run(capsys, output, "--missing=zero")
+    assert shlex.split(lines[-1])[2:] == [f"--config.data.root={output}", "--config.data.missing=zero"]
+    assert {case.name: case.absent for case in trained_on(lines[-1]).cases if case.absent} == {"p3": ("perf",)}
+    # The channel that is not there has no percentiles, and is not odd.
+    there = [np.percentile(v["Tmax"][v["DWI"] > 0], 50) for v in map(volumes, [(9, 8, 5)] * 4, (0, 1, 3))]
+    [row] = [line for line in lines if line.startswith("perf, 50th percentile")]
+    assert [float(word) for word in row.split()[3:]] == pytest.approx(
+        [min(there), np.median(there), max(there)], rel=1e-3
+    )
+    assert not [line for line in lines if line.startswith("odd") and "perf" in line]
+
+
 def test_bad_cases_are_the_lines_of_training(tmp_path):
     root = spes_folder(tmp_path / "data", cases=("a", "b", "c"), DWI=None)
     with pytest.raises(InputError) as training:

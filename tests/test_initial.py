@@ -3,14 +3,16 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from helpers import leaves, spes_folder, task_of, tiny_config
+from flax.traverse_util import flatten_dict
+from helpers import CHANNELS, leaves, spes_folder, task_of, tiny_config
 
 from isles_jax import config
 from isles_jax.cross_validation import cross_validate
 from isles_jax.runtime.command import InputError
-from isles_jax.training import checkpoint, initial, weights
+from isles_jax.training import checkpoint, initial, parallel, weights
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
@@ -24,8 +26,9 @@ def network(untrained_run):
     return init_state(task_of(made, CLASSES), 10, 0).segmenter
 
 
-def start(network, path, fold=0, classes=CLASSES):
-    return initial.start(network, path, initial.digest(path), fold, classes)
+def start(network, path, fold=0, task=None):
+    """The network with the weights of a run; by default, its task is that of the run."""
+    return initial.start(network, path, initial.digest(path), fold, task or weights.load(path).task)
 
 
 def same(one, other):
@@ -60,13 +63,14 @@ def test_a_file_gives_what_its_run_gives(untrained_run, network, tmp_path):
     before = initial.digest(path)
     weights.save(path, weights.load(untrained_run[0], (0,)))
     with pytest.raises(InputError, match="are not those of SHA-256"):
-        initial.start(network, path, before, 0, CLASSES)
+        initial.start(network, path, before, 0, untrained_run[1])
 
 
 def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
     run, task, variables = untrained_run
-    network = init_state(task_of(task.config, ("lesion",)), 10, 0).segmenter
-    started = leaves(start(network, run, 0, ("lesion",)).variables)
+    here = task_of(task.config, ("lesion",))
+    network = init_state(here, 10, 0).segmenter
+    started = leaves(start(network, run, 0, here).variables)
     source, new = leaves(variables[0]), leaves(network.variables)
     outputs = [name for name in new if "output" in name]
     assert len(outputs) == 2
@@ -76,10 +80,11 @@ def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
 
 
 MISFITS = [
-    (2, {}, r"has the shape \(1, 1, 3, 3\) there and \(1, 1, 2, 3\) in this run"),
-    (3, {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network of the same width"),
-    (3, {"model.batch_norm": "none"}, r"there and None in this run|None there"),
-    (3, {"model.batch_norm": "all"}, r"None there and|there and None"),
+    (CHANNELS, {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network of the same width"),
+    (CHANNELS, {"model.batch_norm": "none"}, r"there and None in this run|None there"),
+    (CHANNELS, {"model.batch_norm": "all"}, r"None there and|there and None"),
+    (("DWI", "FLAIR"), {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network"),
+    (("DWI", "FLAIR"), {"model.network": "unet"}, r"None there and|there and None"),
 ]
 
 
@@ -87,10 +92,64 @@ MISFITS = [
 def test_layers_that_do_not_fit_are_refused_in_one_line(channels, keys, words, untrained_run):
     made = untrained_run[1].config.copy_and_resolve_references()
     made.update_from_flattened_dict(keys)
-    network = init_state(task_of(made, CLASSES, channels), 10, 0).segmenter
+    task = task_of(made, CLASSES, channels)
+    network = init_state(task, 10, 0).segmenter
     with pytest.raises(InputError, match=words) as caught:
-        start(network, untrained_run[0])
+        start(network, untrained_run[0], 0, task)
     assert "\n" not in str(caught.value)
+
+
+# The layers whose kernels have an input for each channel. In SUMNet the shortcut comes after the first convolution.
+FIRST = {"sumnet": ["preconv"], "unet": ["conv1a", "conv1_shortcut"]}
+OTHER_CHANNELS = [
+    (("DWI", "Tmax", "TTP"), "the first convolution takes DWI, Tmax and TTP"),
+    (("TTP", "FLAIR"), "the first convolution takes TTP, FLAIR starts anew"),
+    (("a", "DWI", "b", "Tmax"), "the first convolution takes DWI and Tmax, a and b start anew"),
+    (("Tmax",), "the first convolution takes Tmax"),
+    (("a", "b", "c"), "the first convolution starts anew"),
+]
+
+
+@pytest.mark.parametrize(("channels", "words"), OTHER_CHANNELS)
+@pytest.mark.parametrize("model", FIRST)
+def test_other_channels_take_their_planes_by_name(model, channels, words, small_config, tmp_path, capsys):
+    made = small_config(adversarial=False)
+    made.update_from_flattened_dict({"model.network": model, "model.residual": True, "model.width": 6})
+    run, there = tmp_path / "run", task_of(made, label_values=(1, 2))
+    saved = parallel.replicate(init_state(there, 10, 7))
+    checkpoint.save(run / "fold_0" / "checkpoints", saved, there.record() | {"fold": 0})
+    (run / "fold_0" / "DONE").touch()
+    here = task_of(made, channels=channels)
+    network = init_state(here, 10, 0).segmenter
+    # Biases and the weights of a normalisation start as constants, which would hide whose they are.
+    network = network.replace(params=jax.tree.map(lambda x: x + np.float32(0.5), network.params))
+    started = start(network, run, 0, here)
+    printed = capsys.readouterr().out
+    assert f"its channels are Tmax, TTP, DWI, so {words}\n" in printed
+    source, new, got = (
+        flatten_dict(jax.device_get(one), sep="/") for one in (saved.segmenter.params, network.params, started.params)
+    )
+    shared = set(channels) & set(CHANNELS)
+    for name, value in got.items():
+        layer, _, kind = name.partition("/")
+        if layer not in FIRST[model]:
+            np.testing.assert_array_equal(value, source[name])
+        elif kind == "kernel":
+            for number, channel in enumerate(channels):
+                plane = source[name][:, :, CHANNELS.index(channel)] if channel in shared else new[name][:, :, number]
+                np.testing.assert_array_equal(value[:, :, number], plane)
+        else:
+            np.testing.assert_array_equal(value, source[name] if shared else new[name])
+
+
+def test_channels_in_another_order_give_the_same_logits(untrained_run):
+    run, task, variables = untrained_run
+    here = task_of(task.config, channels=("DWI", "Tmax", "TTP"))
+    started = start(init_state(here, 10, 0).segmenter, run, 0, here)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    expected = task.segmenter().apply(variables[0], images)
+    found = here.segmenter().apply(started.variables, images[..., [2, 0, 1]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
 from isles_jax.training.critics import _accuracy, _maps
 from isles_jax.training.state import init_state
-from isles_jax.training.step import _supervised, make_step
+from isles_jax.training.step import _load, _supervised, make_step
 
 pytestmark = pytest.mark.device
 
@@ -212,3 +212,28 @@ def test_critics_see_classes_or_probabilities_with_the_gradient_of_probabilities
     found = jax.grad(lambda x: (push * _maps(x, labels, labels >= 0, hard)[1]).sum())(logits)
     expected = jax.grad(lambda x: (push * inside * jax.nn.softmax(x)).sum())(logits)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_zeros_for_missing_channels_leave_out_others_and_stay_zeros(augmented, small_config):
+    config = small_config(adversarial=False)
+    config.augment.enabled = augmented
+    images, labels = data()
+    images = images.at[1, ..., 2].set(0.0)
+    state = init_state(task_of(config), STEPS, 0)
+    indices = np.tile(np.arange(6, dtype=np.int32), 40)
+
+    def load(missing):
+        config.data.missing = missing
+        return jax.vmap(lambda rows: _load(config, state, (images, labels), rows, "d"), axis_name="d")(indices[None])
+
+    whole, where = (np.asarray(x[0]) for x in load("refuse"))
+    given, same = (np.asarray(x[0]) for x in load("zero"))
+    np.testing.assert_array_equal(same, where)
+    lost = (given == 0).all(axis=(1, 2))
+    np.testing.assert_array_equal(given, np.where(lost[:, None, None], 0, whole))
+    absent = indices == 1
+    assert (whole[absent][..., 2] != 0).any() == augmented, "augmentation adds an offset to zeros"
+    assert lost[absent, 2].all()
+    assert not lost.all(axis=-1).any()
+    assert 0.1 < lost[~absent].mean() < 0.4

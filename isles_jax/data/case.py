@@ -184,7 +184,7 @@ def make_dataset(
     notes: tuple[str, ...] = (),
     layout: str = "",
 ) -> Dataset:
-    """The data set of a folder. Its notes are those of its cases, and then `notes`.
+    """The data set of a folder. Its notes are those of its cases, one on each channel that some lack, and then `notes`.
 
     A note that several cases share appears once, with the number of these cases.
 
@@ -195,7 +195,19 @@ def make_dataset(
     counts = Counter(note for case in cases for note in case.notes)
     shared = tuple(note if count == 1 else f"{count} cases: {note}" for note, count in counts.items())
     phantom = phantom_marker(root, cases) is not None
-    return Dataset(root, cases, channels, classes, label_values, phantom, shared + notes, layout)
+    notes = shared + _absent(cases, channels) + notes
+    return Dataset(root, cases, channels, classes, label_values, phantom, notes, layout)
+
+
+def _absent(cases: Sequence[Case], channels: Sequence[str]) -> tuple[str, ...]:
+    """A note on each channel that some cases lack."""
+    found = []
+    for channel in channels:
+        names = [case.name for case in cases if channel in case.absent]
+        if names:
+            listed = ", ".join(names[:3]) + " …" * (len(names) > 3)
+            found.append(f"no {channel} in {len(names)} of {len(cases)} cases ({listed}); zeros stand for it")
+    return tuple(found)
 
 
 def phantom_marker(root: Path, cases: Sequence[Case]) -> Path | None:

@@ -34,14 +34,15 @@ def brain_notes(cases: Sequence[Case]) -> tuple[str, ...]:
 def verify_labels(dataset: Dataset) -> None:
     """Checks that core is smaller than penumbra and brighter in DWI, and that the Tmax of penumbra is raised.
 
-    The measures are taken over all labelled cases. Only data sets with the classes penumbra and core and the channels
-    DWI and Tmax are checked.
+    The measures are taken over all labelled cases that have both channels. Only data sets with the classes penumbra and
+    core and the channels DWI and Tmax are checked.
 
     Raises:
       InputError: the images contradict the labels; the message names the settings that would agree.
     """
-    labelled = [case for case in dataset.cases if case.labels is not None]
-    if set(dataset.classes) != {"penumbra", "core"} or not {"Tmax", "DWI"} <= set(dataset.channels) or not labelled:
+    measured_in = {"Tmax", "DWI"}
+    labelled = [case for case in dataset.cases if case.labels is not None and not measured_in & set(case.absent)]
+    if set(dataset.classes) != {"penumbra", "core"} or not measured_in <= set(dataset.channels) or not labelled:
         return
     facts = {name: _class_facts(labelled, dataset.channels, value) for value, name in enumerate(dataset.classes, 1)}
     penumbra, core = facts["penumbra"], facts["core"]

@@ -129,7 +129,8 @@ def reading(config: ml_collections.ConfigDict, description: Mapping[str, Any] | 
       config: its whole configuration.
       description: its data.json, or `profile.norms` of it; None for a new run.
     """
-    return Reading(description is not None and adc.taken_as_stored(description), config.data.resample)
+    as_stored = description is not None and adc.taken_as_stored(description)
+    return Reading(as_stored, config.data.resample, config.data.missing == "zero")
 
 
 def _is_named_like_2022(root: Path, channels: tuple[str, ...]) -> bool:

@@ -24,8 +24,9 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
       brain_ml; extent_mm: the sides of the box around the brain; empty: the share of voxels outside the brain;
       background: of each channel, if one is not 0; percentiles: of each channel in the brain; covered: the share of the
       brain in the box around a channel's values that are not 0. Zeros inside the box are no gap: Tmax is 0 where blood
-      arrives early.
+      arrives early. A channel that the case lacks is left out of the last three.
     """
+    there = [(number, name) for number, name in enumerate(channels) if name not in case.absent]
     inside = case.images[case.brain]
     quantiles = np.percentile(inside, PERCENTILES, axis=0).T
     return {
@@ -35,11 +36,9 @@ def profile(case: Case, channels: Sequence[str]) -> dict[str, Any]:
         "brain_ml": round(len(inside) * case.voxel_ml, 3),
         "extent_mm": _extent_mm(case),
         "empty": round(1 - len(inside) / case.brain.size, 5),
-        **({"background": dict(zip(channels, case.backgrounds, strict=True))} if any(case.backgrounds) else {}),
-        "percentiles": {
-            name: [float(f"{value:.5g}") for value in row] for name, row in zip(channels, quantiles, strict=True)
-        },
-        "covered": {name: round(_covered(case, number), 5) for number, name in enumerate(channels)},
+        **({"background": {name: case.backgrounds[number] for number, name in there}} if any(case.backgrounds) else {}),
+        "percentiles": {name: [float(f"{value:.5g}") for value in quantiles[number]] for number, name in there},
+        "covered": {name: round(_covered(case, number), 5) for number, name in there},
     }
 
 
@@ -87,9 +86,10 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
       description: a run's data.json; those of earlier versions hold fewer facts.
 
     Returns:
-      cases: their number; ranges: {fact: [least, largest]} for the facts of `numbers` that are known; axes: all that
-      occur, empty if they are not known; turned_to: the orientation to which the run brings all cases, "" for none;
-      units: those to which the run brings channels, missing if an earlier version began it.
+      cases: their number; ranges: {fact: [least, largest]} for the facts of `numbers` that are known, over the cases
+      that have them; axes: all that occur, empty if they are not known; turned_to: the orientation to which the run
+      brings all cases, "" for none; units: those to which the run brings channels, missing if an earlier version began
+      it.
     """
     axes = description.get("grid", {}).get("axes", "")
     profiles = description.get("profiles", {})
@@ -97,10 +97,11 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
     labelled = [facts for facts in known.values() if facts["volume_ml"] is not None]
     channels = description["channels"]
     rows = [numbers(facts, channels, axes) | {"lesion_ml": sum(facts["volume_ml"].values())} for facts in labelled]
-    keys = [key for key in rows[0] if all(key in row for row in rows)] if rows else []
+    keys = dict.fromkeys(key for row in rows for key in row)
+    values = {key: [row[key] for row in rows if key in row] for key in keys}
     return {
         "cases": len(rows),
-        "ranges": {key: [min(row[key] for row in rows), max(row[key] for row in rows)] for key in keys},
+        "ranges": {key: [min(of_cases), max(of_cases)] for key, of_cases in values.items()},
         "axes": sorted({facts["axes"] for facts in labelled if facts.get("axes")}),
         "turned_to": axes,
         **{key: description[key] for key in ("units",) if key in description},
@@ -108,7 +109,7 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(facts: Mapping[str, Any], channels: Sequence[str], axes: str = "") -> dict[str, float]:
-    """The facts of one case that have a range, {name: number}.
+    """The facts of one case that have a range, {name: number}; those of a channel only if the case has it.
 
     Args:
       facts: from `profile`; those of earlier versions are fewer.
@@ -119,7 +120,7 @@ def numbers(facts: Mapping[str, Any], channels: Sequence[str], axes: str = "") -
     sides = [key for key in ("spacing_mm", "extent_mm") if key in facts]
     flat = {f"{key}.{place}": facts[key][axis] for key in sides for place, axis in enumerate(order)}
     flat |= {key: facts[key] for key in ("brain_ml", "empty", "across_ml") if key in facts}
-    for name in channels:
+    for name in [name for name in channels if name in facts["percentiles"]]:
         flat |= {f"percentile.{number}.{name}": value for number, value in enumerate(facts["percentiles"][name])}
         low, middle, high = facts["percentiles"][name]
         flat[f"middle.{name}"] = (middle - low) / (high - low) if high > low else 0.0

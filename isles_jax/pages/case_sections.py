@@ -38,15 +38,16 @@ def best_median_worst(study: Study, cases: Sequence[Picture], chosen: Mapping[st
 
 
 def _figures(study: Study, picture: Picture, position: int) -> str:
-    """The channels, the reference and each system's result in one slice of a case."""
+    """The channels that a case has, the reference and each system's result in one slice of it."""
     assert picture.truth is not None
     channels = study.first.data["channels"]
-    background = channels.index("DWI") if "DWI" in channels else 0
+    there = [name for name in channels if name not in picture.absent]
+    background = channels.index("DWI" if "DWI" in there else there[0])
     gray = pictures.data_uri(picture.gray[background][position])
     reference = stills.outlines(picture.truth[position], "reference")
     figures = []
-    for number, name in enumerate(channels):
-        image, contour = stills.background(picture, number, position, name)
+    for name in there:
+        image, contour = stills.background(picture, channels.index(name), position, name)
         title = f"{name}, seconds" if name == tmax.CHANNEL else name
         figures.append(stills.still(picture, image, contour, title))
     figures.append(stills.still(picture, gray, reference, "reference"))

@@ -27,7 +27,8 @@ def page(prediction: Prediction) -> str:
         results |= {f"network {number}": labels for number, labels in enumerate(prediction.fold_labels, 1)}
         styles["thin"] = "each network alone"
     picture = pictures.picture(dataclasses.replace(prediction.case, labels=None), results)
-    legend = markup.contour_legend(prediction.task.channels, prediction.task.classes, styles)
+    there = [name for name in prediction.task.channels if name not in prediction.case.absent]
+    legend = markup.contour_legend(there, prediction.task.classes, styles)
     title = f"Case {prediction.case.name}"
     sections = [
         f'<p class="research" role="note">{RESEARCH}</p>',
@@ -113,8 +114,8 @@ def _text(value: float | int | str | None) -> str:
 def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     """Eight to twelve slices, each on the channels by which it is checked."""
     names = list(prediction.task.channels)
-    channels = [name for name in CHECKED if name in names]
-    channels = [*channels, *(name for name in names if name not in channels)][: len(CHECKED)]
+    there = [name for name in names if name not in picture.absent]
+    channels = sorted(there, key=lambda name: CHECKED.index(name) if name in CHECKED else len(CHECKED))[: len(CHECKED)]
     lesion = _lesion_slices(picture.results[AVERAGE])
     alone_only = np.stack([_lesion_slices(labels) for labels in picture.results.values()]).any(axis=0) & ~lesion
     positions = choose_slices(lesion, alone_only)

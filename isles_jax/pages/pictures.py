@@ -44,6 +44,7 @@ class Picture:
       slices: the stored index of each of the S slices.
       pixel_mm: height and width of a pixel in mm.
       sides: the patient's sides at the left, right, top and bottom of the picture, "RLAP", or "" where unknown.
+      absent: names of the channels that the case lacks; their gray is that of a single value.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Picture:
     slices: list[int]
     pixel_mm: tuple[float, float]
     sides: str
+    absent: tuple[str, ...] = ()
 
     @functools.cached_property
     def sheets(self) -> list[str]:
@@ -132,6 +134,7 @@ def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = Tr
         slices=list(range(*slices.indices(brain.shape[2]))),
         pixel_mm=(y_mm, x_mm),
         sides=sides,
+        absent=case.absent,
     )
 
 
@@ -149,7 +152,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 def _gray(image: np.ndarray, brain: np.ndarray, low: float, high: float) -> np.ndarray:
     """A channel [X, Y, Z] in levels times `STEP`: 1 to `LEVELS` - 1 from `low` to `high`, 0 outside the brain."""
-    level = 1 + np.rint(np.clip((image - low) / (high - low), 0, 1) * (LEVELS - 2))
+    level = 1 + np.rint(np.clip((image - low) / ((high - low) or 1.0), 0, 1) * (LEVELS - 2))
     return np.where(brain, level * STEP, 0).astype(np.uint8)
 
 
@@ -195,7 +198,11 @@ def _sheet(stack: np.ndarray) -> str:
 
 
 def viewer_case(picture: Picture, channels: Sequence[str]) -> dict[str, Any]:
-    """A picture as the page's script reads it; every channel, the reference and every result is one sheet of slices."""
+    """A picture as the page's script reads it; every channel, the reference and every result is one sheet of slices.
+
+    A channel that the case lacks has no sheet.
+    """
+    sheets = dict(zip(channels, picture.sheets, strict=True))
     _, _, height, width = picture.gray.shape
     return {
         "name": picture.name,
@@ -203,7 +210,7 @@ def viewer_case(picture: Picture, channels: Sequence[str]) -> dict[str, Any]:
         "size": [height, width],
         "pixel_mm": picture.pixel_mm,
         "sides": picture.sides,
-        "images": dict(zip(channels, picture.sheets, strict=True)),
+        "images": {name: sheet for name, sheet in sheets.items() if name not in picture.absent},
         "ranges": picture.ranges,
         "truth": None if picture.truth is None else _sheet(picture.truth),
         "results": {label: _sheet(result) for label, result in picture.results.items()},

@@ -17,8 +17,8 @@
 
   // --- pixels -------------------------------------------------------------------------------------------------------
 
-  // An image of the page as one byte for each pixel.
-  const bytes = (source) => new Promise((resolve, reject) => {
+  // An image of the page as one byte for each pixel; nothing for a channel that a case lacks.
+  const bytes = (source) => source && new Promise((resolve, reject) => {
     const image = new Image();
     image.onerror = () => reject(new Error("a picture of the page cannot be read"));
     image.onload = () => {
@@ -135,8 +135,8 @@
       lines.push(...Object.entries(sheets.results).filter(([label]) => label !== system.value)
         .flatMap(([, sheet]) => contours(sheet, offset, "thin")));
     }
-    frame().forEach((canvas, index) => {
-      const context = canvas.getContext("2d"), { contour } = channels[index];
+    frame().forEach((canvas) => {
+      const index = Number(canvas.dataset.channel), context = canvas.getContext("2d"), { contour } = channels[index];
       canvas.width = Math.round(canvas.clientWidth * density);
       canvas.height = Math.round(canvas.width * (height * one.pixel_mm[0]) / (width * one.pixel_mm[1]));
       const matrix = new DOMMatrix([state.zoom * canvas.width / width, 0, 0, state.zoom * canvas.height / height,
@@ -172,7 +172,7 @@
     const pixel = (Number(slide.value) * height + row) * width + column;
     const label = (sheet) => classes[sheet[pixel] - 1] || "no lesion";
     const texts = channels.map(({ name, unit }, index) =>
-      `${name} ${describe(images[index][pixel], range(index), unit)}`);
+      `${name} ${images[index] ? describe(images[index][pixel], range(index), unit) : "is absent"}`);
     if (reference) texts.push(`reference: ${label(reference)}`);
     if (results[system.value]) texts.push(`${system.value}: ${label(results[system.value])}`);
     return texts.join(" · ");
@@ -213,9 +213,15 @@
 
   const makeView = ({ name, unit }, index) => {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    if (!state.sheets.images[index]) {
+      caption.append(`${name} is absent`);
+      figure.append(caption);
+      return figure;
+    }
     const canvas = document.createElement("canvas"), scale = document.createElement("canvas");
     const ends = document.createElement("span"), inputs = document.createElement("span");
     canvas.className = "slice";
+    canvas.dataset.channel = index;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${name} of ${cases[state.number].name}`);
     scale.className = "scale";

@@ -66,7 +66,7 @@ def _controls(channels: Sequence[str], cases: Sequence[Picture], shown: str) -> 
         text += _checkbox("truth", "reference")
     elif len(labels) > 1:
         text += _checkbox("others", "the other results, thin")
-    if tmax.CHANNEL in channels:
+    if tmax.CHANNEL in channels and not all(tmax.CHANNEL in picture.absent for picture in cases):
         text += _checkbox("risk", f"Tmax {tmax.CONTOUR_S:g} s") + _checkbox("coloured", "Tmax in colour")
     slides = (
         _button("previous-slice", "◀ slice", "previous slice")

@@ -79,7 +79,7 @@ class Prediction:
       classes: the numbers of each class.
       numbers: the case's row of summary.csv.
       warnings: one sentence each: what was seen, and what was expected.
-      not_checked: the checks that were left out because the run lacks what they need, one sentence each.
+      not_checked: the checks that were left out because the run or the case lacks what they need, one sentence each.
       origin: the run's name, the folds and their steps, the hash of the weights, and versions.
     """
 
@@ -193,7 +193,9 @@ def of_case(
         Number("largest_lesion_ml", "largest lesion", largest, "ml"),
         Number("side", "side", side(labels, case)),
     ]
-    if "Tmax" in channels:
+    if case.absent:
+        found.append(Number("absent", "absent sequences", ", ".join(case.absent)))
+    if "Tmax" in channels and "Tmax" not in case.absent:
         found += _hypoperfusion(case, list(channels).index("Tmax"))
     for one in classes:
         found += [

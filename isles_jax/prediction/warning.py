@@ -48,8 +48,14 @@ def notes(expected: Facts) -> list[str]:
     return left_out
 
 
+def of_absent(case: Case) -> list[str]:
+    """What is not compared of a case that lacks a channel, and what that means for the numbers; one sentence each."""
+    instead = "the networks saw zeros in its place, and may do worse than the run's intervals and Dice say"
+    return [f"{name}, which this case lacks: {instead}" for name in case.absent]
+
+
 def of_images(facts: Facts, channels: Sequence[str], expected: Facts) -> list[str]:
-    """Warnings about the images of a case.
+    """Warnings about the images of a case; none about a channel that it lacks.
 
     Args:
       facts: from `profile.profile`.
@@ -74,7 +80,8 @@ def of_images(facts: Facts, channels: Sequence[str], expected: Facts) -> list[st
             found.append(f"{title} of {shown} mm; expected {wanted} mm, {as_in}")
     if not turned_to and facts["axes"] and norms["axes"] and facts["axes"] not in norms["axes"]:
         found.append(f"stored axes point to {facts['axes']}; expected {' or '.join(norms['axes'])}, {as_in}")
-    return found + _skull(seen, ranges, as_in) + _channels(seen, channels, ranges, as_in)
+    there = [name for name in channels if name in facts["percentiles"]]
+    return found + _skull(seen, ranges, as_in) + _channels(seen, there, ranges, as_in)
 
 
 def _skull(seen: Mapping[str, float], ranges: Ranges, as_in: str) -> list[str]:

@@ -31,9 +31,9 @@ def draw(
 ) -> dict[str, np.ndarray]:
     """Draws one picture for each chosen slice.
 
-    It shows from left to right: all channels, the last channel with the reference outlined, and the last channel with
-    the prediction outlined. `forward` (from `networks.make_forward`) runs once, on a batch of the size that inference
-    uses. The variables may lie on any devices.
+    It shows from left to right: the channels that the case has, the last one with the reference outlined, and the last
+    one with the prediction outlined. `forward` (from `networks.make_forward`) runs once, on a batch of the size that
+    inference uses. The variables may lie on any devices.
 
     Returns:
       "held-out/CASE" -> uint8 [rows, columns, 3], in radiological orientation where the affine allows it.
@@ -62,9 +62,11 @@ def _row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, case: Cas
 
     # The image is z-scored. Black is two standard deviations below the brain's mean, white is three above.
     gray = np.clip((image + 2) / 5, 0, 1) * (image != 0).any(axis=-1, keepdims=True)
-    panels = [np.repeat(show((255 * gray[..., m]).astype(np.uint8))[..., None], 3, -1) for m in range(image.shape[-1])]
+    # A channel that the case lacks is 0 everywhere.
+    shown = [m for m in range(image.shape[-1]) if image[..., m].any()] or [0]
+    panels = [np.repeat(show((255 * gray[..., m]).astype(np.uint8))[..., None], 3, -1) for m in shown]
     for labels in (truth, prediction):
-        panel = panels[image.shape[-1] - 1].copy()
+        panel = panels[len(shown) - 1].copy()
         for value in range(1, int(labels.max()) + 1):
             mask = show(labels) == value
             panel[mask & ~ndimage.binary_erosion(mask)] = COLOURS[(value - 1) % len(COLOURS)]

@@ -101,7 +101,7 @@ def _first_state(plan: Plan, fold: int, checkpoints: epath.Path) -> tuple[State,
         saved, meta = restored
         return parallel.as_seen_by(train.parallel, saved), meta.get("unwritten", {})
     if train.init:
-        segmenter = initial.start(state.segmenter, train.init, train.init_sha256, fold, plan.task.classes)
+        segmenter = initial.start(state.segmenter, train.init, train.init_sha256, fold, plan.task)
         state = dataclasses.replace(state, segmenter=segmenter)
     return parallel.replicate(state, train.parallel), {}
 

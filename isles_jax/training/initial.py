@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.training import weights
-from isles_jax.training.state import Network
+from isles_jax.training.state import Network, variables_like
+from isles_jax.training.task import Task
 from isles_jax.training.weights import Trained
 
 # The layer with one channel for each class.
@@ -35,14 +36,16 @@ def digest(path: epath.PathLike) -> str:
     return total.hexdigest()
 
 
-def start(network: Network, path: epath.PathLike, sha256: str, fold: int, classes: tuple[str, ...]) -> Network:
+def start(network: Network, path: epath.PathLike, sha256: str, fold: int, task: Task) -> Network:
     """The network with the weights of a run in place of its own. It prints which ones.
 
     The weights are those of the run's fold of the same number: if the folds are the same, these have not seen the cases
     that this fold holds out. Without such a fold they are the mean over the run's folds. The output layer keeps its own
-    weights if the classes differ.
+    weights if the classes differ. If the channels or their order differ, the first convolution takes the weights of
+    each channel by its name, and keeps its own for a channel that the run does not have. Without a common channel, the
+    whole layer keeps its own.
 
-    `path` is a run or a .safetensors file, `sha256` its `digest`, and `classes` are the foreground classes of this run.
+    `path` is a run or a .safetensors file, `sha256` its `digest`, and `task` is what the network is for.
 
     Raises:
       InputError: as `weights.load`; the weights are others than before; a layer does not fit.
@@ -53,15 +56,66 @@ def start(network: Network, path: epath.PathLike, sha256: str, fold: int, classe
     source, origin = _choose(trained, fold)
     here = {name: np.asarray(value) for name, value in flatten_dict(network.variables, sep="/").items()}
     note = f"fold {fold}: starts from {origin} of {path}"
-    if trained.task.classes != classes:
+    there = trained.task
+    if there.classes != task.classes:
         source |= {name: value for name, value in here.items() if name.startswith(OUTPUT)}
-        note += f"; its classes are {', '.join(trained.task.classes)}, so the output layer starts anew"
+        note += f"; its classes are {', '.join(there.classes)}, so the output layer starts anew"
+    if there.channels != task.channels:
+        source |= _first_layer(source, here, there.channels, task)
+        note += f"; its channels are {', '.join(there.channels)}, so {_taken(there.channels, task.channels)}"
     _require_fit(path, source, here)
     print(note, flush=True)
     variables = unflatten_dict(source, sep="/")
     return dataclasses.replace(
         network, params=variables["params"], batch_stats=variables.get("batch_stats", network.batch_stats)
     )
+
+
+def _first_layer(
+    source: Mapping[str, Any], here: Mapping[str, Any], channels: tuple[str, ...], task: Task
+) -> dict[str, Any]:
+    """The tensors of `here` that depend on the channels, with what `source` has for channels of the same name.
+
+    They are the kernels [..., channels, outputs] that have another shape in a network of one channel more. Without a
+    common channel, they are all tensors of these layers. A kernel that does not fit is left out.
+    """
+    shared = [name for name in task.channels if name in channels]
+    kernels = _first_kernels(task)
+    if not shared:
+        layers = tuple(name.removesuffix("kernel") for name in kernels)
+        return {name: value for name, value in here.items() if name.startswith(layers)}
+    made = {}
+    for name in set(kernels) & source.keys():
+        given, kernel = source[name], here[name].copy()
+        if given.shape[:-2] + given.shape[-1:] == kernel.shape[:-2] + kernel.shape[-1:]:
+            for channel in shared:
+                kernel[..., task.channels.index(channel), :] = given[..., channels.index(channel), :]
+            made[name] = kernel
+    return made
+
+
+def _first_kernels(task: Task) -> list[str]:
+    """The names of the kernels with an input for each channel: the U-Net's shortcut has one, too."""
+    wider = dataclasses.replace(task, channels=(*task.channels, "one more"))
+    ours, theirs = (
+        {name: leaf.shape for name, leaf in flatten_dict(variables_like(one), sep="/").items()} for one in (task, wider)
+    )
+    return [name for name in files.differing(ours, theirs) if name in ours and name.endswith("/kernel")]
+
+
+def _taken(there: tuple[str, ...], here: tuple[str, ...]) -> str:
+    """What the first convolution takes of the channels of a run, in words."""
+    shared = [name for name in here if name in there]
+    anew = [name for name in here if name not in there]
+    if not shared:
+        return "the first convolution starts anew"
+    taken = f"the first convolution takes {_listed(shared)}"
+    return f"{taken}, {_listed(anew)} {'starts' if len(anew) == 1 else 'start'} anew" if anew else taken
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _choose(trained: Trained, fold: int) -> tuple[dict[str, Any], str]:
@@ -81,5 +135,5 @@ def _require_fit(path: epath.PathLike, source: Mapping[str, Any], here: Mapping[
         name = misfits[0]
         raise InputError(
             f"--config.train.init={path}: {name} has the shape {there.get(name)} there and {ours.get(name)} in this "
-            "run; expected a network of the same width, channels and batch norm"
+            "run; expected a network of the same width and batch norm"
         )

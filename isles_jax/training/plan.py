@@ -91,7 +91,7 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset, target: Target 
     _check_batch(config, training, slices.labels.shape[1] * slices.labels.shape[2], batch // devices)
     steps = config.train.epochs * math.ceil(training / batch)
     record = task.record()
-    record["config"] = {key: record["config"][key] for key in STEP_KEYS}
+    record["config"] = {key: record["config"][key] for key in STEP_KEYS} | {"data": {"missing": config.data.missing}}
     run_steps = _parallel_step(json.dumps(record), steps, config.train.parallel)
     data = None
     memory = parallel.memory_bytes()
@@ -151,14 +151,19 @@ def training_slices(plan: Plan, held_out: list[str]) -> np.ndarray:
     """Indices of the slices of all cases that are not held out.
 
     Raises:
-      InputError: none of them holds lesion.
+      InputError: none of them holds lesion; all of these cases lack the same channel.
     """
-    training = [number for number, case in enumerate(plan.dataset.cases) if case.name not in held_out]
+    cases = plan.dataset.cases
+    training = [number for number, case in enumerate(cases) if case.name not in held_out]
     pool = np.flatnonzero(np.isin(plan.slices.case, training))
     if not plan.slices.lesion[pool].any():
         raise InputError(
             f"{plan.dataset.root}: found no lesion in {len(training)} training cases, expected some to learn from"
         )
+    for channel in plan.dataset.channels:
+        if all(channel in cases[number].absent for number in training):
+            found = f"no {channel} in any of {len(training)} training cases"
+            raise InputError(f"{plan.dataset.root}: found {found}, expected it in some")
     return pool
 
 

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from isles_jax import losses
 from isles_jax.training import optimizers
-from isles_jax.training.augment import augment
+from isles_jax.training.augment import augment, keep_channels
 from isles_jax.training.critics import Metrics, Terms, make_critics
 from isles_jax.training.state import State
 from isles_jax.training.task import Task
@@ -90,11 +90,19 @@ def _load(
     """This device's slices of the batch, augmented. The keys depend only on the places in the whole batch."""
     images = data[0][indices].astype(jnp.float32)
     labels = data[1][indices].astype(jnp.int32)
-    if not config.augment.enabled:
+    leave_out = config.data.missing == "zero"
+    if not (config.augment.enabled or leave_out):
         return images, labels
     places = lax.axis_index(axis_name) * len(indices) + jnp.arange(len(indices))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), places)
-    return augment(keys, images, labels, **augment_options(config))
+    stored = images
+    if config.augment.enabled:
+        images, labels = augment(keys, images, labels, **augment_options(config))
+    if leave_out:
+        # A channel without a file is 0 as stored, and augmentation adds an offset to it.
+        kept = keep_channels(keys, jnp.any(stored != 0, axis=(1, 2)))
+        images = jnp.where(kept[:, None, None], images, 0.0)
+    return images, labels
 
 
 def augment_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
