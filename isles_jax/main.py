@@ -9,7 +9,6 @@ if __name__ == "__main__":
     interrupt.listen()  # the other imports take a while
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from isles_jax.runtime import files, processes
 from isles_jax.runtime.command import Parser, run_command
@@ -57,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processes.start(options.coordinator, options.processes, options.process)
     if processes.count() == 1:  # several processes report mistakes together, in `cross_validate`
         root = resolve(config).data.root
-        if root and not files.is_bucket(root):
-            files.check_folder(Path(root))
+        if root:
+            files.check_data(root)
             files.refuse_inside(workdir, root)
     # JAX takes seconds to load; mistakes in the configuration come first.
     from isles_jax.cross_validation import cross_validate

@@ -354,7 +354,7 @@ def test_an_absent_sequence_is_zero_and_named(spes):
     assert case.absent == ("Tmax",)
     assert not case.images[..., 0].any()
     np.testing.assert_array_equal(case.images[..., 1:], layouts.load(spes).cases[1].images[..., 1:])
-    assert "Tmax is not there; the networks see its mean everywhere" in dataset.notes
+    assert "no Tmax in 1 of 3 cases (b); zeros stand for it" in dataset.notes
     rows = [["case", "DWI"], ["a", "a/DWI.nii"]]
     [alone] = layouts.load_images(write_table(path, rows), CHANNELS, Reading(missing=True)).cases
     assert alone.absent == ("Tmax", "TTP")

@@ -213,6 +213,45 @@ SHAPES = {
         ("masks",),
     ),
     "names without a number": text("{c}/{w}.nii.gz", cases=("anna", "bert", "carla")),
+    "unrelated files, flat": Shape(dict.fromkeys(("scan.nii", "atlas.nii", "final.nii", "test2.nii"), IMAGE), None),
+    "an old file": beside(
+        text("{w}_{c}.nii.gz", cases=[f"p{number}" for number in range(9)]), IMAGE, "dwi_old_p1.nii.gz"
+    )._replace(rows=None, doubt=("old",)),
+    "many files that do not repeat": Shape(
+        text("{c}/{w}.nii.gz").files | {f"p01/{word}.nii": IMAGE for word in ("a", "b", "c", "d")}, None
+    ),
+    "other words in two cases": beside(
+        text("{c}_{w}.nii.gz", cases=(*P, *"abcdef")), IMAGE, "p01_foo.nii.gz", "p02_bar.nii.gz", doubt=("foo", "bar")
+    ),
+    "other numbers in two cases": beside(
+        text("{c}/{w}.nii.gz", cases=(*P, *"abcdef")), IMAGE, "p01/scan7.nii.gz", "p02/scan9.nii.gz",
+        doubt=("scan7", "scan9"),
+    ),
+    "sessions of another name": grid(
+        lambda k, w: at(k, w, "{c}/{s}/{w}.nii.gz"), [(c, s) for c in P for s in "xy"], row=of_session
+    )._replace(doubt=("p01", "x, y")),
+    "sessions without labels": grid(
+        lambda k, w: at(k, w, "{c}/{s}/{w}.nii.gz"), SESSIONS, ("dwi", "adc"), row=of_session
+    ),
+    "sessions and dates": grid(
+        lambda k, w: f"{k[0]}/{k[1]}/{20200101 + 100 * P.index(k[0]) + int(k[1][-1])}/{w}.nii", SESSIONS, row=of_session
+    ),
+    "scans of two sites by their dates": Shape(
+        {f"{s}/202{y}0304/{w}.nii": kind(w) for s in ("bern", "ulm") for y in range(5) for w in ("dwi", "mask")},
+        None, ("bern", "2020"),
+    ),
+    "numbers at the end": joined(
+        grid(lambda c, w: f"{c}/dwi_{1000 + P.index(c)}.nii", words=("dwi",)),
+        text("{c}/{w}.nii", words=("adc", "mask")), doubt=("1000",),
+    ),
+    "folders of other names": grid(lambda c, w: f"{c}/scan{'ABCD'[P.index(c)]}/{w}.nii")._replace(
+        doubt=("scanA", "same channel")
+    ),
+    "labels as deep as images": joined(
+        text("{c}/scans/{w}.nii", cases=("x1", "x2", "x3"), words=("dwi", "adc")),
+        text("derivatives/{c}/{w}.nii", cases=("x1", "x2", "x3"), words=("mask",)),
+    ),
+    "dates above": grid(lambda c, w: f"{DATES[c]}/{c}/{w}.nii"),
     "numbers alone": text("{c}/{w}.nii.gz", cases=("1", "2", "3", "10", "11")),
 }  # fmt: skip
 
@@ -267,7 +306,8 @@ def outcome(shape, root):
 UNSEEN = {"numbers of channels, flat": "none"}
 DOUBTFUL = {
     "sites with the same names", "sites in the names", "a mask that may be the brain's", "a label of floats",
-    "a label without a word", "two raters", "raw and processed", "other sequences in other cases",
+    "a label without a word", "two raters", "raw and processed", "other sequences in other cases", "an old file",
+    "scans of two sites by their dates",
 }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def hint(folder: Path, word: str = "") -> str:
     It names a file below the folder that looks like an image, has the word in its name and is not read; "" if there is
     none.
     """
-    unread = (f"; {path.name} is {reason}" for path, reason in _walk(folder) if reason and word in path.name.lower())
+    unread = (f"; {path.name} is {reason}" for path, reason in walk(folder) if reason and word in path.name.lower())
     return next(unread, "")
 
 
@@ -128,14 +128,14 @@ def notes(folders: Iterable[Path], case_folders: Iterable[Path], cases: Sequence
     used = {os.path.abspath(path) for case in cases for path in case.files}
     unused: dict[str, list[str]] = {}
     for folder in folders:
-        for path, reason in _walk(folder):
+        for path, reason in walk(folder):
             if reason or os.path.abspath(path) not in used:
                 reason = reason or f"by its name and folder none of {wanted}"
                 unused.setdefault(reason, []).append(str(path.relative_to(folder)))
     empty = [path.name for path in case_folders if not holds_images(path)]
     if empty:
         unused["a folder without an image"] = empty
-    return tuple(_note(reason, names) for reason, names in unused.items())
+    return tuple(note(reason, names) for reason, names in unused.items())
 
 
 def notes_of_volumes(folder: Path, *, below: bool) -> tuple[str, ...]:
@@ -146,25 +146,26 @@ def notes_of_volumes(folder: Path, *, below: bool) -> tuple[str, ...]:
       below: name the NIfTI files in the folders below it, too.
     """
     unread: dict[str, list[str]] = {}
-    for path, reason in _walk(folder):
+    for path, reason in walk(folder):
         if reason or (below and path.parent != folder):
             reason = reason or "in a folder below, expected beside the others"
             unread.setdefault(reason, []).append(str(path.relative_to(folder)))
-    return tuple(_note(reason, names) for reason, names in unread.items())
+    return tuple(note(reason, names) for reason, names in unread.items())
 
 
 def holds_images(folder: Path) -> bool:
     """Whether anything below a folder looks like an image."""
-    return any(True for _ in _walk(folder))
+    return any(True for _ in walk(folder))
 
 
-def _note(reason: str, names: Sequence[str]) -> str:
+def note(reason: str, names: Sequence[str]) -> str:
+    """A note on files that are not read, for one reason."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     each = "each of them " if len(names) > 1 else ""
     return f"not read: {', '.join(names[:_NAMED])}{more}; {each}{reason}"
 
 
-def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
+def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
     """What looks like an image below a folder, each with the reason of `why_unread`; "" for a NIfTI file."""
     # A link may lead to a folder above.
     here = os.path.realpath(folder)
@@ -177,13 +178,13 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, str
         return
     for path in entries:
         try:
-            found = _walk(path, (*above, here)) if path.is_dir() else _alone(path)
+            found = walk(path, (*above, here)) if path.is_dir() else _alone(path)
         except OSError as error:
             found = iter([(path, f"a file that cannot be read ({error.strerror})")])
         yield from found
 
 
 def _alone(path: Path) -> Iterator[tuple[Path, str]]:
-    """A file as `_walk` gives it, or nothing."""
+    """A file as `walk` gives it, or nothing."""
     reason = why_unread(path)
     return iter([(path, reason)] if reason or is_nifti(path) else [])

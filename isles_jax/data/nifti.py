@@ -271,7 +271,6 @@ def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str]
             )
         images[..., index] = data
     assert case is not None
-    notes += [f"{channel} is not there; the networks see its mean everywhere" for channel in absent]
     if not images.any():
         raise InputError(f"{present[0]}: no voxel of this case differs from 0 in any sequence; expected a brain")
     if any(backgrounds):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from isles_jax.data.folder import _note, _walk, list_folder, stem
+from isles_jax.data.folder import list_folder, note, stem, walk
 from isles_jax.runtime.command import InputError
 
 LABEL = "label"
@@ -122,7 +122,7 @@ def match(root: Path, images: Mapping[str, str], label: str = "") -> tuple[list[
     texts = {**images, LABEL: label} if label else dict(images)
     patterns = {column: _compile(column, text) for column, text in texts.items()}
     _check_kinds(patterns)
-    every = [(path.relative_to(root).as_posix(), reason) for path, reason in _walk(root)]
+    every = [(path.relative_to(root).as_posix(), reason) for path, reason in walk(root)]
     cells: _Cells = {}
     unread: dict[str, list[str]] = {}
     for path, reason in every:
@@ -142,7 +142,7 @@ def match(root: Path, images: Mapping[str, str], label: str = "") -> tuple[list[
         unread["a label whose case has no image"] = lost
     rows = sorted((_row(files, patterns) for files in cells.values() if files), key=lambda row: row.case)
     _check_names(rows)
-    notes = [*_missing(rows, patterns), *(_note(reason, paths) for reason, paths in unread.items())]
+    notes = [*_missing(rows, patterns), *(note(reason, paths) for reason, paths in unread.items())]
     return rows, tuple(notes)
 
 

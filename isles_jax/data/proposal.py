@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import nibabel as nib
 import numpy as np
 
-from isles_jax.data.folder import _walk, stem
+from isles_jax.data.folder import stem, walk
 from isles_jax.data.patterns import match, parse
 from isles_jax.data.templates import KNOWN, LABEL, SESSION, Names, Reading, read, readings, tells, words_of
 from isles_jax.runtime.command import InputError
@@ -50,7 +50,7 @@ def propose(root: Path) -> Proposal | None:
 
     The proposal has been tried: `patterns.match` takes it, and a doubt names every NIfTI file that it leaves out.
     """
-    paths = [path for path, reason in _walk(root) if not reason]
+    paths = [path for path, reason in walk(root) if not reason]
     files = {_name(path.relative_to(root)): path for path in paths}
     if len(files) < len(paths):
         return None  # one file is there as X.nii and as X.nii.gz
@@ -126,13 +126,15 @@ def _proposal(root: Path, files: Mapping[str, Path], names: Names, reading: Read
         rows, _ = match(root, images, patterns.get(label, ""))
     except InputError:
         return None
-    used = [[_name(Path(path)) for path in row.files.values()] for row in rows]
-    one_case = all(len({names.text(name, reading.roles[0][1]) for name in row}) == 1 for row in used)
-    explained = {name for row in used for name in row}
+    used = {_name(Path(path)) for row in rows for path in row.files.values()}
+    strange = sorted(used - set(reading.names))
+    if strange:
+        doubts.append(f"{_some(strange)} fit a pattern, too; they may be no cases")
+    explained = set(used)
     for template in paths.keys() - {label, *channels}:
         explained |= set(reading.templates[template].values())
     left = sorted(files.keys() - explained)
-    if len(rows) < 2 or not one_case or len(left) > _LEFT_SHARE * len(files):
+    if len(left) > _LEFT_SHARE * len(files):
         return None
     if left:
         doubts.append(f"left out, since no pattern fits: {_some(files[name].relative_to(root) for name in left)}")

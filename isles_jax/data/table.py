@@ -284,7 +284,8 @@ def _read(
         found = [table.file(row, column) for column in columns]
         lost = [channel for channel, file in zip(channels, found, strict=True) if file is None]
         if len(lost) == len(channels) or (lost and not how.missing):
-            raise InputError(f"{table.path}, line {row.line}: {row.case} has no {lost[0]}; expected a path")
+            remedy = "; --config.data.missing=zero trains without some" * (len(lost) < len(channels))
+            raise InputError(f"{table.path}, line {row.line}: {row.case} has no {lost[0]}; expected a path{remedy}")
         case = read_images(row.case, found, channels, how)
         _refuse_labels(table, row, case, channels)
         case = replace(case, patient=row.cells.get("patient", ""), site=row.cells.get("site", ""))

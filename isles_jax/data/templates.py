@@ -176,6 +176,7 @@ def _best(names: Names) -> Reading | None:
     for place in names.places:
         cases = {name: case for name in names.runs if (case := names.text(name, place))}
         chosen = sorted(set(cases.values()))
+        # What is in few of the names is no case, and need not be tried.
         if len(chosen) < 2 or len(cases) < 0.8 * len(names.runs):
             continue
         sample = set(chosen[:: 1 + len(chosen) // _SAMPLE])
@@ -206,7 +207,5 @@ def _with_more_roles(names: Names, some: Sequence[str], reading: Reading) -> Rea
 
 def _may_be_sessions(reading: Reading, texts: Iterable[str]) -> bool:
     """Whether texts of which a case has several may be its sessions, and not its channels: labels have them, too."""
-    if [placeholder for placeholder, _ in reading.roles].count("{session}") > 1:
-        return False
     labels = [template for template in reading.templates if any(map(LABEL.fullmatch, words_of(template)))]
     return all(map(SESSION.fullmatch, texts)) or any("{session}" in template for template in labels)
