@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from helpers import SYSTEMS, TINY
 
@@ -38,12 +40,15 @@ def arguments(command, root):
         program, words = [str(Path(sys.executable).with_name("isles-jax"))], words[1:]
     else:
         assert words[:2] == ["uv", "run"] or words[0] == "python", command
+        if words[2] == "isles-jax":
+            return arguments(shlex.join(words[2:]), root)
         program, words = [sys.executable, "-m"], words[words.index("-m") + 1 :]
     data = ("CASE_OR_FOLDER", "LABELS", "/data/SPES2015_Training", "/data/ISLES-2022")
     places = dict.fromkeys(data, root) | {"DIR": "predictions"}
     words = [re.sub(r"(?<==)(" + "|".join(places) + ")$", lambda match: str(places[match[0]]), word) for word in words]
     if words[0] in TRAINS:
-        words += [f"--config.{key}={value}" for key, value in TINY.items()] + [f"--config.data.root={root}"]
+        words += [f"--config.{key}={value}" for key, value in TINY.items()]
+        words += [] if "mydata" in command else [f"--config.data.root={root}"]
     return [*program, *words]
 
 
@@ -58,6 +63,13 @@ def test_the_checks_of_a_clean_checkout_run_the_other_commands():
 def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
     assert len(COMMANDS) >= 11
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    for case in sorted(path for path in phantom_root.iterdir() if path.is_dir()):
+        (tmp_path / "mydata" / case.name).mkdir(parents=True)
+        for word, name in (("DWI", "dwi"), ("TTP", "adc"), ("OT", "mask")):
+            [path] = case.rglob(f"*{word}*.nii")
+            volume = nib.load(path)
+            binary = nib.Nifti1Image((volume.get_fdata() > 0).astype(np.uint8), volume.affine, volume.header)
+            nib.save(volume if name != "mask" else binary, tmp_path / "mydata" / case.name / f"{name}.nii.gz")
     # The report compares proposed with bl1, so bl1 is trained first.
     bl1 = "uv run -m isles_jax.main --config=configs/bl1.py"
     for command in [bl1, *COMMANDS]:
@@ -71,8 +83,8 @@ def test_every_command_of_the_readme_runs(tmp_path, phantom_root):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stderr == "", command
     for name in (
-        "runs/proposed/report.html", "runs/spes/cases.csv", "runs/table1/table1.html", "report.html",
-        "proposed.safetensors", "proposed.stablehlo",
+        "runs/proposed/report.html", "runs/spes/cases.csv", "runs/mine/report.html", "runs/table1/table1.html",
+        "report.html", "proposed.safetensors", "proposed.stablehlo",
     ):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 1000, name
     table = (tmp_path / "runs" / "table1" / "table1.csv").read_text().splitlines()

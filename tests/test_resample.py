@@ -61,6 +61,19 @@ def test_another_order_of_the_axes_moves_voxels_and_changes_none(tmp_path):
     np.testing.assert_allclose(case.images[..., 1], values, atol=2e-3)
 
 
+def test_larger_voxels_do_not_make_the_brain_larger(tmp_path):
+    first = smooth((12, 10, 8), OBLIQUE)
+    brain = np.zeros(first.shape, bool)
+    brain[3:8, 3:7, 2:6] = True
+    save_volume(tmp_path / "dwi.nii.gz", np.where(brain, first, 0), OBLIQUE)
+    coarse = np.zeros((6, 5, 8), np.float32)
+    coarse[1:5, 1:4, 2:6] = 700
+    save_volume(tmp_path / "flair.nii.gz", coarse, scaled(OBLIQUE, (2, 2, 1), (0.5, 0.5, 0)))
+    case = read_images("a", [tmp_path / "dwi.nii.gz", tmp_path / "flair.nii.gz"], NAMES, ON)
+    np.testing.assert_array_equal(case.brain, brain)
+    np.testing.assert_array_equal(case.images[..., 1], np.where(brain, 700, 0))
+
+
 def test_beyond_the_volume_there_is_nothing(tmp_path):
     half = smooth((6, 10, 8), OBLIQUE)
     case = read_images("a", pair(tmp_path, half, OBLIQUE), NAMES, ON)

@@ -69,17 +69,17 @@ def _read_challenge(root: Path, channels: tuple[str, ...], penumbra: int, core: 
 
 
 def _instead(root: Path, channels: tuple[str, ...]) -> str:
-    """What could be read instead of a folder that fits no layout: a folder in it, or a table of its files."""
+    """What could be read instead of a folder that fits no layout: a table of its files, or a folder in it."""
+    wanted = "expected a layout of docs/data.md, or a table of its files"
+    found = proposal.propose(root)
+    if found and not found.doubts:
+        return f"{wanted}, which this command makes:\n{proposal.command(root, found)}"
     below = next((path for path in folder.list_folder(root) if path.is_dir() and is_known(path, channels)), None)
     if below:
         return f"expected the folder of a data set, such as {below}"
-    wanted = "expected a layout of docs/data.md, or a table of its files"
-    found = proposal.propose(root)
-    if found is None:
-        return f'{wanted}: isles-jax check {root} --images "DWI={{case}}/dwi.nii.gz" --output {root / table.NAME}'
-    if found.doubts:
+    if found:
         return f"{wanted}, for which this command makes a proposal: isles-jax check {root}"
-    return f"{wanted}, which this command makes:\n{proposal.command(root, found)}"
+    return f'{wanted}: isles-jax check {root} --images "DWI={{case}}/dwi.nii.gz" --output {root / table.NAME}'
 
 
 def is_known(root: epath.PathLike, channels: tuple[str, ...] = ()) -> bool:

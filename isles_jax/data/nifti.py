@@ -266,6 +266,8 @@ def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str]
             data = resample.image(data, inside, affine, case.images.shape[:3], case.affine)
             if not data.any():
                 raise InputError(f"{path}: lies outside of {present[0].name}; expected volumes that overlap")
+            # Larger voxels would make the brain larger than that of the sequences before this one.
+            data[~replace(case, images=images[..., :index]).brain] = 0
             notes.append(
                 f"{channels[index]} lies on another grid; brought to that of the first sequence by the headers"
             )
