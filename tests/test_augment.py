@@ -163,7 +163,6 @@ def test_large_rotations_are_always_interpolated_directly(form, monkeypatch):
             augment(keys, images, labels, rotation_degrees=10.0)
 
 
-@pytest.mark.device
 @pytest.mark.parametrize("left_out", [0.0, 0.25, 0.9, 1.0])
 def test_each_slice_keeps_one_of_its_channels(left_out):
     there = np.tile([[True, True, True], [True, False, True], [False, True, False]], (1000, 1))
