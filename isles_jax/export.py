@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.refuse_foreign(options.output, ours, "an export")
     trained = weights.load(options.workdir, options.folds)
     if options.output.suffix == WEIGHTS:
-        weights.save(options.output, dataclasses.replace(trained, expected=expected.known(options.workdir, trained)))
+        facts = dict(expected.known(options.workdir, trained))
+        # The checksums would tell whose scans were in the training data.
+        facts.pop("held_out", None)
+        weights.save(options.output, dataclasses.replace(trained, expected=facts))
     else:
         files.write_atomic(options.output, stablehlo.serialise(trained))
     print(f"{options.output}: folds {', '.join(map(str, trained.folds))} of {options.workdir}")

@@ -24,8 +24,8 @@ from isles_jax.runtime.progress import Bar
 from isles_jax.training import checkpoint, parallel, weights
 from isles_jax.training.networks import make_forward
 
-# A case's name, and its warnings.
-Finished = tuple[str, tuple[str, ...]]
+# A case's name, its warnings, and whether training has seen it.
+Finished = tuple[str, tuple[str, ...], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +100,20 @@ def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Pa
         with held():
             folder.begin(output, names, new.origin, held, overwrite=options.overwrite)
         new.announce(run, len(names))
+        if expectations.on_phantom(expected, task):
+            print(f"note: the networks were trained on {numbers.PHANTOM}")
         for note in (*dataset.notes, *warning.notes(expected)):
             print(f"note: {note}")
         interrupt.advise("add --overwrite, or choose another --output")
         finished = new.predict(dataset.cases)
         with held():
             folder.write_table(output)
-    warned = [f"{name}: {text}" for name, warnings in finished for text in warnings]
+    warned = [f"{name}: {text}" for name, warnings, _ in finished for text in warnings]
     if options.strict and warned:
         raise InputError("\n".join(warned))
+    for name, _, seen in finished:
+        if seen:
+            print(f"note: {name}: {seen}")
     for line in warned:
         print(f"warning: {line}")
 
@@ -186,21 +191,34 @@ class _NewCases:
             if self.options.page:
                 files.write_atomic(page_path, patient_page.page(prediction))
             numbers.write_json(json_path, prediction)
-        return case.name, prediction.warnings
+        return case.name, prediction.warnings, prediction.seen
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""
         task = self.trained.task
         expected = self.expected
-        classes = numbers.of_classes(case, task.classes, labels, of_folds, expected)
+        errors = expectations.for_case(expected, case, task)
+        classes = numbers.of_classes(case, task.classes, labels, of_folds, errors)
         agree = numbers.agreement([alone > 0 for alone in of_folds])
         warnings = warning.of_images(profile.profile(case, task.channels), task.channels, expected)
         folds_ml = [float((alone > 0).sum() * case.voxel_ml) for alone in of_folds]
         warnings += warning.of_prediction(labels, case, agree, folds_ml, expected)
         found = numbers.of_case(case, task.channels, labels, classes, agree, defuse3=self.options.defuse3)
-        found += numbers.of_command(self.settings, warnings)
-        left_out = (*warning.notes(expected), *warning.of_absent(case))
-        return Prediction(case, task, labels, of_folds, classes, tuple(found), tuple(warnings), left_out, self.origin)
+        on_phantom = expectations.on_phantom(expected, task)
+        found += numbers.of_command(self.settings, warnings, on_phantom=on_phantom)
+        return Prediction(
+            case=case,
+            task=task,
+            labels=labels,
+            fold_labels=of_folds,
+            classes=classes,
+            numbers=tuple(found),
+            warnings=tuple(warnings),
+            not_checked=(*warning.notes(expected), *warning.of_absent(case)),
+            origin=self.origin,
+            on_phantom=on_phantom,
+            seen=expectations.seen_in_training(expected, case, list(self.trained.folds)),
+        )
 
 
 def _spread(each: np.ndarray) -> np.ndarray:

@@ -85,13 +85,66 @@ def test_a_file_of_weights_leads_to_the_same_numbers(scored_run, phantom_root, t
     """The .safetensors file holds what is needed, and no name of a case."""
     file = tmp_path / "folds.safetensors"
     export.main([f"--workdir={scored_run}", f"--output={file}"])
-    assert weights.load(file).expected == json.loads(json.dumps(expected.read(files.location(scored_run))))
+    known = expected.read(files.location(scored_run))
+    del known["held_out"]
+    assert weights.load(file).expected == json.loads(json.dumps(known))
     written = []
     for run in (scored_run, file):
         out = tmp_path / f"from {run.name}"
         predict.main([f"--workdir={run}", f"--input={phantom_root / '01'}", f"--output={out}"])
         written.append([(out / name).read_bytes() for name in ("01.nii.gz", "01.json", "summary.csv")])
     assert written[0] == written[1]
+
+
+def predicted(run, images, out, *flags):
+    """(content of 01.json, row of summary.csv, page) of a new case."""
+    predict.main([f"--workdir={run}", f"--input={images}", f"--output={out}", *flags])
+    return json.loads((out / "01.json").read_text()), rows_of(out)[0], (out / "01.html").read_text()
+
+
+def test_networks_of_a_phantom_say_so_and_know_nothing_of_a_patients_errors(scored_run, phantom_root, tmp_path, capsys):
+    shutil.copytree(phantom_root / "01", tmp_path / "clinic" / "01")
+    on_itself = predicted(scored_run, phantom_root / "01", tmp_path / "a")
+    on_patient = predicted(scored_run, tmp_path / "clinic" / "01", tmp_path / "b")
+    printed = capsys.readouterr().out
+    assert printed.count("note: the networks were trained on a digital phantom, not patients\n") == 2
+    for (content, row, page), known in ((on_itself, True), (on_patient, False)):
+        assert (content["trained_on"], row["trained_on"]) == ("a digital phantom, not patients", "phantom")
+        assert "These networks were trained on a digital phantom, not patients" in page
+        assert ("so no interval and no score is shown" in page) == (not known)
+        columns = [f"core_{name}" for name in ("low_ml", "high_ml", "coverage", "cross_validation_dice")]
+        assert [bool(row[column]) for column in columns] == [known] * 4
+        assert bool(content["intervals"]) == ("90% interval" in page) == ("Dice in cross-validation" in page) == known
+    # Networks of patients say nothing of a phantom. Without a description, the settings say where the data were.
+    description = json.loads((scored_run / "data.json").read_text())
+    shutil.copytree(scored_run, tmp_path / "run", symlinks=True)
+    files.write_json(tmp_path / "run" / "data.json", description | {"phantom": False})
+    content, row, page = predicted(tmp_path / "run", tmp_path / "clinic" / "01", tmp_path / "c")
+    assert (content["trained_on"], row["trained_on"], bool(content["intervals"])) == ("patients", "patients", True)
+    assert "digital phantom" not in page + capsys.readouterr().out
+    (tmp_path / "run" / "data.json").unlink()
+    assert predicted(tmp_path / "run", tmp_path / "clinic" / "01", tmp_path / "d")[1]["trained_on"] == "phantom"
+
+
+def test_a_case_that_training_has_seen_is_named(scored_run, phantom_root, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(scored_run, run, symlinks=True)
+    files.write_json(run / "folds.json", [["01", "02"], ["03", "04"], ["05", "06"]])
+    # The files count, and not their names or places.
+    shutil.copytree(phantom_root / "03", tmp_path / "clinic" / "01")
+    known = "this case is among the training data of the run; "
+    for flags, words in (
+        ((), "the networks of the folds 0 were trained on it, so the prediction is better than that of a new case"),
+        (("--folds=1",), "fold 1, which predicts it, held it out"),
+    ):
+        content, _, page = predicted(run, tmp_path / "clinic", tmp_path / str(len(flags)), *flags)
+        assert content["seen_in_training"].startswith(known + words)
+        assert f"Note: {known}{words}" in page
+        assert f"note: 01: {known}{words}" in capsys.readouterr().out
+    for path in list((tmp_path / "clinic").rglob("*.nii")):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(image.get_fdata() * 1.01, image.affine, image.header), path)
+    assert "seen_in_training" not in predicted(run, tmp_path / "clinic", tmp_path / "new")[0]
 
 
 def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def measure(case, channels, classes, labels, fold_labels, expected=None, warning
     of_classes = numbers.of_classes(case, classes, labels, fold_labels, expected or {})
     agree = numbers.agreement([one > 0 for one in fold_labels])
     found = numbers.of_case(case, channels, labels, of_classes, agree, defuse3=defuse3)
-    return numbers.row_of(found + numbers.of_command(SETTINGS, warnings))
+    return numbers.row_of(found + numbers.of_command(SETTINGS, warnings, on_phantom=False))
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +143,11 @@ def test_what_the_run_adds_to_a_row():
     labels.ravel()[:9] = 1  # 9 ml
     expected = {"dice": {"core": 0.75}, "errors": {"core": [0.1] * 9 + [0.5]}, "coverage": {"core": 0.9}}
     row = measure(case, CHANNELS, ("core",), labels, [labels], expected, ["one", "two"])
-    assert {name: row[name] for name in list(row)[-7:]} == {
+    assert {name: row[name] for name in list(row)[-8:]} == {
         "core_low_ml": pytest.approx(10 * np.exp(-0.5) - 1, abs=1e-6),
         "core_high_ml": pytest.approx(10 * np.exp(0.5) - 1, abs=1e-6), "core_coverage": 0.9,
-        "core_cross_validation_dice": 0.75, "flips": "no", "min_volume_ml": 0.0, "warnings": "one; two",
+        "core_cross_validation_dice": 0.75, "trained_on": "patients", "flips": "no",
+        "min_volume_ml": 0.0, "warnings": "one; two",
     }  # fmt: skip
     row = measure(case, CHANNELS, ("core",), labels, [labels])
     assert [row[name] for name in ("core_low_ml", "core_high_ml", "core_coverage")] == [None] * 3

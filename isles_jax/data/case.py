@@ -212,8 +212,18 @@ def _absent(cases: Sequence[Case], channels: Sequence[str]) -> tuple[str, ...]:
 
 def phantom_marker(root: Path, cases: Sequence[Case]) -> Path | None:
     """The file that marks a folder as a phantom; None for other data. A table may name the files of a phantom."""
-    folders = [root] if root.is_dir() else [folder for case in cases for folder in case.files[0].absolute().parents[:3]]
+    folders = [root] if root.is_dir() else [folder for case in cases for folder in _above(case)]
     return next((folder / PHANTOM_MARKER for folder in folders if (folder / PHANTOM_MARKER).is_file()), None)
+
+
+def of_phantom(case: Case) -> bool:
+    """Whether a case was read from the folder of a phantom."""
+    return any((folder / PHANTOM_MARKER).is_file() for folder in _above(case))
+
+
+def _above(case: Case) -> Sequence[Path]:
+    """The folders above the first file of a case, so many as the layouts of the phantoms have."""
+    return case.files[0].absolute().parents[:5] if case.files else ()
 
 
 def corners_apart_mm(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:

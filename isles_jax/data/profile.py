@@ -89,7 +89,7 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
       cases: their number; ranges: {fact: [least, largest]} for the facts of `numbers` that are known, over the cases
       that have them; axes: all that occur, empty if they are not known; turned_to: the orientation to which the run
       brings all cases, "" for none; units: those to which the run brings channels, missing if an earlier version began
-      it.
+      it; phantom: whether the cases are those of a phantom, missing if that is not known.
     """
     axes = description.get("grid", {}).get("axes", "")
     profiles = description.get("profiles", {})
@@ -104,7 +104,7 @@ def norms(description: Mapping[str, Any]) -> dict[str, Any]:
         "ranges": {key: [min(of_cases), max(of_cases)] for key, of_cases in values.items()},
         "axes": sorted({facts["axes"] for facts in labelled if facts.get("axes")}),
         "turned_to": axes,
-        **{key: description[key] for key in ("units",) if key in description},
+        **{key: description[key] for key in ("units", "phantom") if key in description},
     }
 
 

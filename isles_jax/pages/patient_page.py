@@ -6,6 +6,7 @@ from html import escape
 
 import numpy as np
 
+from isles_jax.data.case import of_phantom
 from isles_jax.pages import markup, pictures, stills, tmax, viewer
 from isles_jax.pages.pictures import Picture
 from isles_jax.prediction import expected, numbers
@@ -32,7 +33,9 @@ def page(prediction: Prediction) -> str:
     title = f"Case {prediction.case.name}"
     sections = [
         f'<p class="research" role="note">{RESEARCH}</p>',
+        *_phantom(prediction),
         f"<h1>{escape(title)}: predicted lesions</h1>",
+        f'<p class="soft">Note: {escape(prediction.seen)}.</p>' if prediction.seen else "",
         _warnings(prediction.warnings, prediction.not_checked),
         '<div class="numbers">',
         _volumes(prediction),
@@ -45,6 +48,16 @@ def page(prediction: Prediction) -> str:
     ]
     scripts = ("outline.js", "viewer.js")
     return markup.document(f"{title}: {RESEARCH}", "".join(sections), ("page.css", "patient_page.css"), scripts)
+
+
+def _phantom(prediction: Prediction) -> list[str]:
+    """A banner if the networks were trained on a phantom."""
+    if not prediction.on_phantom:
+        return []
+    text = f"These networks were trained on {numbers.PHANTOM}"
+    if not of_phantom(prediction.case):
+        text += ". Their errors on it say nothing about this case, so no interval and no score is shown"
+    return [f'<p class="phantom" role="note">{text}.</p>']
 
 
 def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 from etils import epath
 
 from isles_jax.data import orientation, profile
-from isles_jax.data.case import WHOLE_LESION
+from isles_jax.data.case import WHOLE_LESION, Case, of_phantom
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import run_files, scores
 from isles_jax.scoring.scores import Row
+from isles_jax.training.task import Task
 from isles_jax.training.weights import SUFFIX, Trained
 
 LEVEL = 0.9
@@ -78,7 +79,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
       folds are scored. dice: the mean of each class. least_dice: the smallest Dice of the whole lesion over the
       held-out cases that have a lesion. errors: those of each class's volume, ascending. coverage: for each class, the
       share of held-out cases whose interval from the other cases' errors holds the true volume; None if there are too
-      few cases.
+      few cases. held_out: of each file of the training cases, by its SHA-256, the fold that held its case out.
 
     Raises:
       InputError: data.json or cases.csv is damaged, or a file of a finished run has changed.
@@ -92,8 +93,51 @@ def read(workdir: epath.Path) -> dict[str, Any]:
             expected["norms"] = profile.norms(description)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: found no facts of the cases, expected the file as it was written") from error
+        expected["held_out"] = _held_out(workdir, description["cases"])
     path = workdir / "cases.csv"
     return expected | (of_scores(scores.read_cases_csv(path)) if path.exists() else {})
+
+
+def _held_out(workdir: epath.Path, cases: Mapping[str, Any]) -> dict[str, int]:
+    """{SHA-256 of a file: the fold that held its case out}; empty for a run whose folds are not there."""
+    path = workdir / "folds.json"
+    folds = files.read_json_like(path, [[str]]) if path.exists() else []
+    sums = {name: facts.get("sha256", {}).values() for name, facts in cases.items()}
+    return {one: number for number, names in enumerate(folds) for name in names for one in sums.get(name, ())}
+
+
+def on_phantom(expected: Mapping[str, Any], task: Task) -> bool:
+    """Whether the networks were trained on a phantom, and not on patients."""
+    return bool(expected.get("norms", {}).get("phantom", not task.config.data.root))
+
+
+def for_case(expected: Mapping[str, Any], case: Case, task: Task) -> Mapping[str, Any]:
+    """What is expected of this case. The errors on a phantom say nothing of a patient, so they are left out."""
+    if not on_phantom(expected, task) or of_phantom(case):
+        return expected
+    return {key: value for key, value in expected.items() if key not in ("dice", "errors", "coverage")}
+
+
+def seen_in_training(expected: Mapping[str, Any], case: Case, folds: Sequence[int]) -> str:
+    """A sentence on a case whose files are among the training data; "" for a new case.
+
+    Args:
+      expected: from `read`.
+      case: that is predicted.
+      folds: the numbers of those whose networks predict it.
+    """
+    held_out = expected.get("held_out", {})
+    fold = next((held_out[one] for one in map(files.sha256, case.files) if one in held_out), None)
+    if fold is None:
+        return ""
+    others = [number for number in folds if number != fold]
+    trained = ", ".join(map(str, others))
+    if not others:
+        return f"this case is among the training data of the run; fold {fold}, which predicts it, held it out"
+    return (
+        f"this case is among the training data of the run; the networks of the folds {trained} were trained on it, so "
+        f"the prediction is better than that of a new case (--folds={fold} predicts it with the fold that held it out)"
+    )
 
 
 def of_scores(rows: Sequence[Row]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ TMAX_SECONDS = (4, 6, 8, 10)
 # A case is "both" sides if the smaller side holds at least this share of its lesions.
 BOTH = 0.1
 DEFUSE3 = "DEFUSE 3"
+PHANTOM = "a digital phantom, not patients"
 
 
 class Number(NamedTuple):
@@ -81,6 +82,8 @@ class Prediction:
       warnings: one sentence each: what was seen, and what was expected.
       not_checked: the checks that were left out because the run or the case lacks what they need, one sentence each.
       origin: the run's name, the folds and their steps, the hash of the weights, and versions.
+      on_phantom: whether the networks were trained on a phantom, and not on patients.
+      seen: a sentence on a case that is among the training data; "" for a new one.
     """
 
     case: Case
@@ -92,6 +95,8 @@ class Prediction:
     warnings: tuple[str, ...]
     not_checked: tuple[str, ...]
     origin: Mapping[str, str]
+    on_phantom: bool = False
+    seen: str = ""
 
 
 def volumes_ml(labels: np.ndarray, case: Case, classes: Sequence[str]) -> dict[str, float]:
@@ -244,9 +249,10 @@ def _defuse3(core: float, mismatch: float) -> list[Number]:
     return [Number(column, f"{DEFUSE3}: {text}", "yes" if met else "no") for column, text, met in thresholds]
 
 
-def of_command(settings: Mapping[str, Any], warnings: Sequence[str]) -> list[Number]:
-    """The end of a row of summary.csv: the settings of the prediction (config.predict and flags), and the warnings."""
+def of_command(settings: Mapping[str, Any], warnings: Sequence[str], *, on_phantom: bool) -> list[Number]:
+    """The end of a row of summary.csv: what predicted, its settings (config.predict and flags), and the warnings."""
     return [
+        Number("trained_on", "trained on", "phantom" if on_phantom else "patients"),
         Number("flips", "averaged with mirror images", "yes" if settings["flips"] else "no"),
         Number("min_volume_ml", "smallest lesion kept", float(settings["min_volume_ml"]), "ml"),
         Number("warnings", "warnings", "; ".join(warnings)),
@@ -274,6 +280,8 @@ def write_json(path: epath.PathLike, prediction: Prediction) -> None:
     """Writes CASE.json, atomically: the row, the intervals, the warnings, the origin and the inputs' checksums."""
     content = {
         "use": "research software, not for clinical use",
+        "trained_on": PHANTOM if prediction.on_phantom else "patients",
+        **({"seen_in_training": prediction.seen} if prediction.seen else {}),
         "summary": row_of(prediction.numbers),
         "intervals": {one.name: list(one.interval) for one in prediction.classes if one.interval},
         "interval_level": expectations.LEVEL,
