@@ -40,6 +40,7 @@ docs/config
 docs/losses
 docs/api
 docs/method
+docs/scores
 docs/limits
 ```
 

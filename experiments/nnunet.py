@@ -139,7 +139,7 @@ def _postprocessed(run: Run, place: Workplace, trainer: str) -> Path:
 
 def score(run: Run, place: Workplace, trainer: str) -> Run:
     """nnU-Net's post-processed predictions of the held-out cases, scored as our own are, as a run beside `run`."""
-    rows = folders.score_folders(_postprocessed(run, place, trainer), place.raw)
+    rows, _ = folders.score_folders(_postprocessed(run, place, trainer), place.raw)
     fold_of = {case: fold for fold, names in enumerate(run.folds) for case in names}
     rows = [row | {"fold": fold_of[row["case"]]} for row in rows]
     return peers.other_tool(run, trainer.replace("nnUNetTrainer_", "nnU-Net "), place.trained(trainer), rows)

@@ -1,4 +1,4 @@
-"""Fills in the tables of RESULTS.md from results/*.csv.
+"""Fills in the tables of RESULTS.md and of docs/scores.md from results/*.csv.
 
 python -m experiments.results_page
 """
@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from experiments.intervals import CHOSEN, RATIO
 from isles_jax.scoring import comparison, statistics
 
 PAGE = Path(__file__).with_name("RESULTS.md")
+PAGES = (PAGE, Path(__file__).parents[1] / "docs" / "scores.md")
 FOLDER = Path(__file__).with_name("results")
 FACTORS = {
     "residual": "residual connections",
@@ -72,6 +74,39 @@ def critics_table(path: Path) -> str:
     return _markdown(rows)
 
 
+def intervals_table(path: Path) -> str:
+    """How often the interval of the package holds a mean, and the least that other intervals do, in Markdown."""
+    lines = read(path)
+    sizes = list(dict.fromkeys(line["cases"] for line in lines))
+    rows = [["cases", *sizes]]
+    for name in dict.fromkeys(line["distribution"] for line in lines):
+        found = [line for line in lines if (line["distribution"], line["method"]) == (name, CHOSEN)]
+        rows.append([name, *(f"{float(line['coverage']):.0%}" for line in found)])
+    for method in dict.fromkeys(line["method"] for line in lines):
+        of_method = [line for line in lines if line["method"] == method]
+        least = [min(float(line["coverage"]) for line in of_method if line["cases"] == size) for size in sizes]
+        rows.append([f"least: {method}", *(f"{share:.0%}" for share in least)])
+    return _markdown(rows)
+
+
+def volume_intervals_table(path: Path) -> str:
+    """How often the interval of a volume holds the true one, and its median width, in Markdown."""
+    lines = read(path)
+    sizes = list(dict.fromkeys(line["cases"] for line in lines))
+    groups = list(dict.fromkeys(line["distribution"] for line in lines))
+    rows = [["error", "cases", *groups]]
+    for method in dict.fromkeys(line["method"] for line in lines):
+        for size in sizes:
+            found = [line for line in lines if (line["method"], line["cases"]) == (method, size)]
+            cells = [f"{float(line['coverage']):.0%}, {_ml(float(line['width']))} ml" for line in found]
+            rows.append([method + ", used here" * (method == RATIO), size, *cells])
+    return _markdown(rows)
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.0f}" if volume >= 10 else f"{volume:.1f}"
+
+
 def _classes(lines: Iterable[tuple[str, str]]) -> list[str]:
     """The paper's classes among a table's (row, class); the whole lesion is left out."""
     present = {class_name for _, class_name in lines}
@@ -79,8 +114,8 @@ def _classes(lines: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _spread(line: dict[str, str], middle: str, low: str, high: str, sign: str = "") -> str:
-    mean, *ends = (f"{float(line[key]):{sign}.3f}" for key in (middle, low, high))
-    return f"{mean} [{', '.join(ends)}]"
+    interval = (float(line[low]), float(line[high])) if line[low] else None
+    return comparison.format_mean(float(line[middle]), interval, sign)
 
 
 def _effect(line: dict[str, str]) -> str:
@@ -108,22 +143,31 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
+# The tables that `rows_table` does not make.
+KINDS = {
+    "table1_effects": effects_table,
+    "critics": critics_table,
+    "intervals": intervals_table,
+    "volume_intervals": volume_intervals_table,
+}
+
+
 def fill(text: str, folder: Path = FOLDER) -> str:
     """The page with every table between `<!-- FILE.csv -->` and `<!-- end -->` replaced by that file's table."""
 
     def table_of(match: re.Match[str]) -> str:
         path = folder / match[1]
-        kinds = {"table1_effects": effects_table, "critics": critics_table}
-        table = kinds.get(path.stem, rows_table)(path)
+        table = KINDS.get(path.stem, rows_table)(path)
         return f"<!-- {match[1]} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", table_of, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Writes RESULTS.md anew."""
-    PAGE.write_text(fill(PAGE.read_text()))
-    print(PAGE)
+    """Writes the pages anew."""
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))
+        print(page)
 
 
 if __name__ == "__main__":

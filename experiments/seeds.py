@@ -16,15 +16,13 @@ class Crossed:
     Attributes:
       mean: over both.
       std: the standard deviation over seeds of the mean over cases.
-      low: the lower end of the 95% interval for other seeds and other cases.
-      high: the upper end.
+      interval: the 95% interval for other seeds and other cases; None for too few cases.
       p: of the two-sided test that the mean is 0.
     """
 
     mean: float
     std: float
-    low: float
-    high: float
+    interval: statistics.Interval
     p: float
 
 
@@ -32,7 +30,8 @@ def crossed(values: np.ndarray) -> Crossed:
     """The mean of values [seeds, cases], with seeds and cases both as random draws (a crossed random-effects model).
 
     The variance of the mean comes from the mean squares of the two-way analysis of variance without repetition, and its
-    degrees of freedom from Satterthwaite (1946). Two seeds or more, and two cases or more.
+    degrees of freedom from Satterthwaite (1946). The values are Dice or differences of Dice, so that the interval ends
+    at -1 and 1. Two seeds or more, and two cases or more.
     """
     from scipy import stats
 
@@ -48,12 +47,13 @@ def crossed(values: np.ndarray) -> Crossed:
     # one of the two.
     total = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     if total <= 1e-24:
-        return Crossed(float(mean), 0.0, float(mean), float(mean), float(np.isclose(mean, 0)))
+        return Crossed(float(mean), 0.0, None, float(np.isclose(mean, 0)))
     freedom = total**2 / (squares**2 / degrees).sum()
     error = np.sqrt(total / (seeds * cases))
     half = error * stats.t.ppf((1 + statistics.LEVEL) / 2, freedom)
     p = 2 * stats.t.sf(abs(mean) / error, freedom)
-    return Crossed(float(mean), float(of_seed.std(ddof=1)), float(mean - half), float(mean + half), float(p))
+    ends = float(max(mean - half, -1.0)), float(min(mean + half, 1.0))
+    return Crossed(float(mean), float(of_seed.std(ddof=1)), ends if cases >= statistics.LEAST_CASES else None, float(p))
 
 
 def dice(runs: Sequence[Run], class_name: str) -> np.ndarray:

@@ -83,7 +83,7 @@ def refuse_outputs(workdir: epath.Path, stem: str) -> None:
 
 def refuse_table(path: epath.PathLike) -> None:
     """Raises an InputError if a file is at `path` that is no table of a study, by its first columns."""
-    columns = (b"row,class,cases,dice,", b"factor,class,effect,", b"row,until_step,")
+    columns = (b"row,class,cases,dice,", b"factor,class,effect,", b"row,until_step,", b"distribution,method,")
     files.refuse_foreign(path, lambda content: content.startswith(columns), "a table")
 
 
@@ -109,11 +109,11 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
         comparisons = comparison.compare(study, class_name)
         over_seeds = _over_seeds(runs, class_name, reference)
         for name, mean in means.items():
-            numbers = [mean.mean, mean.std, mean.low, mean.high]
+            numbers = [mean.mean, mean.std, *_ends(mean.interval)]
             if name in comparisons:
                 other = comparisons[name]
-                numbers += [other.difference, other.low, other.high, other.wilcoxon, other.bootstrap]
-            cells = [f"{number:.6f}" for number in numbers] + [""] * (9 - len(numbers))
+                numbers += [other.difference, *_ends(other.interval), other.wilcoxon, other.bootstrap]
+            cells = _cells(numbers, 9)
             cases = len(comparison.dice_of(study.rows[name], class_name))
             paper = study.paper(name, class_name) or ""
             writer.writerow([name, class_name, cases, *cells, paper, *over_seeds.get(name, [""] * 5)])
@@ -136,7 +136,7 @@ def _over_seeds(runs: Seeds, class_name: str, reference: str) -> dict[str, list[
     holm = statistics.holm([difference.p for difference in differences.values()])
     lines = {reference: [str(count), f"{own.std:.6f}", "", "", ""]}
     for (name, found), p in zip(differences.items(), holm, strict=True):
-        lines[name] = [str(count), *(f"{number:.6f}" for number in (found.std, found.low, found.high, p))]
+        lines[name] = [str(count), *_cells([found.std, *_ends(found.interval), p], 4)]
     return lines
 
 
@@ -151,20 +151,29 @@ def write_effects(path: epath.Path, runs: Seeds) -> None:
     for class_name, effects in comparison.design_effects(study).items():
         dice = {comparison.factors_of(row[0]): several.dice(row, class_name) for row in runs.values()}
         by_case = statistics.case_effects(dice)
-        for factor, numbers in effects.items():
-            numbers = [*numbers, *_spread(by_case[factor])]
-            cells = [f"{number:.6f}" for number in numbers] + [""] * (6 - len(numbers))
-            lines.append(",".join([factor, class_name, *cells]))
+        for factor, (effect, interval) in effects.items():
+            numbers = [effect, *_ends(interval), *_spread(by_case[factor])]
+            lines.append(",".join([factor, class_name, *_cells(numbers, 6)]))
     if len(lines) > 1:
         files.write_atomic(path, "\n".join(lines) + "\n")
 
 
-def _spread(values: np.ndarray) -> list[float]:
+def _ends(interval: statistics.Interval) -> list[float | None]:
+    return list(interval or (None, None))
+
+
+def _cells(numbers: Sequence[float | None], count: int) -> list[str]:
+    """So many cells with six decimals; those of a number that is None, and those that are left over, are empty."""
+    cells = ["" if number is None else f"{number:.6f}" for number in numbers]
+    return cells + [""] * (count - len(cells))
+
+
+def _spread(values: np.ndarray) -> list[float | None]:
     """The standard deviation over seeds and the crossed interval of values [seeds, cases]; nothing for one seed."""
     if len(values) < 2:
         return []
     found = several.crossed(values)
-    return [found.std, found.low, found.high]
+    return [found.std, *_ends(found.interval)]
 
 
 def _names(text: str) -> list[str]:

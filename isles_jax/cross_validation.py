@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 from etils import epath
 
 from isles_jax.config import complete, flatten, resolve, to_dict
 from isles_jax.data import folds as splits
 from isles_jax.data import grid, layouts, profile
-from isles_jax.data.case import Case, Dataset
+from isles_jax.data.case import Dataset
 from isles_jax.data.nifti import read_labels
 from isles_jax.pages import page
 from isles_jax.phantoms import phantom
 from isles_jax.prediction import inference
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import calibration, clinical, run_files, scores, table
+from isles_jax.scoring import calibration, clinical, lesions, run_files, scores, table
 from isles_jax.training import initial
 from isles_jax.training.fold import train_fold
 from isles_jax.training.metric_writer import require_tensorboard
@@ -279,12 +278,9 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
     everywhere = set(channels).difference(*(case.absent for case in dataset.cases))
     rule_applies = {"Tmax", "DWI"} <= everywhere and {"penumbra", "core"} <= set(classes)
 
-    def score(fold: int, case: Case, predicted: np.ndarray) -> list[scores.Row]:
-        assert case.labels is not None
-        return scores.score_case(case.name, fold, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
-
     cases = {case.name: case for case in dataset.cases}
     rows = []
+    lesion_rows = []
     rule_rows = []
     for fold, names in enumerate(held_out):
         interrupt.leave_if_requested()
@@ -295,10 +291,16 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
         for name in names:
             interrupt.leave_if_requested()
             case = cases[name]
-            rows += score(fold, case, read_labels(predictions / f"{name}.nii.gz", case, dataset.label_values))
+            assert case.labels is not None
+            truth, sizes = case.labels, (case.spacing_mm, classes, case.voxel_ml)
+            predicted = read_labels(predictions / f"{name}.nii.gz", case, dataset.label_values)
+            rows += scores.score_case(name, fold, predicted, truth, *sizes)
+            lesion_rows += lesions.of_case(name, fold, predicted, truth, classes, case.voxel_ml)
             if rule_applies:
-                rule_rows += score(fold, case, clinical.clinical_rule(case, threshold, channels, classes))
+                ruled = clinical.clinical_rule(case, threshold, channels, classes)
+                rule_rows += scores.score_case(name, fold, ruled, truth, *sizes)
     scores.write_cases_csv(workdir / "cases.csv", rows)
+    lesions.write(workdir / "lesions.csv", lesion_rows)
     files.write_json(workdir / "summary.json", scores.means(rows))
     if rule_rows:
         scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)

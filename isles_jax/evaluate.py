@@ -23,7 +23,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=local_path, required=True, metavar="DIR", help=reference)
     parser.add_argument("--subset", action="store_true", help="leave out the cases that have no prediction")
     tables = (
-        "also write cases.csv (a row for each case and class) and summary.json to this folder, outside of the labels"
+        "also write cases.csv (a row for each case and class), lesions.csv (a row for each lesion) and summary.json to "
+        "this folder, outside of the labels"
     )
     parser.add_argument("--output", metavar="DIR", help=tables)
     names = (
@@ -47,17 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Scores the label volumes of any tool with the measures of this package and prints the means."""
     options = _parse(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.scoring import folders, scores
+    from isles_jax.scoring import folders, lesions, scores
 
     if options.output is not None:
         files.refuse_inside(options.output, options.labels)
         scores.refuse_output(options.output)
-    rows = folders.score_folders(
+    rows, lesion_rows = folders.score_folders(
         options.predictions, options.labels, options.classes, options.values, subset=options.subset
     )
     means = scores.means(rows)
     if options.output is not None:
         scores.write_cases_csv(options.output / "cases.csv", rows)
+        lesions.write(options.output / "lesions.csv", lesion_rows)
         files.write_json(options.output / "summary.json", means)
     print(scores.means_text(means))
 

@@ -21,8 +21,12 @@ from scipy.spatial import KDTree
 
 __all__ = [
     "MEASURES",
+    "PREDICTED",
+    "REFERENCE",
+    "Lesion",
     "Masks",
     "Measure",
+    "each_lesion",
     "lesion_f1_any",
     "lesion_f1_iou",
     "lesions",
@@ -35,6 +39,8 @@ __all__ = [
 TOLERANCE_MM = 2.0
 # In the stricter lesion F1, a predicted lesion is a hit if its intersection over union is at least this.
 LESION_IOU = 0.2
+# The kinds of lesions.
+REFERENCE, PREDICTED = "reference", "predicted"
 # Headers store the spacing in float32, whose rounding must not push a distance of one voxel above the tolerance.
 _ROUNDING_MM = 1e-4
 
@@ -223,6 +229,48 @@ def lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
       The number of each voxel's lesion, int [X, Y, Z], 0 outside the mask; and how many lesions there are.
     """
     return ndimage.label(mask, np.ones((3, 3, 3), bool))
+
+
+class Lesion(NamedTuple):
+    """One lesion of a mask, beside the other mask.
+
+    Attributes:
+      lesion: its number among those of its kind; 1 is the largest.
+      kind: `REFERENCE` or `PREDICTED`.
+      ml: its volume.
+      found: whether the other mask has any of its voxels. A reference's lesion that is not found is missed, and a
+        predicted one is false.
+      overlap: the share of its voxels that the other mask has. Unlike the Dice of a pair, it needs no pairing where
+        lesions merge or fall apart.
+    """
+
+    lesion: int
+    kind: str
+    ml: float
+    found: bool
+    overlap: float
+
+
+def each_lesion(prediction: np.ndarray, truth: np.ndarray, voxel_ml: float) -> list[Lesion]:
+    """The lesions of two masks, as `lesion_f1_any` counts them.
+
+    Args:
+      prediction: bool [X, Y, Z].
+      truth: bool [X, Y, Z].
+      voxel_ml: the volume of a voxel in ml.
+
+    Returns:
+      Those of the reference, then the predicted ones, each from the largest to the smallest.
+    """
+    box = _union_box(prediction, truth)
+    overlaps = _lesion_overlaps(np.pad(prediction[box], 1), np.pad(truth[box], 1))
+    found = []
+    for kind, shared in ((REFERENCE, overlaps.T), (PREDICTED, overlaps)):
+        voxels, common = shared[1:].sum(axis=1), shared[1:, 1:].sum(axis=1)
+        for number, index in enumerate(np.argsort(-voxels, kind="stable").tolist(), 1):
+            size, hit = int(voxels[index]), int(common[index])
+            found.append(Lesion(number, kind, size * voxel_ml, hit > 0, hit / size))
+    return found
 
 
 def _lesion_overlaps(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_the_networks_and_the_scores_list_what_is_for_others():
     # The rest of models without an underscore is the package's own: sizes of the layers, and how a kernel begins.
     assert models.__all__ == ["Discriminator", "SUMNet", "UNet", "max_pool", "max_unpool"]
     own = [n for n, f in inspect.getmembers(metrics, inspect.isfunction) if f.__module__ == metrics.__name__]
-    classes = ["MEASURES", "Masks", "Measure"]
+    classes = ["MEASURES", "PREDICTED", "REFERENCE", "Lesion", "Masks", "Measure"]
     assert metrics.__all__ == [*classes, *(name for name in own if not name.startswith("_"))]
 
 

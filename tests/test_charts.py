@@ -26,11 +26,22 @@ def test_charts_of_degenerate_values():
         *charts.bland_altman("x", {"one": [("a", 0.0, 0.0)]}),
         *charts.bland_altman("x", {"one": [("a", 1.0, 2.0), ("b", 1.0, 2.0)]}),
         *charts.bland_altman("x", {"one": [("a", 1e3, 2e3), ("b", 1.0, -2e3)], "other": [("a", 0.0, 0.0)]}),
-        charts.strip({"a": [("c", 1.0)]}, {"a": (1.0, 0.0, 1.0)}, {"a": None}, "x"),
+        charts.strip({"a": [("c", 1.0)]}, {"a": (1.0, None)}, {"a": None}, "x"),
     ):
         assert "nan" not in drawn
         assert "inf" not in drawn
         assert "e+0" not in drawn
+
+
+def test_few_cases_have_no_limits_of_agreement_and_no_bar():
+    many = [(f"p{number}", 10.0 + number, (-1.0) ** number) for number in range(6)]
+    for points, lines in ((many, 3), (many[:5], 1)):
+        (drawn,) = charts.bland_altman("core", {"one": points})
+        assert drawn.count('<line class="limit') == lines
+    for interval, lines in (((0.4, 0.6), 2), (None, 1)):
+        drawn = charts.strip({"a": [("c", 0.5)]}, {"a": (0.5, interval)}, {"a": None}, "x")
+        mark = re.search('<g class="mean">.*?</g>', drawn)[0]
+        assert (mark.count("<line"), "95% interval 0.400 to 0.600" in mark) == (lines, interval is not None)
 
 
 def test_bland_altman_charts_of_a_class_share_their_scales():
@@ -49,4 +60,4 @@ def test_bland_altman_charts_of_a_class_share_their_scales():
 
 def test_charts_name_their_axes():
     assert ">training step<" in charts.curves("loss", {"fold 0": ([1, 2], [0.5, 0.4])})
-    assert ">Dice of core<" in charts.strip({"a": [("c", 1.0)]}, {"a": (1.0, 0.9, 1.0)}, {"a": None}, "Dice of core")
+    assert ">Dice of core<" in charts.strip({"a": [("c", 1.0)]}, {"a": (1.0, (0.9, 1.0))}, {"a": None}, "Dice of core")

@@ -12,7 +12,7 @@ from helpers import random_labels, spes_folder
 from isles_jax import evaluate, metrics
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import scores
+from isles_jax.scoring import lesions, scores
 from isles_jax.scoring.folders import score_folders
 
 CLASSES = ("penumbra", "core")
@@ -48,6 +48,11 @@ def test_command_scores_flat_folders(folders, capsys):
     expected = metrics.score(random_labels(11) == 2, random_labels(1) == 2, spacing, voxel_ml=VOXEL_ML)
     for name in scores.NAMES:
         assert rows[4][name] == pytest.approx(expected[name], abs=1e-5)
+    pieces = lesions.read(folders / "out" / "deep" / "lesions.csv")
+    each = metrics.each_lesion(random_labels(11) == 2, random_labels(1) == 2, VOXEL_ML)
+    found = [row for row in pieces if (row["case"], row["class"]) == ("case1", "core")]
+    assert [(row["lesion"], row["kind"], row["found"]) for row in found] == [(one[0], one[1], one[3]) for one in each]
+    assert [row["ml"] for row in found] == pytest.approx([one.ml for one in each], abs=1e-6)
     summary = json.loads((folders / "out" / "deep" / "summary.json").read_text())
     assert summary["cases"] == 2
     shown = capsys.readouterr().out
@@ -197,7 +202,7 @@ def test_volumes_of_a_sheared_grid_are_those_of_the_determinant(tmp_path):
     sheared = np.array([[1.0, 0.5, 0, 0], [0, 1, 0.4, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
     for name in ("labels", "predictions"):
         write(tmp_path / name / "a.nii", np.ones((10, 10, 10), np.uint8), sheared)
-    rows = score_folders(tmp_path / "predictions", tmp_path / "labels")
+    rows, _ = score_folders(tmp_path / "predictions", tmp_path / "labels")
     assert (rows[0]["volume_true_ml"], rows[0]["volume_pred_ml"]) == pytest.approx((3.0, 3.0))
 
 

@@ -15,19 +15,29 @@ from isles_jax.scoring import scores
 def test_the_quantile_is_the_rank_of_split_conformal_prediction():
     assert expected.quantile(list(range(8))) is None
     assert expected.quantile(list(range(9))) == 8
+    assert expected.LEAST_CASES == 9
     assert expected.quantile(list(range(19))) == 17
     assert expected.quantile(list(range(24))) == 22
 
 
 def test_an_interval_holds_the_volumes_of_errors_up_to_the_quantile():
     errors = [0.1 * n for n in range(9)]
-    low, high = expected.interval(20.0, errors)
+    low, high = expected.interval(20.0, errors, 1272.0)
     assert (low, high) == (pytest.approx(21 * math.exp(-0.8) - 1), pytest.approx(21 * math.exp(0.8) - 1))
     for true in (low, high):
         assert expected._error(20.0, true) == pytest.approx(0.8)
-    assert expected.interval(0.0, errors) == (0.0, pytest.approx(math.exp(0.8) - 1))
-    assert expected.interval(20.0, errors[:8]) is None
-    assert expected.interval(20.0, ()) is None
+    assert expected.interval(0.0, errors, 1272.0) == (0.0, pytest.approx(math.exp(0.8) - 1))
+    assert expected.interval(20.0, errors[:8], 1272.0) is None
+    assert expected.interval(20.0, (), 1272.0) is None
+
+
+def test_an_interval_of_a_volume_does_not_leave_the_brain():
+    """A network that misses 60 ml in one of nine cases has an error of a factor of 61."""
+    errors = sorted(expected._error(0.0 if number else 10.0, 60.0 if number == 8 else 0.0) for number in range(9))
+    assert expected.interval(30.0, errors, 1272.0) == (0.0, 1272.0)
+    assert expected.interval(30.0, errors, 5000.0) == (0.0, pytest.approx(31 * 61 - 1))
+    # Where more is predicted than the brain holds, the interval still holds the prediction.
+    assert expected.interval(1300.0, errors, 1272.0)[1] == 1300.0
 
 
 def test_coverage_leaves_each_case_out():
@@ -47,7 +57,7 @@ def test_the_intervals_of_new_cases_cover_as_often_as_they_claim():
         true = rng.gamma(2, 20, 25)
         predicted = true * np.exp(0.3 * rng.standard_normal(25))
         errors = sorted(expected._error(p, t) for p, t in zip(predicted[1:], true[1:], strict=True))
-        low, high = expected.interval(predicted[0], errors)
+        low, high = expected.interval(predicted[0], errors, 1272.0)
         inside += low <= true[0] <= high
     # 23 / 25 in the mean, with a standard deviation of 0.006.
     assert abs(inside / 2000 - 0.92) < 0.02

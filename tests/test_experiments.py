@@ -19,6 +19,7 @@ from experiments import (
     critics,
     figures,
     first_weights,
+    intervals,
     nnunet,
     peers,
     results_page,
@@ -31,7 +32,7 @@ from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import comparison, run_files, scores
+from isles_jax.scoring import comparison, run_files, scores, statistics
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -140,11 +141,11 @@ def test_rows_run_in_parts_equal_the_main_command(tmp_path, capsys):
         assert row["dice"] == pytest.approx((first["dice"] + second["dice"]) / 2)
 
 
-def test_the_page_of_results_shows_the_tables_beside_it():
-    text = results_page.PAGE.read_text()
-    shown = set(re.findall(r"<!-- (\w+\.csv) -->", text))
+def test_the_pages_show_the_tables_of_the_results():
+    texts = [path.read_text() for path in results_page.PAGES]
+    shown = {name for text in texts for name in re.findall(r"<!-- (\w+\.csv) -->", text)}
     assert shown == {path.name for path in results_page.FOLDER.glob("*.csv")}
-    assert results_page.fill(text) == text, "run python -m experiments.results_page"
+    assert [results_page.fill(text) for text in texts] == texts, "run python -m experiments.results_page"
 
 
 def test_the_page_shows_the_figures_of_its_tables(tmp_path):
@@ -176,6 +177,39 @@ def test_a_table_of_results_in_markdown(tmp_path):
         "| proposed | 0.625 [0.500, 0.750] | - |\n"
         "<!-- end -->\nprose\n"
     )
+
+
+def test_simulated_intervals_are_those_of_the_package(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", intervals.RESAMPLES)
+    values = np.random.default_rng(3).beta(2, 2, (4, 8))
+    values[0, :6] = 0
+    found = intervals.ends(values, np.random.default_rng(statistics.SEED))
+    for cases, low, high in zip(values, *found[intervals.CHOSEN], strict=True):
+        assert (low, high) == pytest.approx(statistics.interval(cases))
+    draw = np.random.default_rng(1)
+    half = found["Student's t"][1] - values.mean(axis=1)
+    expected = stats.t.interval(0.95, 7, 0, stats.sem(values, axis=1))[1]
+    np.testing.assert_allclose(half, np.minimum(expected, values.max(axis=1) - values.mean(axis=1)))
+    theirs = stats.bootstrap((values[1],), np.mean, method="BCa", n_resamples=20000, rng=draw).confidence_interval
+    assert (found["BCa bootstrap"][0][1], found["BCa bootstrap"][1][1]) == pytest.approx(tuple(theirs), abs=0.02)
+
+
+@pytest.mark.parametrize("name", intervals.DISTRIBUTIONS)
+def test_simulated_cases_have_the_mean_that_is_to_be_covered(name):
+    draw, mean = intervals.DISTRIBUTIONS[name]
+    values = draw(np.random.default_rng(2), (1, 200_000))
+    assert values.mean() == pytest.approx(mean, abs=4 * values.std() / 200_000**0.5)
+
+
+def test_a_table_without_intervals_shows_the_means(tmp_path):
+    cases = np.array([0.25, 0.5, 0.75])
+    runs = {name: [a_run(name, 0, cases + gain)] for name, gain in (("bl1", 0.0), ("bl2", 0.125))}
+    study.write_table(tmp_path / "few.csv", runs, "bl1")
+    lines = list(csv.DictReader((tmp_path / "few.csv").read_text().splitlines()))
+    assert [(line["low"], line["high"], line["difference_low"]) for line in lines] == [("", "", "")] * 2
+    assert results_page.rows_table(tmp_path / "few.csv").splitlines()[2:] == [
+        "| bl1 | 0.500 | - |", "| bl2 | 0.625 | +0.125 |"
+    ]  # fmt: skip
 
 
 def test_a_table_with_seeds_shows_their_spread(tmp_path):
@@ -258,19 +292,24 @@ def test_several_seeds_give_a_table_and_effects_with_their_spread(tmp_path):
 
 def test_an_interval_without_one_of_the_two_spreads_is_student_s():
     rng = np.random.default_rng(1)
-    cases, of_seed = rng.normal(size=20), rng.normal(size=3)
+    cases, of_seed = 0.05 * rng.normal(size=20), 0.05 * rng.normal(size=3)
     for values, alone in ((np.tile(cases, (3, 1)), cases), (np.tile(of_seed[:, None], (1, 20)), of_seed)):
         found, test = seeds.crossed(values), stats.ttest_1samp(alone, 0)
         assert found.p == pytest.approx(test.pvalue)
-        assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+        assert found.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
+    # A difference of Dice is at least -1 and at most 1, and five cases are too few.
+    low, high = seeds.crossed(np.tile([[0.9], [0.1]], (1, 6))).interval
+    assert (low, high) == (-1, 1)
+    assert seeds.crossed(rng.normal(0, 0.1, (3, 5))).interval is None
 
 
 def test_an_interval_over_seeds_and_cases_covers_the_truth():
     rng, hits = np.random.default_rng(2), 0
     for _ in range(1000):
         values = 0.5 * rng.normal(size=(3, 1)) + rng.normal(size=20) + rng.normal(size=(3, 20))
+        values *= 0.05
         found = seeds.crossed(values)
-        hits += found.low < 0 < found.high
+        hits += found.interval[0] < 0 < found.interval[1]
     # Satterthwaite's degrees of freedom are an approximation, on the wide side for so few seeds.
     assert 930 < hits < 995
 

@@ -187,9 +187,11 @@ def test_an_evaluation_replaces_an_earlier_one_alone(phantom_root, predictions, 
         refused(lambda: score(output), tmp_path, words)  # noqa: B023
     shutil.copy(data / "cases.csv", other / "cases.csv")
     refused(lambda: score(other), tmp_path, r"cases\.csv: found a file that is not a table of this program")
+    (other / "cases.csv").rename(other / "lesions.csv")
+    refused(lambda: score(other), tmp_path, r"lesions\.csv: found a file that is not a table of this program")
     for _ in range(2):
         score(tmp_path / "scores")
-    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["cases.csv", "lesions.csv", "summary.json"]
 
 
 def test_a_report_replaces_an_earlier_page_alone(finished_workdirs, few_resamples, tmp_path):

@@ -171,7 +171,10 @@ def commands(phantom_root, finished_workdirs, untrained_run, tmp_path_factory, m
     on_phantom = tiny_config("bl1", **{"data.phantom.cases": 4, "data.phantom.shape": (16, 16, 4)})
     of_run = (*sorted(run_files.WRITTEN), "fold_0/metrics.jsonl", "fold_1/DONE")
     return {
-        "evaluate": (lambda out: evaluate.main([*scoring, f"--output={out}"]), ("cases.csv", "summary.json")),
+        "evaluate": (
+            lambda out: evaluate.main([*scoring, f"--output={out}"]),
+            ("cases.csv", "lesions.csv", "summary.json"),
+        ),
         "predict": (lambda out: predict.main([*new, f"--output={out}"]), of_case),
         "predict anew": (lambda out: predict.main([*new, "--overwrite", f"--output={out}"]), of_case),
         "report": (lambda out: report.main([run, f"--output={out / 'x.html'}"]), ("x.html",)),

@@ -149,6 +149,9 @@ def test_what_the_run_adds_to_a_row():
         "core_cross_validation_dice": 0.75, "trained_on": "patients", "flips": "no",
         "min_volume_ml": 0.0, "warnings": "one; two",
     }  # fmt: skip
+    # An interval ends where the brain ends.
+    row = measure(case, CHANNELS, ("core",), labels, [labels], expected | {"errors": {"core": [9.0] * 9}}, [])
+    assert (row["core_low_ml"], row["core_high_ml"]) == (0.0, row["brain_ml"])
     row = measure(case, CHANNELS, ("core",), labels, [labels])
     assert [row[name] for name in ("core_low_ml", "core_high_ml", "core_coverage")] == [None] * 3
 

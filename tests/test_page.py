@@ -170,7 +170,7 @@ def test_page_names_the_folder_of_the_data_and_not_its_path(report_file, finishe
 
 def test_every_table_has_a_caption_and_headers_of_rows_and_columns(report_file):
     tables = re.findall(r"<table>.*?</table>", report_file.read_text())
-    assert len(tables) == 6
+    assert len(tables) == 8
     for table in tables:
         assert re.match(r"<table><caption><span>[^<]{20,}</span></caption><thead>", table)
         head, body = table.split("</thead>")

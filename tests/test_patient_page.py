@@ -88,6 +88,11 @@ def test_volumes_are_those_of_the_labels(prediction):
     assert rows[0] == ["class", *prediction.task.classes]
     assert rows[2] == ["90% interval, ml", "10.0 to 20.0", "3.25 to 4.50"]
     assert rows[4] == ["coverage of such intervals", "0.917", "–"]
+    brain_ml = round(float(prediction.case.brain.sum() * prediction.case.voxel_ml), 6)
+    for interval, text in (((0.0, brain_ml), "0 to the whole brain"), (None, "unknown"), ((0.0, 2.0), "0.00 to 2.00")):
+        other = dataclasses.replace(prediction.classes[1], interval=interval)
+        changed = dataclasses.replace(prediction, classes=(prediction.classes[0], other))
+        assert cells(patient_page.page(changed))[2][2] == text
     assert [row[0] for row in rows] == ["class", "volume, ml", rows[2][0], "networks alone, ml", rows[4][0]]
     for value in (1, 2):
         volume, *alone = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isles_jax.scoring import comparison, notes, statistics
+from isles_jax.scoring import comparison, notes, scores, statistics
 
 
 def draw(seed, size, mean=0.02, spread=0.05):
@@ -26,22 +26,72 @@ def test_interval_contains_the_mean_moves_and_scales_with_the_sample():
     assert statistics.interval(values) == (low, high)
 
 
-def test_interval_of_few_values_is_as_wide_as_its_bounds():
-    assert statistics.interval([0.8], (0, 1)) == (0, 1)
-    assert statistics.interval([0.8, 0.9], (0, 1)) == (0, 1)
-    assert statistics.interval([0.5] * 6, (0, 1)) == (0.5, 0.5)
+def test_fewer_than_six_cases_or_equal_ones_have_no_interval():
+    assert statistics.interval([0.1, 0.3, 0.5, 0.7, 0.9]) is None
+    assert statistics.interval([0.1, 0.3, 0.5, 0.7, 0.9, 0.6]) is not None
+    assert statistics.interval([0.5] * 30) is None
+    # The range of five cases holds a median too rarely for a 95% interval, and that of six does not.
+    below, held = np.random.default_rng(4).random((2, 40000, 6)), {}
+    for cases in (statistics.LEAST_CASES - 1, statistics.LEAST_CASES):
+        values = below[0][:, :cases]
+        held[cases] = ((values.min(axis=1) < 0.5) & (values.max(axis=1) > 0.5)).mean()
+        assert held[cases] == pytest.approx(1 - 2.0 ** (1 - cases), abs=0.005)
+    assert held[5] < statistics.LEVEL < held[6]
 
 
-@pytest.mark.parametrize("cases", [9, 24])
-def test_interval_covers_a_skewed_truth_at_the_stated_rate(cases, monkeypatch):
+@pytest.mark.parametrize(
+    "dice",
+    [
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.022],
+        [0.0, 0.0, 0.001, 0.031, 0.05, 0.118],
+        [0.0, 0.9, 0.9, 0.9, 0.9, 0.9],
+        [1.0] * 11 + [0.0],
+    ],
+)
+def test_an_interval_stays_within_the_range_of_its_cases_and_holds_their_mean(dice):
+    low, high = statistics.interval(dice)
+    assert min(dice) <= low < np.mean(dice) < high <= max(dice)
+
+
+def test_the_interval_excludes_what_the_bootstrap_test_rejects():
+    values = draw(13, 20)
+    low, high = statistics.interval(values)
+    for end, inside in ((low, 1), (high, -1)):
+        assert statistics.bootstrap_p(values - end) == pytest.approx(0.05, abs=2e-4)
+        assert statistics.bootstrap_p(values - (end + inside * 1e-3)) > 0.05
+        assert statistics.bootstrap_p(values - (end - inside * 1e-3)) < 0.05
+
+
+def test_an_interval_of_uneven_folds_is_that_of_the_mean_over_the_folds():
+    def rows(folds, dice):
+        filled = dict.fromkeys(scores.NAMES, 1.0)
+        pairs = enumerate(zip(folds, dice, strict=True))
+        return [{"case": f"p{n}", "fold": fold, "class": "core", **filled, "dice": float(d)} for n, (fold, d) in pairs]
+
+    good, poor = np.random.default_rng(14).normal(0.9, 0.02, 20), np.random.default_rng(15).normal(0.4, 0.02, 4)
+    values = np.concatenate([good, poor])
+    found = comparison.dice_means({"a": rows([0] * 20 + [1] * 4, values)}, "core")["a"]
+    assert found.mean == pytest.approx((good.mean() + poor.mean()) / 2)
+    low, high = found.interval
+    assert low < found.mean < high
+    assert (low + high) / 2 == pytest.approx(found.mean)
+    # The variance of the mean over folds is that of a case times the sum of the squared weights.
+    plain = np.ptp(statistics.interval(values))
+    assert high - low == pytest.approx(plain * np.sqrt(24 * (20 / 40**2 + 4 / 8**2)))
+    even = comparison.dice_means({"a": rows([0, 1] * 12, values)}, "core")["a"]
+    assert even.interval == pytest.approx(statistics.interval(values))
+
+
+@pytest.mark.parametrize(("cases", "share"), [(6, 0.93), (24, 0.95)])
+def test_interval_covers_a_skewed_truth_at_the_stated_rate(cases, share, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
     rng = np.random.default_rng(5)
     trials, mean, covered = 600, 8 / 9.5, 0
     for _ in range(trials):
-        low, high = statistics.interval(rng.beta(8, 1.5, cases), (0, 1))
+        low, high = statistics.interval(rng.beta(8, 1.5, cases))
         covered += low <= mean <= high
-    # 0.95 with three standard errors of the simulation.
-    assert abs(covered / trials - 0.95) < 0.027
+    # Three standard errors of the simulation.
+    assert abs(covered / trials - share) < 0.031
 
 
 def test_rare_total_misses_narrow_the_intervals_as_the_notes_say(monkeypatch):
@@ -49,11 +99,11 @@ def test_rare_total_misses_narrow_the_intervals_as_the_notes_say(monkeypatch):
     rng = np.random.default_rng(0)
     trials, mean, covered = 800, 0.95 * 8 / 9.5, 0
     for _ in range(trials):
-        low, high = statistics.interval(rng.beta(8, 1.5, 24) * (rng.random(24) >= 0.05), (0, 1))
+        low, high = statistics.interval(rng.beta(8, 1.5, 24) * (rng.random(24) >= 0.05))
         covered += low <= mean <= high
-    # Three standard errors of the simulation about 88 to 90%.
-    assert 0.88 - 0.032 < covered / trials < 0.90 + 0.032
-    assert "88 to 90%" in limitations(24, 1)
+    # Three standard errors of the simulation.
+    assert abs(covered / trials - 0.87) < 0.036
+    assert "about 87%" in limitations(24, 1)
 
 
 def test_bootstrap_p_is_close_to_students_and_uniform_without_a_difference(monkeypatch):
@@ -111,9 +161,9 @@ def test_compare_is_paired():
     better, other = base + 0.01 + draw(9, 20, 0, 0.001), np.random.default_rng(10).permutation(base) + 0.01
     compared = statistics.compare({"better": better, "other": other}, base)
     assert compared["better"].difference == pytest.approx(np.mean(better - base))
-    assert 0 < compared["better"].low < 0.01 < compared["better"].high
+    assert 0 < compared["better"].interval[0] < 0.01 < compared["better"].interval[1]
     assert compared["better"].wilcoxon < 0.001 > compared["better"].bootstrap
-    assert compared["other"].low < 0 < compared["other"].high
+    assert compared["other"].interval[0] < 0 < compared["other"].interval[1]
     assert compared["other"].wilcoxon > 0.5 < compared["other"].bootstrap
 
 
@@ -127,7 +177,10 @@ def test_main_effects_recover_an_additive_design():
     effects = statistics.main_effects(cells)
     expected = {"residual": 0.11, "adversarial": -0.03, "overlap": 0.06}
     for factor, value in expected.items():
-        assert effects[factor] == pytest.approx((value,) * 3)
+        assert effects[factor][0] == pytest.approx(value)
+    cells[True, True, True] = cells[True, True, True] + 4 * draw(12, 15, 0)
+    mean, (low, high) = statistics.main_effects(cells)["residual"]
+    assert low < mean < high
 
 
 def test_main_effects_of_the_papers_table():

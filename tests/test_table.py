@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import report_runs
 
 from isles_jax import report
-from isles_jax.pages import page
+from isles_jax.pages import page, score_sections
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import comparison, run_files, scores, table
 
@@ -59,11 +60,28 @@ def test_eight_cells_give_main_effects(
     assert [run.name for run in eight] == list(comparison.PAPER)
     text = table.table(eight)
     effects = comparison.design_effects(comparison.make_study(eight))["core"]
-    for factor, (value, _, _) in effects.items():
+    for factor, (value, _) in effects.items():
         assert f"core {value:+.3f} [" in lines_of(text, factor)[0]
     page.write_report(tmp_path / "page.html", eight)
     assert "Main effects" in (tmp_path / "page.html").read_text()
     assert comparison.design_effects(comparison.make_study(eight[:7])) == {}
+
+
+def test_fewer_than_six_cases_have_no_interval_in_the_table_and_on_the_page(finished_runs):
+    few = []
+    for run in finished_runs:
+        kept = [names[:1] for names in run.folds]
+        names = {name for fold in kept for name in fold}
+        rows, rule = ([row for row in rows if row["case"] in names] for rows in (run.rows, run.rule))
+        facts = run.data | {"cases": {name: run.data["cases"][name] for name in names}}
+        few.append(dataclasses.replace(run, folds=kept, rows=rows, rule=rule, data=facts))
+    for runs, shown in ((finished_runs, True), (few, False)):
+        study = comparison.make_study(runs)
+        text = table.table(runs)
+        html = score_sections.dice(study) + score_sections.differences(study)
+        assert ("[0." in text) == ('class="interval"' in html) == ("95% interval 0." in html) == shown
+        assert ("Fewer than 6 cases have no intervals" in " ".join(text.split())) != shown
+        assert not any(line.endswith(" ") for line in text.splitlines())
 
 
 def test_command_writes_table_and_page(finished_workdirs, tmp_path, capsys):

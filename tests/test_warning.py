@@ -178,6 +178,8 @@ def test_checks_that_are_left_out_are_named(patients, expected):
     assert warning.notes(unscored) == [
         "the run is not scored; there are no intervals, and the folds' agreement is not compared"
     ]
+    for count, words in ((8, ["the run has 8 scored cases; intervals of volumes need 9"]), (9, [])):
+        assert warning.notes(expected | {"errors": {"core": [0.1] * count}}) == words
     ranges = {key: limits for key, limits in expected["norms"]["ranges"].items() if "covered" not in key}
     for key in ("brain_ml", "empty", "across_ml", *(f"extent_mm.{axis}" for axis in range(3))):
         del ranges[key]

@@ -5,6 +5,9 @@ from html import escape
 
 import numpy as np
 
+from isles_jax.scoring import agreement, statistics
+from isles_jax.scoring.lesions import Detection
+
 WIDTH = 420
 LEFT = 46
 RIGHT = 12
@@ -13,6 +16,8 @@ AXIS = 62
 # Room for the labels beside the lines of a Bland-Altman chart.
 MARGIN = 120
 ROW = 30
+# The share of fewer lesions is mostly chance.
+FEW_LESIONS = 5
 # Room below a chart for the tick labels and the axis label.
 BOTTOM = 40
 # Room above a chart for its title.
@@ -32,7 +37,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 def strip(
     values: Mapping[str, Sequence[tuple[str, float]]],
-    means: Mapping[str, tuple[float, float, float]],
+    means: Mapping[str, tuple[float, statistics.Interval]],
     paper: Mapping[str, float | None],
     title: str,
 ) -> str:
@@ -40,13 +45,12 @@ def strip(
 
     Args:
       values: (case, value) pairs of each system, values from 0 to 1.
-      means: (mean, lower end, upper end) of each system.
+      means: the mean of each system, and its interval.
       paper: the paper's number for a system, or None.
       title: name of the quantity, at the axis and for screen readers.
     """
     smallest = min(min(value for _, value in pairs) for pairs in values.values())
-    least = min(smallest, *(lower for _, lower, _ in means.values()))
-    low = min(0.9, float(np.floor(10 * least)) / 10)
+    low = min(0.9, float(np.floor(10 * smallest)) / 10)
     left = 14 + 6.6 * max(map(len, values))
     top = 8
     height = top + ROW * len(values)
@@ -59,17 +63,25 @@ def strip(
             # Shifted up and down, so that equal values do not hide one another.
             shifted = y - 4 + 2 * (number * 7 % 5 - 2)
             parts.append(_dot(x(value), shifted, f"{label}, {case}: {value:.3f}"))
-        mean, lower, upper = means[label]
-        parts.append(
-            f'<g class="mean"><title>{escape(label)}: mean {mean:.3f}, 95% interval {lower:.3f} to {upper:.3f}</title>'
-            f'<line x1="{x(lower):.1f}" x2="{x(upper):.1f}" y1="{y + 7:.1f}" y2="{y + 7:.1f}"/>'
-            f'<line x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y + 2:.1f}" y2="{y + 12:.1f}"/></g>'
-        )
+        parts.append(_mean_mark(label, *means[label], x, y))
         published = paper.get(label)
         if published is not None:
             diamond = f"M{x(max(published, low)):.1f} {y + 2:.1f}l5 5-5 5-5-5z"
             parts.append(f'<path class="paper" d="{diamond}"><title>the paper: {published:.3f}</title></path>')
     return _svg("".join(parts), height + BOTTOM, title)
+
+
+def _mean_mark(label: str, mean: float, interval: statistics.Interval, x: Coordinate, y: float) -> str:
+    """A short upright line at the mean, and a level one over its interval if there is one."""
+    text, bar = "", ""
+    if interval:
+        lower, upper = interval
+        text = f", 95% interval {lower:.3f} to {upper:.3f}"
+        bar = f'<line x1="{x(lower):.1f}" x2="{x(upper):.1f}" y1="{y + 7:.1f}" y2="{y + 7:.1f}"/>'
+    return (
+        f'<g class="mean"><title>{escape(label)}: mean {mean:.3f}{text}</title>{bar}'
+        f'<line x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y + 2:.1f}" y2="{y + 12:.1f}"/></g>'
+    )
 
 
 def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
@@ -129,6 +141,41 @@ def reliability(title: str, series: Mapping[str, Sequence[tuple[float, float, in
     return _svg("".join(parts), height + BOTTOM, f"Reliability curve of {title}")
 
 
+def detection(title: str, sizes: Sequence[Detection]) -> str:
+    """The share of the references' lesions that are found, a bar with the counts for each size.
+
+    A bar of fewer than `FEW_LESIONS` is hollow, because its height is mostly chance. The last line below the axis
+    counts the false predicted lesions of each size.
+
+    Args:
+      title: plain text above the chart.
+      sizes: from `lesions.by_size`.
+    """
+    height = 198
+    y = _linear(0.0, 1.0, height, TOP + 16)
+    width = (WIDTH - RIGHT - AXIS) / len(sizes)
+    parts = [_grid_y(y, ticks(0.0, 1.0), AXIS, WIDTH - RIGHT), _title(title, AXIS), _y_label("share found", height)]
+    for number, size in enumerate(sizes):
+        middle = AXIS + width * (number + 0.5)
+        parts.append(f'<text x="{middle:.1f}" y="{height + 15}" class="middle">{escape(size.title)}</text>')
+        false = f"{size.false} of {size.predicted}" if size.predicted else "–"
+        parts.append(f'<text x="{middle:.1f}" y="{height + 48}" class="middle">{false}</text>')
+        if not size.reference:
+            continue
+        share = size.found / size.reference
+        kind = "bar few" if size.reference < FEW_LESIONS else "bar"
+        counts = f"{size.found} of {size.reference}"
+        parts.append(
+            f'<rect class="{kind}" x="{middle - 0.36 * width:.1f}" y="{y(share):.1f}" width="{0.72 * width:.1f}" '
+            f'height="{y(0.0) - y(share):.1f}"><title>{escape(size.title)} ml: {counts} found</title></rect>'
+            f'<text x="{middle:.1f}" y="{y(share) - 5:.1f}" class="middle">{counts}</text>'
+        )
+    centre = (AXIS + WIDTH - RIGHT) / 2
+    parts.append(_x_label("volume of a lesion of the reference, ml", centre, height - 2))
+    parts.append(_x_label("false ones among predicted lesions of this volume", centre, height + 31))
+    return _svg("".join(parts), height + BOTTOM + 33, f"{title}: lesions of the reference that are found, by volume")
+
+
 def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[str]:
     """For each system the difference of two volumes over their mean, with the mean difference and limits of agreement.
 
@@ -161,12 +208,10 @@ def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float
 
 
 def _agreement(changes: Sequence[float]) -> dict[str, float]:
-    """The mean difference and, if there are several, the 95% limits of agreement."""
-    mean = float(np.mean(changes))
-    if len(changes) < 2:
-        return {"mean": mean}
-    spread = 1.96 * float(np.std(changes, ddof=1))
-    return {"mean": mean, "+1.96 sd": mean + spread, "-1.96 sd": mean - spread}
+    """The mean difference and, if there are cases enough, the 95% limits of agreement."""
+    mean = {"mean": float(np.mean(changes))}
+    limits = agreement.limits(changes)
+    return mean if limits is None else mean | {"+1.96 sd": limits[1], "-1.96 sd": limits[0]}
 
 
 def _agreement_lines(lines: Mapping[str, float], y: Coordinate) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from isles_jax.pages import tmax
-from isles_jax.scoring.comparison import RULE
+from isles_jax.scoring import comparison
+from isles_jax.scoring.statistics import Interval
 
 # What shows that a page is one of this package.
 GENERATOR = '<meta name="generator" content="isles_jax">'
@@ -81,7 +82,7 @@ def table(
 
 def system_name(label: str) -> str:
     """A system's label; the clinical rule stands out from the trained systems."""
-    return f"<em>{label}</em>" if label == RULE else escape(label)
+    return f"<em>{label}</em>" if label == comparison.RULE else escape(label)
 
 
 def legend(colours: dict[str, str]) -> str:
@@ -112,6 +113,12 @@ def contour_legend(channels: Sequence[str], classes: Sequence[str], styles: Mapp
     return f'<p class="key contours">{"".join(items)}</p>'
 
 
-def signed(value: float, low: float, high: float) -> str:
+def signed(value: float, ends: Interval) -> str:
     """A difference with its interval."""
-    return f'{value:+.3f} <span class="interval">[{low:+.3f}, {high:+.3f}]</span>'
+    return f"{value:+.3f}{interval(ends, '+')}"
+
+
+def interval(ends: Interval, sign: str = "") -> str:
+    """An interval after a space; "" if there is none. `sign` is "+" for differences."""
+    text = comparison.format_interval(ends, sign).strip()
+    return f' <span class="interval">{text}</span>' if text else ""

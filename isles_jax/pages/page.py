@@ -160,6 +160,7 @@ def page(
         case_sections.every_slice(study, cases, left_out),
         case_table.section(study, cases),
         score_sections.measures(study),
+        score_sections.lesions(study),
         score_sections.volumes(study),
         score_sections.calibration(study),
         run_sections.learning_curves(study),

@@ -77,7 +77,8 @@ def _volumes(prediction: Prediction) -> str:
     classes = prediction.classes
     rows = {"volume, ml": [_text(one.ml) for one in classes]}
     if any(one.interval for one in classes):
-        intervals = [_span(*one.interval) if one.interval else "unknown" for one in classes]
+        brain_ml = float(prediction.case.brain.sum() * prediction.case.voxel_ml)
+        intervals = [_interval(one.interval, brain_ml) for one in classes]
         rows[f"{expected.LEVEL:.0%} interval, ml"] = intervals
     if len(prediction.fold_labels) > 1:
         rows["networks alone, ml"] = [_span(one.least_ml, one.most_ml) for one in classes]
@@ -109,6 +110,14 @@ def _summary(prediction: Prediction) -> str:
     if any(number.title.startswith(numbers.DEFUSE3) for number in shown):
         source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
     return f'<div><dl class="facts">{items}</dl>{source}</div>'
+
+
+def _interval(interval: tuple[float, float] | None, brain_ml: float) -> str:
+    if interval is None:
+        return "unknown"
+    if interval[0] == 0 and interval[1] >= round(brain_ml, 6):
+        return "0 to the whole brain"
+    return _span(*interval)
 
 
 def _span(low: float, high: float) -> str:

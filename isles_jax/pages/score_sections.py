@@ -6,7 +6,8 @@ from typing import Any
 
 from isles_jax.metrics import Measure
 from isles_jax.pages import charts, markup
-from isles_jax.scoring import comparison, notes
+from isles_jax.scoring import comparison, notes, scores
+from isles_jax.scoring import lesions as lesion_scores
 from isles_jax.scoring.comparison import Study
 
 # The frequency in a bin of fewer voxels is mostly chance, so such a bin is not drawn.
@@ -30,7 +31,7 @@ def dice(study: Study) -> str:
             label: [(row["case"], row["dice"]) for row in rows if row["class"] == name]
             for label, rows in study.rows.items()
         }
-        intervals = {label: (one.mean, one.low, one.high) for label, one in means.items()}
+        intervals = {label: (one.mean, one.interval) for label, one in means.items()}
         strips.append(f"<div><h3>{escape(name)}</h3>{charts.strip(by_case, intervals, paper, f'Dice of {name}')}</div>")
     head = ["system", *map(escape, study.classes)]
     body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
@@ -47,7 +48,7 @@ def dice(study: Study) -> str:
 
 
 def _dice_cell(dice: comparison.Mean, paper: float | None) -> str:
-    text = f'{dice.mean:.3f} ± {dice.std:.3f} <span class="interval">[{dice.low:.3f}, {dice.high:.3f}]</span>'
+    text = f"{dice.mean:.3f} ± {dice.std:.3f}{markup.interval(dice.interval)}"
     return text if paper is None else f'{text}<span class="paper">paper* {paper:.3f}</span>'
 
 
@@ -57,7 +58,7 @@ def differences(study: Study) -> str:
         return ""
     body = []
     for label, name, found in comparison.differences(study):
-        change = markup.signed(found.difference, found.low, found.high)
+        change = markup.signed(found.difference, found.interval)
         tests = [comparison.format_p(found.wilcoxon), comparison.format_p(found.bootstrap)]
         body.append([markup.system_name(label), escape(name), change, *tests])
     head = ["system", "class", "difference of Dice", "p, Wilcoxon", "p, bootstrap"]
@@ -103,7 +104,7 @@ def _heading(measure: Measure) -> str:
 
 def volumes(study: Study) -> str:
     """A Bland-Altman chart of the volumes for each class and system; the systems of a class share their scales."""
-    text = "<h2>Volumes (Bland-Altman)</h2>"
+    text = f"<h2>Volumes</h2>{_volume_table(study)}{_mismatch_table(study)}"
     for name in study.classes:
         points = {
             label: [
@@ -117,7 +118,72 @@ def volumes(study: Study) -> str:
         text += f'<h3>{escape(name)}</h3><div class="grid">{drawn}</div>'
     return text + (
         '<p class="soft">Each dot is a case: the predicted minus the reference volume, over the mean of the two. The '
-        "solid line is the mean difference, and the dashed lines are the 95% limits of agreement.</p>"
+        "solid line is the mean difference, and the dashed lines are the 95% limits of agreement (Bland-Altman).</p>"
+    )
+
+
+def _volume_table(study: Study) -> str:
+    body = []
+    for label, rows in study.rows.items():
+        classes = scores.means(rows)["classes"]
+        for name in study.classes:
+            found = classes[name]["volume_agreement"]
+            ends = found["limits_ml"]
+            limits = "–" if ends is None else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
+            shares = [_share(found[key]) for key in ("ccc", "icc")]
+            body.append([markup.system_name(label), escape(name), f"{found['difference_ml']:+.1f}", limits, *shares])
+    lin = "Lin’s concordance correlation coefficient; larger is better"
+    intraclass = "intraclass correlation, absolute agreement of single measurements; larger is better"
+    head = [
+        *("system", "class", "mean difference ml", "limits of agreement ml"),
+        f'<abbr title="{lin}">CCC</abbr>',
+        f'<abbr title="{intraclass}">ICC(A,1)</abbr>',
+    ]
+    caption = "Agreement of predicted and reference volumes over all cases (docs/scores.md defines the columns)"
+    return markup.table(caption, head, body, row_headers=2)
+
+
+def _mismatch_table(study: Study) -> str:
+    """How often the predicted volumes and the references lead to the same decision, with core and penumbra."""
+    found = {label: scores.mismatch(rows) for label, rows in study.rows.items()}
+    counts = ("both", "reference_only", "predicted_only", "neither")
+    body = [
+        [markup.system_name(label), *(str(one[key]) for key in counts), _share(one["kappa"])]
+        for label, one in found.items()
+        if one
+    ]
+    if not body:
+        return ""
+    kappa = '<abbr title="Cohen’s kappa, the agreement beyond chance; larger is better">kappa</abbr>'
+    head = ["system", "in both", "only by the reference", "only by the prediction", "in neither", kappa]
+    caption = (
+        "Cases with a mismatch by the thresholds of DEFUSE 3 (core below 70 ml, ratio at least 1.8, mismatch at least "
+        "15 ml); not for clinical use"
+    )
+    return f"<h3>Mismatch</h3>{markup.table(caption, head, body)}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def lesions(study: Study) -> str:
+    """How many lesions of each size each run finds; nothing where no run has kept its lesions."""
+    known = {label: run.lesions for label, run in study.runs.items() if run.lesions is not None}
+    if not known:
+        return ""
+    columns = []
+    for name in study.classes:
+        drawn = ""
+        for label, rows in known.items():
+            of_class = [row for row in rows if row["class"] == name]
+            drawn += charts.detection(label, lesion_scores.by_size(of_class))
+        columns.append(f"<div><h3>{escape(name)}</h3>{drawn}</div>")
+    return f'<h2>Lesion by lesion</h2><div class="grid">{"".join(columns)}</div>' + (
+        '<p class="soft">A bar is the share of the references’ lesions of a volume that are found: any common voxel '
+        f"counts. A hollow bar is of fewer than {charts.FEW_LESIONS} lesions and says little. The lowest line counts "
+        "predicted lesions that have no voxel in common with the reference. Lesions of one case resemble each other: "
+        "they are no independent trials. lesions.csv has each lesion.</p>"
     )
 
 

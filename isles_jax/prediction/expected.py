@@ -4,7 +4,7 @@ The interval of a volume is a split conformal one (Lei et al., JASA 2018). The e
 |log((true + 1 ml) / (predicted + 1 ml))|. It is relative to the volume, so a large lesion may have a wider interval,
 and 1 ml keeps small lesions from dominating. With n held-out cases, the ceil(0.9 (n + 1))th smallest error spans the
 interval. The interval then holds the true volume of a new case with a probability of at least 0.9, if this case is
-drawn as the training cases were.
+drawn as the training cases were. A lesion lies in the brain, so the interval ends at 0 and at the volume of the brain.
 """
 
 import math
@@ -23,6 +23,8 @@ from isles_jax.training.task import Task
 from isles_jax.training.weights import SUFFIX, Trained
 
 LEVEL = 0.9
+# With fewer, the rank of `quantile` is above the number of errors.
+LEAST_CASES = 9
 _NUMBER = (int, float)
 _FORM: dict[str, Any] = {
     "norms": {"cases": int, "ranges": {}, "axes": [str]},
@@ -182,10 +184,13 @@ def coverage(errors: Sequence[float]) -> float | None:
     return round(inside / len(errors), 4) if errors else None
 
 
-def interval(volume_ml: float, errors: Sequence[float]) -> tuple[float, float] | None:
-    """The interval of a volume in ml; None if there are too few errors."""
+def interval(volume_ml: float, errors: Sequence[float], brain_ml: float) -> tuple[float, float] | None:
+    """The interval of a volume in ml; None if there are too few errors.
+
+    It ends at 0 and at the volume of the brain, or at the predicted volume if that is larger.
+    """
     span = quantile(errors)
     if span is None:
         return None
     low, high = ((volume_ml + _OFFSET_ML) * math.exp(sign * span) - _OFFSET_ML for sign in (-1, 1))
-    return round(max(low, 0.0), 6), round(high, 6)
+    return round(max(low, 0.0), 6), round(min(high, max(brain_ml, volume_ml)), 6)

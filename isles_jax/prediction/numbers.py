@@ -14,6 +14,7 @@ from isles_jax.data.profile import right_side
 from isles_jax.prediction import expected as expectations
 from isles_jax.runtime import files
 from isles_jax.scoring import scores
+from isles_jax.scoring.agreement import defuse3 as meets_defuse3
 from isles_jax.training.task import Task
 
 Value = float | int | str | None
@@ -144,10 +145,11 @@ def of_classes(
     """
     volumes = volumes_ml(labels, case, classes)
     alone = [volumes_ml(one, case, classes) for one in fold_labels]
+    brain_ml = float(case.brain.sum() * case.voxel_ml)
     found = []
     for value, name in enumerate(classes, 1):
         of_folds = [volume[name] for volume in alone]
-        interval = expectations.interval(volumes[name], expected.get("errors", {}).get(name, ()))
+        interval = expectations.interval(volumes[name], expected.get("errors", {}).get(name, ()), brain_ml)
         found.append(
             ClassNumbers(
                 name=name,
@@ -239,14 +241,11 @@ def _hypoperfusion(case: Case, channel: int) -> list[Number]:
 
 def _defuse3(core: float, mismatch: float) -> list[Number]:
     """Whether a case meets the thresholds of DEFUSE 3 (Albers et al., N Engl J Med 2018)."""
-    # Without core, the ratio has no bound, so nothing is divided.
-    ratio = core + mismatch >= 1.8 * core and mismatch > 0
-    thresholds = (
-        ("defuse3_core_below_70_ml", "core below 70 ml", core < 70),
-        ("defuse3_ratio_at_least_1.8", "ratio at least 1.8", ratio),
-        ("defuse3_mismatch_at_least_15_ml", "mismatch at least 15 ml", mismatch >= 15),
-    )
-    return [Number(column, f"{DEFUSE3}: {text}", "yes" if met else "no") for column, text, met in thresholds]
+    texts = ("core below 70 ml", "ratio at least 1.8", "mismatch at least 15 ml")
+    return [
+        Number(f"defuse3_{text.replace(' ', '_')}", f"{DEFUSE3}: {text}", "yes" if met else "no")
+        for text, met in zip(texts, meets_defuse3(core, mismatch), strict=True)
+    ]
 
 
 def of_command(settings: Mapping[str, Any], warnings: Sequence[str], *, on_phantom: bool) -> list[Number]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from isles_jax.data.case import Case
 from isles_jax.data.profile import PERCENTILES, across_ml, numbers
+from isles_jax.prediction.expected import LEAST_CASES
 
 Facts = Mapping[str, Any]
 # The smallest and the largest value over the training cases, by fact.
@@ -45,6 +46,9 @@ def notes(expected: Facts) -> list[str]:
         left_out.append(f"an earlier version began this run; {facts} are not compared")
     if "least_dice" not in expected:
         left_out.append("the run is not scored; there are no intervals, and the folds' agreement is not compared")
+    few = [len(errors) for errors in expected.get("errors", {}).values() if len(errors) < LEAST_CASES]
+    if few:
+        left_out.append(f"the run has {min(few)} scored cases; intervals of volumes need {LEAST_CASES}")
     return left_out
 
 

@@ -120,8 +120,7 @@ class Mean:
 
     mean: float
     std: float
-    low: float
-    high: float
+    interval: statistics.Interval
 
 
 def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, Mean]:
@@ -130,8 +129,10 @@ def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, 
     for label, system_rows in rows.items():
         dice = scores.means(system_rows)["classes"][class_name]["dice"]
         std = math.nan if dice["std"] is None else dice["std"]
-        interval = statistics.interval(dice_of(system_rows, class_name), (0.0, 1.0))
-        means[label] = Mean(dice["mean"], std, *interval)
+        folds = [row["fold"] for row in system_rows if row["class"] == class_name]
+        weights = [1 / (len(set(folds)) * folds.count(fold)) for fold in folds]
+        interval = statistics.interval(dice_of(system_rows, class_name), weights)
+        means[label] = Mean(dice["mean"], std, interval)
     return means
 
 
@@ -142,7 +143,7 @@ def factors_of(run: Run) -> tuple[bool, bool, bool]:
     return bool(config.model.residual), bool(config.discriminator.enabled), overlap
 
 
-def design_effects(study: Study) -> dict[str, dict[str, tuple[float, float, float]]]:
+def design_effects(study: Study) -> dict[str, dict[str, tuple[float, statistics.Interval]]]:
     """`statistics.main_effects` on the Dice of each class; empty unless the runs are the eight cells of the design."""
     cells = {factors_of(run): run.rows for run in study.runs.values()}
     if not len(cells) == len(study.runs) == 8:
@@ -176,6 +177,16 @@ def other_means(study: Study) -> tuple[list[Measure], list[tuple[str, str, list[
         for name in study.classes:
             found.append((label, name, [means[name][measure.name]["mean"] for measure in measures]))
     return measures, found
+
+
+def format_mean(mean: float, interval: statistics.Interval, sign: str = "") -> str:
+    """A mean with its interval in brackets, if it has one; `sign` is "+" for differences."""
+    return f"{mean:{sign}.3f}{format_interval(interval, sign)}"
+
+
+def format_interval(interval: statistics.Interval, sign: str = "") -> str:
+    """An interval in brackets, after a space; "" if there is none."""
+    return "" if interval is None else f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
 def format_p(p: float) -> str:

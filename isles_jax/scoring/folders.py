@@ -13,6 +13,7 @@ from isles_jax.data.folder import hint, is_nifti, list_folder, notes_of_volumes,
 from isles_jax.data.nifti import read_labels, read_volume
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import lesions
 from isles_jax.scoring.scores import Row, score_case
 
 
@@ -23,7 +24,7 @@ def score_folders(
     values: Sequence[int] | None = None,
     *,
     subset: bool = False,
-) -> list[Row]:
+) -> tuple[list[Row], list[Row]]:
     """Scores every labelled case of a folder against its prediction, CASE.nii or CASE.nii.gz.
 
     Args:
@@ -34,6 +35,9 @@ def score_folders(
         it, or else the integers that occur in the volumes. A data set names its own.
       values: the integers that the files hold for the classes; None: 1, 2, ..., or as for `classes`.
       subset: leave out the cases without a prediction, with a note; otherwise such a case is an error.
+
+    Returns:
+      The rows of `score_case`, and those of `lesions.of_case`.
 
     Raises:
       InputError: a prediction is missing, or all are missing with `subset`; a prediction lies on another grid or holds
@@ -57,6 +61,7 @@ def score_folders(
     if extra:
         print(f"note: these predictions have no label and are not scored: {', '.join(extra)}", file=sys.stderr)
     rows = []
+    lesion_rows = []
     for name, case in cases.items():
         if name in missing:
             continue
@@ -65,7 +70,8 @@ def score_folders(
         assert case.labels is not None
         predicted = read_labels(paths[name], case, values)
         rows += score_case(name, 0, predicted, case.labels, case.spacing_mm, classes, case.voxel_ml)
-    return rows
+        lesion_rows += lesions.of_case(name, 0, predicted, case.labels, classes, case.voxel_ml)
+    return rows, lesion_rows
 
 
 def _labelled_cases(

@@ -24,9 +24,9 @@ def limitations(cases: int, comparisons: int) -> list[str]:
     sentences = [
         "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the folds' "
         "networks share training cases.",
-        # Simulated with this package's own intervals: Dice from a skewed distribution, or 0 for one case in twenty.
-        "Where about one lesion in twenty is missed altogether, a 95% interval from 9 to 30 cases covers the true mean "
-        "in only 88 to 90% of studies.",
+        # Simulated with this package's own intervals (docs/scores.md).
+        "Where about one lesion in twenty is missed altogether, a 95% interval from 6 to 30 cases covers the true mean "
+        "in only about 87% of studies.",
     ]
     if comparisons:
         sentences.append(
@@ -78,6 +78,11 @@ def notes(study: Study) -> list[str]:
         "± standard deviation over cases; [95% bootstrap interval of the mean]. If both masks are empty, Dice is 1 and "
         "distances are 0; if one is empty, Dice is 0 and distances are the image's diagonal."
     ]
+    if len(study.case_names) < statistics.LEAST_CASES:
+        texts.append(
+            f"Fewer than {statistics.LEAST_CASES} cases have no intervals: even their whole range would miss the truth "
+            "too often."
+        )
     empty = sum(row["volume_true_ml"] == 0 for row in first.rows)
     missed = {
         label: sum(row["volume_pred_ml"] == 0 < row["volume_true_ml"] for row in run.rows)

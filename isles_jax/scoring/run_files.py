@@ -12,7 +12,7 @@ from isles_jax.config import complete
 from isles_jax.data.case import WHOLE_LESION
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import scores
+from isles_jax.scoring import lesions, scores
 from isles_jax.scoring.scores import Row
 
 # A file in a fold's folder: what the reader of the report must know about its predictions, one line each.
@@ -30,7 +30,7 @@ _FORMS: dict[str, Any] = {
     "data.json": {"phantom": bool, "classes": [str], "channels": [str], "cases": {}},
 }
 # The files of a finished run whose checksums are in its DONE.
-SEALED = (*_FORMS, "cases.csv", "summary.json", "clinical_rule.csv", "calibration.json")
+SEALED = (*_FORMS, "cases.csv", "summary.json", "clinical_rule.csv", "calibration.json", "lesions.csv")
 # The files that a run writes to its workdir, beside the folders of its folds.
 WRITTEN = (*SEALED, "DONE", "report.html")
 _SHARES = [(int, float, type(None))]
@@ -51,6 +51,7 @@ class Run:
       rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
       curves: for each fold, the lines of its metrics.jsonl.
       notes: what a reader must know about the folds' predictions, one sentence each.
+      lesions: lesions.csv, see `lesions.of_case`; None for runs of earlier versions.
       calibration: calibration.json, see `calibration.curves`; None for runs of earlier versions.
     """
 
@@ -63,6 +64,7 @@ class Run:
     rule: list[Row]
     curves: list[list[dict[str, float]]]
     notes: list[str] = dataclasses.field(default_factory=list)
+    lesions: list[Row] | None = None
     calibration: dict[str, Any] | None = None
 
 
@@ -77,6 +79,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     stored, folds, data = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     config = complete(stored, workdir / "config.json")
     rule = workdir / "clinical_rule.csv"
+    rows = _read_rows(workdir / "cases.csv", folds, data["classes"])
     folders = [workdir / f"fold_{fold}" for fold in range(len(folds))]
     return Run(
         workdir=workdir,
@@ -84,10 +87,11 @@ def read_run(workdir: epath.PathLike) -> Run:
         config=config,
         data=data,
         folds=folds,
-        rows=_read_rows(workdir / "cases.csv", folds, data["classes"]),
+        rows=rows,
         rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
         curves=[_read_lines(folder / "metrics.jsonl") for folder in folders],
         notes=[line for folder in folders for line in _read_notes(folder / NOTES)],
+        lesions=_read_lesions(workdir / "lesions.csv", rows),
         calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
     )
 
@@ -121,6 +125,19 @@ def _read_rows(path: epath.Path, folds: Sequence[Sequence[str]], classes: Sequen
             f"{len(expected)} rows in their order"
         )
     return sorted(rows, key=lambda row: str(row["case"]))
+
+
+def _read_lesions(path: epath.Path, rows: Sequence[Row]) -> list[Row] | None:
+    """The rows of a lesions.csv, if there is one; an InputError if it has a case that the scores do not have."""
+    if not path.exists():
+        return None
+    scored = {(row["case"], row["fold"], row["class"]) for row in rows}
+    found = lesions.read(path)
+    for row in found:
+        key = row["case"], row["fold"], row["class"]
+        if key not in scored:
+            raise InputError(f"{path}: found a lesion of {key}, expected the cases, folds and classes of cases.csv")
+    return found
 
 
 def _read_calibration(path: epath.Path, classes: Sequence[str]) -> dict[str, Any] | None:

@@ -13,9 +13,14 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 10_000
 SEED = 0
+# The whole range of so many cases holds the median of their distribution in 1 - 2^(1 - cases) of all studies. For five
+# cases, these are 94%, so that no interval within the range can be a 95% one.
+LEAST_CASES = 6
 FACTORS = ("residual", "adversarial", "overlap")
 
 Values = Sequence[float] | np.ndarray
+# The lower and the upper end; None where the cases are too few.
+Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -23,37 +28,34 @@ class Comparison:
     """Two systems on the same cases: the mean difference, its interval, and the two-sided p values of two tests."""
 
     difference: float
-    low: float
-    high: float
+    interval: Interval
     wilcoxon: float
     bootstrap: float
 
 
-def interval(values: Values, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
-    """The studentised bootstrap interval of the mean (Efron and Tibshirani 1993, section 12.5), at `LEVEL`.
+def interval(values: Values, weights: Values | None = None) -> Interval:
+    """The symmetric studentised bootstrap interval of a mean (Hall, J R Stat Soc B 1988;50:35), at `LEVEL`.
 
-    Unlike the percentile interval it is wide enough for small and skewed samples, which are usual for Dice. With very
-    few values it is as wide as `bounds`.
+    Its half-width is the standard error times the quantile of the bootstrap's |pivots|, so that it tells the same as
+    `bootstrap_p`. It ends where the range of the cases ends.
 
     Args:
       values: one for each case.
-      bounds: the smallest and the largest possible mean: (0, 1) for Dice, (-1, 1) for differences of Dice.
+      weights: of the cases in the mean, with a sum of 1; None: all alike.
 
     Returns:
-      The lower and the upper end; `bounds` for a single value.
+      The lower and the upper end. None for fewer than `LEAST_CASES` cases, and if all cases have one value, because
+      such cases do not show a spread.
     """
     cases = np.asarray(values, dtype=np.float64)
-    if len(cases) < 2:
-        return bounds
-    mean = cases.mean()
-    error = _standard_error(cases)
-    if error == 0:
-        return float(mean), float(mean)
-    pivots = _pivots(cases)
+    if len(cases) < LEAST_CASES or np.ptp(cases) == 0:
+        return None
+    shares = np.full(len(cases), 1 / len(cases)) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = cases @ shares
+    error = cases.std(ddof=1) * np.sqrt((shares**2).sum())
     # Interpolation between infinite pivots would give nan, so take the order statistic on the outer side.
-    lower = np.quantile(pivots, (1 - LEVEL) / 2, method="lower")
-    upper = np.quantile(pivots, (1 + LEVEL) / 2, method="higher")
-    return float(np.clip(mean - upper * error, *bounds)), float(np.clip(mean - lower * error, *bounds))
+    half = error * np.quantile(np.abs(_pivots(cases)), LEVEL, method="higher")
+    return float(max(mean - half, cases.min())), float(min(mean + half, cases.max()))
 
 
 def bootstrap_p(differences: Values) -> float:
@@ -124,15 +126,15 @@ def compare(systems: Mapping[str, Sequence[float]], reference: Sequence[float]) 
     wilcoxon = holm([wilcoxon_p(values) for values in differences.values()])
     bootstrap = holm([bootstrap_p(values) for values in differences.values()])
     return {
-        name: Comparison(float(values.mean()), *interval(values, (-1.0, 1.0)), one, two)
+        name: Comparison(float(values.mean()), interval(values), one, two)
         for (name, values), one, two in zip(differences.items(), wilcoxon, bootstrap, strict=True)
     }
 
 
-def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> dict[str, tuple[float, float, float]]:
-    """The mean of `case_effects` over the cases and its interval, {factor: (mean, lower end, upper end)}."""
+def main_effects(cells: Mapping[tuple[bool, bool, bool], Sequence[float]]) -> dict[str, tuple[float, Interval]]:
+    """The mean of `case_effects` over the cases and its interval, by factor."""
     effects = case_effects({cell: np.asarray(values) for cell, values in cells.items()})
-    return {factor: (float(each.mean()), *interval(each, (-1.0, 1.0))) for factor, each in effects.items()}
+    return {factor: (float(each.mean()), interval(each)) for factor, each in effects.items()}
 
 
 def case_effects(cells: Mapping[tuple[bool, bool, bool], np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,7 +22,9 @@ def table(runs: Sequence[Run], reference: str | None = None) -> str:
     if effects:
         parts += ["", "main effects of the design on Dice [95% interval]"]
         for factor in statistics.FACTORS:
-            cells = "   ".join(f"{name} {_signed(effects[name][factor])}" for name in study.classes)
+            cells = "   ".join(
+                f"{name} {comparison.format_mean(*effects[name][factor], '+')}" for name in study.classes
+            )
             parts.append(f"{factor:{width}}  {cells}")
     lines = [textwrap.fill(note, 118, subsequent_indent="  ") for note in notes.notes(study)]
     return "\n".join([*parts, "", *lines])
@@ -39,11 +41,12 @@ def _dice_lines(study: Study, width: int) -> list[str]:
         line = f"{label:{width}}"
         for name in study.classes:
             dice = means[name][label]
-            line += f"  {dice.mean:.3f} ± {dice.std:5.3f} [{dice.low:.3f}, {dice.high:.3f}]"
+            text = f"{dice.mean:.3f} ± {dice.std:5.3f}{comparison.format_interval(dice.interval)}"
+            line += f"  {text:28}"
             if name in with_paper:
                 paper = study.paper(label, name)
                 line += f"  {'-' if paper is None else format(paper, '.3f'):>6}"
-        lines.append(line)
+        lines.append(line.rstrip())
     return lines
 
 
@@ -64,11 +67,7 @@ def _comparison_lines(study: Study, width: int) -> list[str]:
         f"difference of Dice from {study.reference} [95% interval], p of Wilcoxon and of the paired bootstrap (Holm)"
     ]
     for label, name, found in comparison.differences(study):
-        change = _signed((found.difference, found.low, found.high))
+        change = comparison.format_mean(found.difference, found.interval, "+")
         tests = f"p = {comparison.format_p(found.wilcoxon)}, {comparison.format_p(found.bootstrap)}"
-        lines.append(f"{label:{width}}  {name:{class_width}}  {change}  {tests}")
+        lines.append(f"{label:{width}}  {name:{class_width}}  {change:23}  {tests}")
     return lines
-
-
-def _signed(effect: tuple[float, float, float]) -> str:
-    return f"{effect[0]:+.3f} [{effect[1]:+.3f}, {effect[2]:+.3f}]"
