@@ -1,9 +1,11 @@
 """The command `isles-jax`, whose subcommands are the `main` functions of the command modules."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+from isles_jax import __version__
 from isles_jax.runtime import interrupt
 
 # Each subcommand: the module whose `main` it calls, and what it does.
@@ -16,6 +18,7 @@ COMMANDS = {
     "phantom": ("phantom", "write a digital phantom data set"),
     "convert": ("convert", "write a data set in the raw layout of nnU-Net"),
     "check": ("check", "read a data set as training would, and say what it is"),
+    "settings": ("settings", "list the settings of a run: meaning, value and default"),
 }
 
 
@@ -23,7 +26,8 @@ def usage() -> str:
     """The text of --help."""
     lines = ["Segmentation of ischaemic stroke lesions in MRI.", "", "usage: isles-jax COMMAND [FLAGS]", ""]
     lines += [f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join([*lines, "", "isles-jax COMMAND --help lists the flags of a command."])
+    more = ["isles-jax COMMAND --help lists the flags of a command.", "isles-jax --version prints the version."]
+    return "\n".join([*lines, "", *more])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         print(usage())
         return
+    if name == "--version":
+        print(f"isles-jax {__version__}")
+        return
     if name not in COMMANDS:
         from isles_jax.runtime.command import InputError
 
-        raise InputError(f"isles-jax {name}: found no such command, expected one of {', '.join(COMMANDS)}")
+        meant = difflib.get_close_matches(name, COMMANDS, 1)
+        expected = f"{meant[0]}?" if meant else f"one of {', '.join(COMMANDS)}"
+        raise InputError(f"isles-jax {name}: found no such command, expected {expected}")
     # Only the module of this subcommand is imported, so that --help is quick.
     importlib.import_module(f"isles_jax.{COMMANDS[name][0]}").main(flags)
 

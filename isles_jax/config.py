@@ -4,8 +4,10 @@ Each file in `configs/` calls `baseline` once. Any key can be overridden on the 
 `--config.optimizer.learning_rate=3e-4`. A key whose value is None is not set; its comment says what then applies.
 """
 
+import ast
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -343,7 +345,56 @@ def complete(stored: Mapping[str, Any], where: object = "a configuration") -> ml
     return ml_collections.ConfigDict(nested)
 
 
+def begun(stored: Mapping[str, Any], where: object) -> ml_collections.ConfigDict:
+    """The configuration with which a run on disk goes on.
+
+    It is that of `complete`, with the types of this version. Only `fold` is not set, because it says which folds a call
+    runs, and not what the run is.
+
+    Raises:
+      InputError: as `complete`; this version does not know a key, or its value has another type.
+    """
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    known = flatten(config)
+    for key, value in flatten(complete(stored, where)).items():
+        if key not in known:
+            more = "which this version does not know; name --config to go on"
+            raise InputError(f"{where}: found the setting {key!r}, {more}")
+        try:
+            if value is None and known[key] is not None:
+                raise TypeError
+            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: found {value!r} for {key}, expected the file as it was written") from error
+    config.fold = None
+    return config
+
+
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The configuration as config.json stores it, in values that JSON can hold."""
     values: dict[str, Any] = json.loads(config.to_json_best_effort())
     return values
+
+
+def comments() -> dict[str, str]:
+    """The comment above each key in this file, as {"a.b.c": text}: the keys of the run, then those of its sections."""
+    texts = _comments_in(baseline)
+    run = {key: text for key, text in texts.items() if "." not in key}
+    return run | _comments_in(data_section) | texts
+
+
+def _comments_in(function: Callable[..., object]) -> dict[str, str]:
+    source = inspect.getsource(function)
+    lines = source.splitlines()
+    texts = {}
+    for node in ast.walk(ast.parse(source)):
+        # A section is set as `config.section = section = ConfigDict()`: it has no comment of its own.
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+            continue
+        above = node.lineno - 2
+        while lines[above].lstrip().startswith("#"):
+            above -= 1
+        text = " ".join(line.strip().removeprefix("# ") for line in lines[above + 1 : node.lineno - 1])
+        if text:
+            texts[ast.unparse(node.targets[0]).removeprefix("config.")] = text
+    return texts

@@ -18,6 +18,7 @@ from isles_jax.phantoms import phantom
 from isles_jax.prediction import inference
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.scoring import calibration, clinical, lesions, run_files, scores, table
 from isles_jax.training import initial
 from isles_jax.training.fold import train_fold
@@ -46,7 +47,8 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
       workdir: a folder or bucket; the README lists what is written there.
 
     Returns:
-      The table of results as text, or a line that names the folds that are still missing.
+      The Dice as a table, where the report is, and a command to go on with; or a line that names the folds that are
+      still missing.
 
     Raises:
       InputError: a mistake in the configuration or the data; the workdir holds another run, or another process is at
@@ -59,8 +61,9 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
     if not processes.on_first(lambda: _is_done(config, workdir)):
         unfinished = _run(config, workdir)
         if unfinished:
-            return f"folds {', '.join(map(str, unfinished))} are still to be run; the last one makes the table"
-    return processes.on_first(lambda: table.table([run_files.read_run(workdir)]))
+            missing = f"folds still to be run: {', '.join(map(str, unfinished))}; the last one makes the table"
+            return f"{missing}\nnext: isles-jax train --workdir={workdir}"
+    return processes.on_first(lambda: _outcome(run_files.read_run(workdir)))
 
 
 def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
@@ -68,9 +71,11 @@ def _init_digest(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     weights = config.train.init
     given: str = config.train.init_sha256
     path = workdir / CONFIG
-    if path.exists() and not given:
+    if path.exists():
         # The weights may be gone once they are not needed; `refuse_other` compares the path.
-        return str(complete(files.read_json_like(path, {}), path).train.init_sha256)
+        stored = str(complete(files.read_json_like(path, {}), path).train.init_sha256)
+        if given in ("", stored):
+            return stored
     found = initial.digest(weights)
     if given not in ("", found):
         raise InputError(f"--config.train.init_sha256: found {given!r}, expected {found}, as of {weights}")
@@ -94,8 +99,9 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
         alone = processes.on_all(lambda: stack.enter_context(hold))
         with alone():
             plan, held_out = _prepare(config, workdir)
-        for fold in folds:
-            _run_fold(plan, fold, held_out[fold], workdir / f"fold_{fold}")
+        done = processes.on_first(lambda: [fold for fold in folds if _is_fold_done(workdir / f"fold_{fold}")])
+        for number, fold in enumerate((fold for fold in folds if fold not in done), len(done)):
+            _run_fold(plan, fold, held_out[fold], workdir / f"fold_{fold}", (number, len(folds)))
         with alone():
             return processes.on_first(lambda: _finish(plan.dataset, held_out, workdir))
 
@@ -128,8 +134,8 @@ def _prepare_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> 
     files.remove_parts(workdir)
     if config.data.root:
         return False
-    print("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.")
-    print("For real data: --config.data.root=/data/SPES2015_Training", flush=True)
+    say("No --config.data.root: the run uses the built-in digital perfusion phantom, not patients.")
+    say("For real data: --config.data.root=/data/SPES2015_Training")
     begun = (workdir / CONFIG).exists()
     return phantom.provide(workdir / "phantom", begun=begun, seed=config.seed, **config.data.phantom)
 
@@ -144,9 +150,9 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     begun = _begun(workdir)
     root = data.root or workdir / "phantom"
     dataset = layouts.load(root, tuple(data.channels), **data.labels, how=layouts.reading(config, begun))
-    print(dataset.headline, flush=True)
+    say(dataset.headline)
     for note in dataset.notes:
-        print(f"note: {note}", flush=True)
+        say(f"note: {note}")
     description = profile.describe(dataset)
     refuse_changed(dataset, description, workdir / "data.json")
     labelled = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
@@ -244,11 +250,9 @@ def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Pa
 # --- one fold --------------------------------------------------------------------------------------------------------
 
 
-def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path) -> None:
-    """Trains a fold and predicts its held-out cases, unless that is done already."""
-    if processes.on_first(lambda: _is_fold_done(directory)):
-        return
-    train_fold(plan, fold, held_out, directory)
+def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path, part: tuple[int, int]) -> None:
+    """Trains a fold and predicts its held-out cases; `part` is that of `train_fold`."""
+    train_fold(plan, fold, held_out, directory, part)
     inference.predict_fold(plan.dataset, held_out, directory)
     processes.on_first(lambda: files.write_atomic(directory / "DONE", ""))
 
@@ -301,11 +305,21 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
                 rule_rows += scores.score_case(name, fold, ruled, truth, *sizes)
     scores.write_cases_csv(workdir / "cases.csv", rows)
     lesions.write(workdir / "lesions.csv", lesion_rows)
-    files.write_json(workdir / "summary.json", scores.means(rows))
+    files.write_json(workdir / "summary.json", scores.means(rows) | {"notes": dataset.notes})
     if rule_rows:
         scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)
     _write_calibration(held_out, workdir)
     page.write_report(workdir / "report.html", [run_files.read_run(workdir)], dataset=dataset)
+
+
+def _outcome(run: run_files.Run) -> str:
+    """What a finished run ends with: its Dice, where the report is, and a command to go on with."""
+    page_file = run.workdir / "report.html"
+    report = page_file if page_file.exists() else f"isles-jax report {run.workdir} writes it"
+    following = f"isles-jax predict --workdir={run.workdir} --input=CASE_OR_FOLDER --output=DIR"
+    if run.data["phantom"]:
+        following = "isles-jax train --config.data.root=DIR --workdir=runs/NAME"
+    return f"{table.dice_table(run)}\n\nreport: {report}\nnext: {following}"
 
 
 def _write_calibration(held_out: list[list[str]], workdir: epath.Path) -> None:

@@ -1,5 +1,7 @@
 """The commands as a user types them: real processes, one line for each mistake."""
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from isles_jax import cli
+from isles_jax import __version__, cli
+from isles_jax.config import baseline, comments, flatten, resolve
 from isles_jax.runtime import overrides
 from isles_jax.runtime.command import InputError
 
@@ -31,7 +34,7 @@ def call(*arguments, cwd=ROOT):
 def test_help_explains_every_flag():
     done = call("--help")
     assert done.returncode == 0
-    for text in ("--config", "--workdir", "--config.data.root=", "configs/proposed.py", "to resume"):
+    for text in ("--config", "--workdir", "--config.data.root=", "configs/proposed.py", "To resume a run"):
         assert text in done.stdout
     assert done.stderr == ""
 
@@ -39,8 +42,28 @@ def test_help_explains_every_flag():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.modl.width=3"], ["modl", "model"]),
-        (["--config.model.widht=3"], ["widht", "width"]),
+        (["--config.modl.width=3"], ["no such setting, expected --config.model.width=3?"]),
+        (["--config.model.widht=3"], ["no such setting, expected --config.model.width=3?"]),
+        (
+            ["--config.learning_rate=1"],
+            ["--config.optimizer.learning_rate=1 or --config.discriminator.learning_rate=1?"],
+        ),
+        (["--epochs=3"], ["--epochs=3: found no such flag, expected --config.train.epochs=3?"]),
+        (["--train.epochs=3"], ["expected --config.train.epochs=3?"]),
+        (["--config.train.epochs.x=3"], ["--config.train.epochs.x=3: found no such setting"]),
+        (["--config.data.phantom.shape[0]=3"], ["expected --config.data.phantom.shape=3?"]),
+        (["--config.=3"], ["--config.=3: found no such setting; isles-jax settings lists all"]),
+        (["--config.sed\n=3"], ["--config.sed =3: found no such setting, expected --config.seed=3?"]),
+        (["--noconfig.predict.flips", "--config.sed=1"], ["--config.sed=1: found no such setting"]),
+        (["--noconfig.seed"], ["--noconfig.seed: found no such flag, expected --config.seed?"]),
+        (["--workdr=x"], ["--workdr=x: found no such flag, expected --workdir=x?"]),
+        (["--config.train.epochs=three"], ["--config.train.epochs=three: expected a whole number"]),
+        (["--config.train.epochs=3=4"], ["--config.train.epochs=3=4: expected a whole number"]),
+        (["--config.loss.dice=: 1"], ["--config.loss.dice=: 1: expected a number"]),
+        (["--config.predict.flips=maybe"], ["--config.predict.flips=maybe: expected True or False"]),
+        (["--config.model=3"], ["--config.model=3: found a section, expected one of its settings"]),
+        (["--config.train.epochs"], ["Missing value", "--config.train.epochs"]),
+        (["--processes=two"], ["argument --processes: found 'two', expected a whole number"]),
         (["--config.model.width=wide"], ["--config.model.width=wide"]),
         (["--config.model.width=-3"], ["--config.model.width", "-3", "above 0"]),
         (["--config.data.phantom.shape=(32,32)"], ["data.phantom.shape", "(32, 32)", "three"]),
@@ -73,8 +96,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--config=configs/bl3.py"], ["--config", "configs/bl3.py"], []])
 def test_the_configs_are_found_from_any_folder(flags, tmp_path):
-    done = call(*flags, "--config.modl=1", cwd=tmp_path)
-    assert done.stderr == 'error: --config: found no key \'modl\'. Did you mean "model" instead of "modl"?\n'
+    done = call(*flags, "--config.modl.width=1", cwd=tmp_path)
+    assert done.stderr == "error: --config.modl.width=1: found no such setting, expected --config.model.width=1?\n"
     assert call(*flags, "--config.data.root=nowhere", cwd=tmp_path).stderr.startswith("error: nowhere")
 
 
@@ -150,8 +173,9 @@ def test_the_script_lists_its_commands(arguments):
 def test_each_command_explains_its_flags_without_loading_a_library(name):
     done = isles_jax(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    flag = {"train": "--config", "evaluate": "--labels"}.get(name, "--output")
+    flag = {"train": "--config", "settings": "--config", "evaluate": "--labels"}.get(name, "--output")
     assert flag in done.stdout
+    assert max(map(len, done.stdout.split("\n\n")[1].splitlines())) <= 80
     assert done.stdout.endswith("\n[]\n")
 
 
@@ -161,7 +185,7 @@ def test_a_mistake_in_the_flags_of_each_command_is_one_line(name):
     values = {"predict": ["--workdir=w", "--input=i"], "evaluate": ["--predictions=p", "--labels=l"],
               "report": ["run"], "export": ["--workdir=w"], "convert": ["--input=i"],
               "check": ["data"]}.get(name, [])  # fmt: skip
-    output = [] if name == "train" else ["--output=o.safetensors"]
+    output = [] if name in ("train", "settings") else ["--output=o.safetensors"]
     done = isles_jax(name, *values, *output, "--nonsense=1")
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert done.stderr.startswith("error: ")
@@ -170,7 +194,7 @@ def test_a_mistake_in_the_flags_of_each_command_is_one_line(name):
     assert "--help lists the flags" in done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train"}))
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train", "settings"}))
 def test_a_missing_flag_of_a_command_is_named(name):
     with pytest.raises(InputError, match=r"required: .*; --help lists the flags$"):
         cli.main([name])
@@ -179,8 +203,71 @@ def test_a_missing_flag_of_a_command_is_named(name):
 def test_an_unknown_command_is_one_line():
     done = isles_jax("segment", "--output=o")
     assert (done.returncode, done.stdout) == (2, "[]\n")
-    expected = "train, predict, evaluate, report, export, phantom, convert, check"
+    expected = "train, predict, evaluate, report, export, phantom, convert, check, settings"
     assert done.stderr == f"error: isles-jax segment: found no such command, expected one of {expected}\n"
+    assert isles_jax("trian").stderr == "error: isles-jax trian: found no such command, expected train?\n"
+
+
+def test_the_version_is_printed():
+    done = isles_jax("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"isles-jax {__version__}\n[]\n", "")
+
+
+@pytest.mark.parametrize("flag", ["--workdr=w", "-workdir=w", "--wokrdir"])
+def test_a_misspelt_flag_is_named_before_the_one_that_is_then_missing(flag):
+    meant = flag.replace(flag.split("=")[0], "--workdir")
+    with pytest.raises(InputError, match=f"^{flag}: found no such flag, expected {meant}[?]$"):
+        cli.main(["predict", flag, "--input=i", "--output=o"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "--workdir=w", "--input=i", "--output=o", "--folds=0,x"], "found '0,x', expected whole numbers"),
+        (["predict", "--workdir=w", "--input=i", "--output=o", "--min-volume-ml=x"], "found 'x', expected a number"),
+        (["phantom", "--output=o", "--cases=1.5"], "argument --cases: found '1.5', expected a whole number"),
+    ],
+)
+def test_a_value_of_another_type_says_what_was_expected(arguments, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        cli.main(arguments)
+
+
+def listed(capsys, *arguments):
+    """What `isles-jax settings` prints, as {key: (value, text)}."""
+    cli.main(["settings", *arguments])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    parts = re.split(r"^--config\.", out, flags=re.MULTILINE)[1:]
+    pairs = [part.split("\n", 1) for part in parts]
+    return {line.split("=", 1)[0]: (line.split("=", 1)[1], " ".join(text.split())) for line, text in pairs}
+
+
+def test_settings_lists_every_key_with_its_meaning_value_and_default(capsys):
+    found = listed(capsys, "--config=configs/bl1.py", "--config.data.channels=DWI,ADC", "--config.data.root=/a b")
+    defaults = flatten(baseline(residual=True, adversarial=True, overlap=True))
+    texts = comments()
+    assert found.keys() == defaults.keys()
+    for key, (_, text) in found.items():
+        assert text.endswith(texts[key])
+    assert found["model.residual"] == ("False", f"default: True {texts['model.residual']}")
+    assert found["train.epochs"] == ("50", f"default: None {texts['train.epochs']}")
+    assert found["folds"] == ("3", texts["folds"])
+    assert found["data.root"][0] == "'/a b'"
+    flags = [shlex.split(f"--config.{key}={value}")[0] for key, (value, _) in found.items() if value != "None"]
+    again = overrides.read("configs/proposed.py", flags)
+    expected = overrides.read("configs/bl1.py", ["--config.data.channels=DWI,ADC", "--config.data.root=/a b"])
+    assert flatten(resolve(again)) == flatten(resolve(expected)), "what is printed can be given again"
+
+
+def test_a_word_chooses_among_the_names_and_the_meanings(capsys):
+    assert listed(capsys, "LOVASZ").keys() == {"loss.lovasz", "loss.lovasz_per_image"}
+    found = listed(capsys, "learning rate")
+    assert "optimizer.learning_rate" in found
+    assert "optimizer.weight_decay" in found
+    for arguments, words in ((["nonsense"], "nonsense: found no setting"), (["--config.train.epochs=-1"], "found -1")):
+        with pytest.raises(InputError, match=words):
+            cli.main(["settings", *arguments])
 
 
 def test_the_flags_reach_the_command(tmp_path, capsys):

@@ -4,11 +4,11 @@ import json
 
 import ml_collections
 import pytest
-from config_page import PAGE, comments, page
+from config_page import PAGE, page
 from helpers import ROOT, SYSTEMS
 
 from isles_jax import config as config_module
-from isles_jax.config import baseline, complete, flatten, resolve, to_dict
+from isles_jax.config import baseline, begun, comments, complete, flatten, resolve, to_dict
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
 from isles_jax.training import plan
@@ -210,6 +210,35 @@ def test_a_run_of_another_version_is_completed():
     assert (found.data.spacing_mm, found.discriminator.hard) == ("0", False), "as version 0.1 did"
     assert found.augment.flips == "left-right"
     assert flatten(found).keys() == flatten(new).keys()
+
+
+def test_a_run_goes_on_with_its_own_settings_but_not_with_the_folds_of_its_first_call():
+    config = baseline(residual=False, adversarial=False, overlap=True)
+    config.update_from_flattened_dict({"data.channels": ("DWI", "ADC"), "fold": 1, "train.steps_per_call": 2})
+    stored = json.loads(json.dumps(to_dict(resolve(config))))
+    found = begun(stored, "config.json")
+    config.fold = None
+    assert resolve(found) == resolve(config)
+    assert found.data.channels == ("DWI", "ADC")
+    found.train.steps_per_call = 4
+    del stored["data"]["spacing_mm"]
+    assert begun(stored, "config.json").data.spacing_mm == "0", "as a version without the key did"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"later": {"key": 3}}, "config.json: found the setting 'later.key', which this version does not know"),
+        ({"seed": "one"}, "config.json: found 'one' for seed, expected the file as it was written"),
+        ({"seed": None}, "config.json: found None for seed, expected the file as it was written"),
+        ({"train": {"epochs": [1]}}, r"config.json: found \[1\] for train.epochs, expected the file as it was written"),
+        ({"data": 3}, "config.json: found the key 'data', expected the settings of a run"),
+    ],
+)
+def test_a_run_whose_settings_this_version_cannot_take_does_not_go_on(change, words):
+    stored = to_dict(resolve(baseline(residual=True, adversarial=True, overlap=True)))
+    with pytest.raises(InputError, match=words):
+        begun(stored | change, "config.json")
 
 
 def test_the_choices_of_the_settings_are_the_rows_of_the_tables():

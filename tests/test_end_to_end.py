@@ -6,15 +6,16 @@ command for Table 1, which has a test, trains all eight in any case.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import SYSTEMS, files_in, leaves, tiny_config
+from helpers import SYSTEMS, TINY, files_in, leaves, tiny_config
 
-from isles_jax import export, predict
+from isles_jax import export, main, predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data.layouts import load
 from isles_jax.runtime.command import InputError
@@ -70,6 +71,11 @@ def test_a_system_trains_resumes_predicts_and_scores(name, tmp_path, phantom_roo
         (c.name, w) for c in dataset.cases for w in dataset.classes
     }
     assert "data: the built-in phantom" in table
+    assert max(map(len, table.split("\n\nreport: ")[0].splitlines())) <= 80
+    assert table.splitlines()[-2:] == [
+        f"report: {run / 'report.html'}",
+        "next: isles-jax train --config.data.root=DIR --workdir=runs/NAME",
+    ]
 
     # As if killed after the first step of fold 0: the same command ends with the same bits.
     before, expected = state_of(run / "fold_0" / "checkpoints"), {k: p.read_bytes() for k, p in files_in(run).items()}
@@ -102,7 +108,9 @@ def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(t
     states = []
     for run in (tmp_path / "a", tmp_path / "b"):
         printed = cross_validate(tiny_config("bl6", **keys), run)
-        assert printed == "folds 0 are still to be run; the last one makes the table"
+        missing, following = printed.splitlines()
+        assert missing == "folds still to be run: 0; the last one makes the table"
+        assert following == f"next: isles-jax train --workdir={run}"
         assert "not patients" in capsys.readouterr().out
         states.append(state_of(run / "fold_1" / "checkpoints"))
     for key in states[0]:
@@ -111,6 +119,37 @@ def test_the_phantom_is_made_where_no_data_are_given_and_two_runs_are_the_same(t
     with pytest.raises(InputError, match=r"holds another run: seed is 0 there and 1 here"):
         cross_validate(tiny_config("bl6", seed=1, **keys), tmp_path / "a")
     assert cross_validate(tiny_config("bl6", **(keys | {"fold": 0})), tmp_path / "a").count("\n") > 5
+
+
+@pytest.mark.slow
+def test_the_workdir_alone_resumes_a_run(tmp_path, phantom_root, capsys):
+    run = tmp_path / "run"
+    flags = [f"--config.{key}={value}" for key, value in TINY.items()]
+    flags += [f"--config.data.root={phantom_root}"]
+    main.main(["--config=configs/bl1.py", *flags, "--config.fold=0", f"--workdir={run}"])
+    assert not (run / "fold_1").exists()
+    capsys.readouterr()
+    main.main([f"--workdir={run}", "--config.train.parallel=shard_map"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{run}: the run goes on with its own settings, those of config.json\n")
+    assert "fold 0:" not in printed
+    assert (run / "fold_1" / "DONE").exists()
+    assert (run / "DONE").exists()
+    with pytest.raises(InputError, match=r"holds another run: train\.batch_size is \d+ there and 6 here"):
+        main.main([f"--workdir={run}", "--config.train.batch_size=6"])
+    with pytest.raises(InputError, match=r"holds another run: .*name is 'bl1' there and 'proposed' here"):
+        main.main([f"--workdir={run}", "--config=configs/proposed.py"])
+    # A finished run needs neither its settings nor its data to print its table.
+    capsys.readouterr()
+    stored = json.loads((run / "config.json").read_text())
+    stored["data"]["root"] = str(tmp_path / "moved")
+    (run / "config.json").write_text(json.dumps(stored))
+    (run / "DONE").write_bytes(b"")
+    main.main([f"--workdir={run}"])
+    assert "bl1" in capsys.readouterr().out
+    (run / "DONE").unlink()
+    with pytest.raises(InputError, match="moved: does not exist"):
+        main.main([f"--workdir={run}"])
 
 
 @pytest.mark.slow
@@ -135,7 +174,7 @@ def test_a_run_of_the_u_net_and_another_optimiser(tmp_path, phantom_root, capsys
         cross_validate(tiny_config("proposed", **(keys | {"model.network": "sumnet"})), run)
 
 
-def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):
+def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root, capsys):
     """Cropped to uneven shapes, turned in space, and with separate label files for penumbra and core."""
     turn = np.array([[0, -1.0, 0.2, 5], [1, 0.1, 0, -7], [0.1, 0, 1, 9], [0, 0, 0, 1]])
     expected = {}
@@ -154,8 +193,13 @@ def test_spes_layouts_of_uneven_oblique_cases_run(tmp_path, phantom_root):
                 nib.save(
                     nib.Nifti1Image(mask.astype(np.uint8), affine), target / path.name.replace(".OT.", f".{word}.")
                 )
+    (tmp_path / "data" / "notes.dcm").touch()
     settings = tiny_config("bl1", **{"data.root": str(tmp_path / "data")})
     assert "clinical rule" in cross_validate(settings, tmp_path / "run").lower()
+    said = re.findall("^note: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert "notes.dcm" in " ".join(said)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["notes"] == said
+    assert "notes.dcm" in (tmp_path / "run" / "report.html").read_text()
     written = sorted(tmp_path.glob("run/fold_*/predictions/*.nii.gz"))
     assert len(written) == 6
     for path in written:

@@ -168,6 +168,8 @@ def test_a_run_starts_from_another_and_says_so(tmp_path, capsys):
     moved = tmp_path / "elsewhere"
     shutil.move(tmp_path / "first", moved)
     cross_validate(settings, tmp_path / "second")
+    stored = json.loads((tmp_path / "second" / "config.json").read_text())
+    cross_validate(config.begun(stored, "config.json"), tmp_path / "second")
     wrong = tiny_config("bl1", **keys, **{"train.init": str(moved), "train.init_sha256": "0" * 64})
     with pytest.raises(InputError, match=r"init_sha256: found '0000.*, expected "):
         cross_validate(wrong, tmp_path / "third")

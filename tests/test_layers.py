@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1] / "isles_jax"
 # What a module may import stands to its left. A command comes last, and only the command line of all commands knows it.
 ORDER = (
     "losses", "metrics", "conv", "norm", "models",
-    "runtime.interrupt", "runtime.command", "runtime.overrides", "runtime.progress", "runtime.files", "runtime.lock",
-    "runtime.processes", "config",
+    "runtime.interrupt", "runtime.command", "runtime.overrides", "runtime.progress", "runtime.columns",
+    "runtime.files", "runtime.lock", "runtime.processes", "config",
     "data.case", "data.adc", "data.orientation", "data.profile", "data.folder", "data.resample", "data.nifti",
     "data.checks", "data.folds", "data.grid", "data.slices", "data.table", "data.isles", "data.isles2022",
     "data.nnunet", "data.patterns", "data.templates", "data.proposal", "data.build", "data.layouts",
@@ -29,9 +29,9 @@ ORDER = (
     "pages.score_sections", "pages.case_sections", "pages.case_table", "pages.run_sections", "pages.page",
     "pages.patient_page",
     "new_cases", "cross_validation",
-    "main", "predict", "evaluate", "report", "export", "phantom", "convert", "check", "cli",
+    "main", "predict", "evaluate", "report", "export", "phantom", "convert", "check", "settings", "cli",
 )  # fmt: skip
-COMMANDS = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "check", "cli"}
+COMMANDS = {"main", "predict", "evaluate", "report", "export", "phantom", "convert", "check", "settings", "cli"}
 # Rooms in the order in which data flow; the modules on the public top floor stand between them.
 ROOMS = ("runtime", "data", "phantoms", "training", "scoring", "prediction", "pages")
 REUSABLE = {"losses", "metrics", "conv", "norm", "models"}

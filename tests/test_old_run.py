@@ -21,7 +21,7 @@ import pytest
 import safetensors.numpy
 from helpers import ROOT, ParsedPage, checksums, files_in
 
-from isles_jax import evaluate, export, predict, report
+from isles_jax import evaluate, export, main, predict, report
 
 ARCHIVE = Path(__file__).parent / "runs" / "0.2.0.tar.xz"
 FLAGS = (
@@ -96,16 +96,20 @@ def seal(run):
 def assert_shows_the_scores(printed, run):
     """The printed table has the run's mean Dice of each class, and says that the data are the phantom."""
     scores = json.loads((run / "summary.json").read_text())["classes"]
-    [line, *_] = [line for line in printed.splitlines() if line.startswith("proposed")]
-    for name in CLASSES:
-        assert f"{scores[name]['dice']['mean']:.3f}" in line
+    lines = [line for line in printed.splitlines() if line.startswith("proposed")][: len(CLASSES)]
+    for name, line in zip(CLASSES, lines, strict=True):
+        assert name in line
+        assert f"  {scores[name]['dice']['mean']:.3f} ± " in line
     assert "not patients" in printed
 
 
 @pytest.mark.slow
-def test_the_finished_run_prints_its_table_and_nothing_is_written(old):
+def test_the_finished_run_prints_its_table_and_nothing_is_written(old, capsys):
     before = checksums(old / "run")
-    assert_shows_the_scores(table_of(old / "run"), old / "run")
+    printed = table_of(old / "run")
+    assert_shows_the_scores(printed, old / "run")
+    main.main([f"--workdir={old / 'run'}"])
+    assert capsys.readouterr().out.splitlines()[1:] == printed.splitlines(), "its own settings are enough"
     assert checksums(old / "run") == before
 
 

@@ -49,6 +49,26 @@ def test_versions_stand_beside_the_settings(finished_runs):
     )
 
 
+def test_the_notes_on_the_data_stand_in_the_report(finished_workdirs, tmp_path):
+    runs = []
+    for number, workdir in enumerate(finished_workdirs.values()):
+        folder = shutil.copytree(workdir, tmp_path / workdir.name)
+        notes = ["not read: <b>.dcm; DICOM", f"said of run {number}"]
+        (folder / "summary.json").write_text(json.dumps({"cases": 6, "notes": notes}))
+        runs.append(run_files.read_run(folder))
+    section = run_sections.data_notes(comparison.make_study(runs))
+    assert re.findall("<li>(.*?)</li>", section) == [
+        "not read: &lt;b&gt;.dcm; DICOM", "said of run 0", "said of run 1",
+    ]  # fmt: skip
+    page.write_report(tmp_path / "report.html", runs)
+    assert section in (tmp_path / "report.html").read_text()
+    (folder / "summary.json").write_text('{"cases": 6}')
+    assert run_sections.data_notes(comparison.make_study([run_files.read_run(folder)])) == ""
+    (folder / "summary.json").write_text('{"notes": [3]}')
+    with pytest.raises(InputError, match=r"summary\.json: found a int in notes, expected the file as it was written"):
+        run_files.read_run(folder)
+
+
 def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset, tmp_path):
     evil = '</script><script>alert(1)</script><b onclick="x">&\''
     old = report_dataset.cases[0].name

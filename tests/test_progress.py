@@ -1,7 +1,48 @@
 """Progress on a terminal and elsewhere."""
 
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from helpers import ROOT
+
 from isles_jax.runtime import progress
 from isles_jax.runtime.progress import Bar, track
+
+TERMINAL = """
+import time
+from isles_jax.runtime.progress import Bar, say
+say("a note that is longer than the line of this terminal, whose words stay whole: /a/path/of-some-length/x")
+with Bar("fold 1 (2 of 3)", 30000, "step", 10000, "compiling") as bar:
+    for _ in range(3):
+        time.sleep(0.02)
+        bar.advance(100, "loss 0.4400")
+"""
+
+
+def in_terminal(columns, code):
+    """What a Python program writes to a terminal of so many columns."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=its, stderr=its, stdin=its, env=environment)
+    os.close(its)
+    written = b""
+    try:
+        while part := os.read(ours, 4096):
+            written += part
+    except OSError:  # the program has ended
+        pass
+    os.close(ours)
+    assert process.wait() == 0, written
+    return written.decode()
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys):
@@ -24,6 +65,33 @@ def test_the_first_piece_is_not_part_of_the_speed(capsys, monkeypatch):
             clock[0] += 2
             bar.advance()
         assert capsys.readouterr().out == "fold 0: 17/30 steps, 2.0 s/step, 26 s left\n"
+
+
+def test_a_part_is_shown_within_the_whole_with_the_time_left_of_the_whole(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    # The second of three parts of 100 steps, which goes on after its step 10.
+    with Bar("fold 1 (2 of 3)", 300, "step", done=110) as bar:
+        bar.advance()
+        for _ in range(9):
+            clock[0] += 2
+            bar.advance()
+        bar.advance(80)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fold 1 (2 of 3): 117/300 steps, 2.0 s/step, 6 min left"
+    assert lines[-1].startswith("fold 1 (2 of 3): 200/300 steps, ")
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_on_a_terminal_a_bar_and_a_long_line_fit_its_columns(columns):
+    shown = re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", in_terminal(columns, TERMINAL))
+    lines = [line.rstrip() for line in re.split("[\r\n]+", shown)]
+    assert max(map(len, lines)) <= columns
+    sentence = "a note that is longer than the line of this terminal, whose words stay whole: /a/path/of-some-length/x"
+    assert sentence in " ".join(shown.split())
+    assert "fold 1 (2 of 3) \u2501" in shown
+    if columns == 80:
+        assert re.search(r" 34% .* step/s .* left loss 0\.4400$", lines[-2])
 
 
 def test_no_line_is_printed_without_progress_or_after_an_error(capsys):

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -20,20 +19,37 @@ def lines_of(text, start):
 def test_table_of_one_run(finished_runs):
     text = table.table(finished_runs[1:])
     assert "6 cases, 3 folds; data: the built-in phantom" in text
-    row = lines_of(text, "proposed")[0]
+    rows = {line.split()[1]: line for line in lines_of(text, "proposed")[:3]}
     summary = scores.means(finished_runs[1].rows)["classes"]
     for name in ("penumbra", "core", "whole lesion"):
         dice = summary[name]["dice"]
-        assert f"{dice['mean']:.3f} ± {dice['std']:.3f} [" in row
-    assert re.search(r"\]\s+0\.881 .*\]\s+0\.877 ", row)
+        assert f"{dice['mean']:.3f} ± {dice['std']:.3f}  [" in rows[name.split()[0]]
+    assert [rows[name].split()[-1] for name in ("penumbra", "core", "whole")] == ["0.881", "0.877", "-"]
     assert "another set" in text
-    assert (
-        lines_of(text, "clinical rule")[0].split()[2]
-        == f"{comparison.dice_means({'x': finished_runs[1].rule}, 'penumbra')['x'].mean:.3f}"
-    )
+    of_rule = comparison.dice_means({"x": finished_runs[1].rule}, "penumbra")["x"].mean
+    assert lines_of(text, "clinical rule")[0].split()[3] == f"{of_rule:.3f}"
     assert "difference of Dice from clinical rule" in text
     assert "main effects" not in text
-    assert max(map(len, text.splitlines())) < 130
+
+
+def test_what_a_run_ends_with_is_the_first_block_without_the_paper_of_other_data(finished_runs):
+    text = table.table(finished_runs[1:]).split("\n\n")
+    short = table.dice_table(finished_runs[1]).split("\n\n")
+    assert short[0] == text[0]
+    assert len(short) == 2
+    assert "paper*" in text[1]
+    assert "paper*" not in short[1]
+    width = max(map(len, short[1].splitlines()))
+    assert [line[:width].rstrip() for line in text[1].splitlines()] == short[1].splitlines()
+
+
+def test_every_line_fits_80_columns(finished_runs):
+    long = dataclasses.replace(finished_runs[0], name="a system with a name that is as long as half a line")
+    for runs in (finished_runs[1:], finished_runs, [long, finished_runs[1]]):
+        text = table.table(runs)
+        assert max(map(len, text.splitlines())) <= 80
+        for run in runs:
+            assert len(lines_of(text, run.name)) >= 2 * 3
 
 
 def test_table_of_several_runs_compares_with_a_chosen_row(finished_runs):
@@ -61,7 +77,8 @@ def test_eight_cells_give_main_effects(
     text = table.table(eight)
     effects = comparison.design_effects(comparison.make_study(eight))["core"]
     for factor, (value, _) in effects.items():
-        assert f"core {value:+.3f} [" in lines_of(text, factor)[0]
+        line = next(line for line in lines_of(text, factor) if line.split()[-4] == "core")
+        assert line.split()[-3] == f"{value:+.3f}"
     page.write_report(tmp_path / "page.html", eight)
     assert "Main effects" in (tmp_path / "page.html").read_text()
     assert comparison.design_effects(comparison.make_study(eight[:7])) == {}

@@ -27,7 +27,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.benchmarks.chips import CHIPS, Chip, cuda_plugins, find_devices
 from experiments.benchmarks.compiled_text import Operation, operations, slow_forms
 from isles_jax import config as configs
-from isles_jax import main as training_command
 from isles_jax.runtime import files, overrides
 from isles_jax.runtime.command import InputError, Parser, run_command
 from isles_jax.training.networks import BATCH, make_forward
@@ -354,7 +353,7 @@ def _is_list_of_reports(content: bytes) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__)
-    parser.add_argument("--config", default=training_command.DEFAULT, help="as of the main command")
+    parser.add_argument("--config", default=overrides.DEFAULT, help="as of the main command")
     parser.add_argument("--target", required=True, help=f"{', '.join(CHIPS)}; a TPU with its topology, as in v5e:2x4")
     parser.add_argument("--slices", type=int, default=2130, help="slices of the data set; SPES's 30 cases have 2130")
     parser.add_argument("--size", type=_size, default=(96, 128), help="of a slice, multiples of 32, as in 96x128")

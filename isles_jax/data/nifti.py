@@ -256,7 +256,7 @@ def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str]
             raise InputError(elsewhere)
         broken = ~np.isfinite(data)
         if broken.any():
-            notes.append(f"{path}: {int(broken.sum())} voxels are not finite; taken as background")
+            notes.append(f"{name}, {path.name}: {int(broken.sum())} voxels are not finite; taken as background")
         data = np.where(broken, np.float32(0), data)
         background, outside = find_background(data)
         backgrounds.append(background)

@@ -164,6 +164,7 @@ def page(
         score_sections.volumes(study),
         score_sections.calibration(study),
         run_sections.learning_curves(study),
+        run_sections.data_notes(study),
         run_sections.configuration(study, versions),
     ]
     scripts = ("outline.js", "viewer.js", "tables.js")

@@ -37,6 +37,13 @@ def _curves(run: Run) -> str:
     return "".join(drawn)
 
 
+def data_notes(study: Study) -> str:
+    """What the command said about the data of the runs; nothing where it said nothing."""
+    notes = dict.fromkeys(note for run in study.runs.values() for note in run.data_notes)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<h2>Notes on the data</h2><ul class="notes">{items}</ul>' if items else ""
+
+
 def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:
     """Every key of every run's configuration, and the versions of the packages that trained the runs.
 

@@ -1,6 +1,7 @@
 """What all commands share: their flags, their one-line errors and their exit codes."""
 
 import argparse
+import difflib
 import errno
 import io
 import os
@@ -8,11 +9,24 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from isles_jax.runtime import interrupt
+
+# What is printed fits this many columns.
+WIDTH = 80
+# What the value of a flag or of a setting is, by the name of its type.
+VALUES = {
+    "bool": "True or False",
+    "float": "a number",
+    "int": "a whole number",
+    "numbers": "whole numbers with commas between them",
+    "str": "a text",
+    "tuple": "values with commas between them",
+}
 
 
 class InputError(ValueError):
@@ -23,11 +37,31 @@ class Parser(argparse.ArgumentParser):
     """Parses a command's flags. A mistake in them is an `InputError`, so that it is printed like every other."""
 
     def __init__(self, **options: Any) -> None:
+        lines = (options.get("description") or "").splitlines()
+        options["description"] = "\n".join(textwrap.fill(line, WIDTH) for line in lines)
         # Abbreviations could become ambiguous with a new flag. The examples keep their lines.
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse does. A misspelt flag is named first; argparse would name the flag that is then missing."""
+        given = sys.argv[1:] if args is None else args
+        flags = [name for name in self._option_string_actions if name.startswith("--")]
+        for argument in given:
+            name, *value = argument.split("=", 1)
+            if name in self._option_string_actions or not name.startswith("-") or "." in name:
+                continue
+            for meant in difflib.get_close_matches(f"--{name.lstrip('-')}", flags, 1, 0.75):
+                raise InputError(f"{argument}: found no such flag, expected {'='.join([meant, *value])}?")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raises an InputError; argparse calls this to report a mistake."""
+        # argparse names a value's type as a program does, as in: invalid int value: 'two'
+        found = re.fullmatch("(.*): invalid (.*) value: (.*)", message, re.DOTALL)
+        if found and found[2].strip("_") in VALUES:
+            message = f"{found[1]}: found {found[3]}, expected {VALUES[found[2].strip('_')]}"
         raise InputError(f"{message}; --help lists the flags")
 
 

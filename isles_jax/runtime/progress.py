@@ -1,15 +1,25 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 Item = TypeVar("Item")
+
+
+def say(text: str) -> None:
+    """Prints a line. On a terminal it is broken between words, elsewhere it stays whole."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print(text, flush=True)
 
 
 def track(items: Sequence[Item], title: str, unit: str, at_least: int = 50) -> Iterator[Item]:
@@ -24,8 +34,9 @@ def track(items: Sequence[Item], title: str, unit: str, at_least: int = 50) -> I
 
 
 class Bar:
-    """The progress of one piece of work, with its speed and the time left.
+    """The progress of one piece of work, with its speed and about the time left.
 
+    A piece may be a part of a whole: then `total` are the units of the whole, and `done` those of the parts before.
     On a terminal it is a bar. Elsewhere it is a plain line, at most one every ten seconds. The speed does not count the
     first piece, whose time is mostly compilation.
     """
@@ -48,11 +59,11 @@ class Bar:
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 TextColumn("{task.fields[note]}"),
                 console=console,
             )
-            self._task = self._progress.add_task(title, total=total, completed=done, speed="", note=note)
+            self._task = self._progress.add_task(title, total=total, completed=done, speed="", left="", note=note)
 
     def __enter__(self) -> "Bar":
         if self._progress:
@@ -75,7 +86,8 @@ class Bar:
         if note is not None:
             self._note = note
         if self._progress:
-            self._progress.update(self._task, completed=self._done, speed=self._speed(), note=self._note)
+            speed, left = self._speed(), self._left()
+            self._progress.update(self._task, completed=self._done, speed=speed, left=left, note=self._note)
         elif time.monotonic() - self._printed > 10 and self._done < self._total:
             self._print()
 
@@ -90,10 +102,15 @@ class Bar:
             return ""
         return f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self._unit}"
 
+    def _left(self) -> str:
+        rate = self._rate()
+        if not rate:
+            return ""
+        seconds = (self._total - self._done) / rate
+        return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"
+
     def _print(self) -> None:
         self._printed = time.monotonic()
         parts = [f"{self._title}: {self._done}/{self._total} {self._unit}s"]
-        rate = self._rate()
-        if rate:
-            parts += [self._speed(), f"{(self._total - self._done) / rate:.0f} s left"]
+        parts += filter(None, (self._speed(), self._left()))
         print(f"{', '.join(parts)}  {self._note}".rstrip(), flush=True)

@@ -52,6 +52,7 @@ class Run:
       curves: for each fold, the lines of its metrics.jsonl.
       notes: what a reader must know about the folds' predictions, one sentence each.
       lesions: lesions.csv, see `lesions.of_case`; None for runs of earlier versions.
+      data_notes: what a reader must know about the data, one sentence each; empty for runs of earlier versions.
       calibration: calibration.json, see `calibration.curves`; None for runs of earlier versions.
     """
 
@@ -65,6 +66,7 @@ class Run:
     curves: list[list[dict[str, float]]]
     notes: list[str] = dataclasses.field(default_factory=list)
     lesions: list[Row] | None = None
+    data_notes: list[str] = dataclasses.field(default_factory=list)
     calibration: dict[str, Any] | None = None
 
 
@@ -92,6 +94,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         curves=[_read_lines(folder / "metrics.jsonl") for folder in folders],
         notes=[line for folder in folders for line in _read_notes(folder / NOTES)],
         lesions=_read_lesions(workdir / "lesions.csv", rows),
+        data_notes=_read_data_notes(workdir / "summary.json"),
         calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
     )
 
@@ -147,6 +150,15 @@ def _read_calibration(path: epath.Path, classes: Sequence[str]) -> dict[str, Any
 
 def _read_notes(path: epath.Path) -> list[str]:
     return path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+
+
+def _read_data_notes(path: epath.Path) -> list[str]:
+    summary = files.read_json_like(path, {}) if path.exists() else {}
+    notes: list[str] = summary.get("notes", [])
+    wrong = files.misfit(notes, [str], "notes")
+    if wrong:
+        raise InputError(f"{path}: found {wrong}, expected the file as it was written")
+    return notes
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, float]]:

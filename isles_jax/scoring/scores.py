@@ -13,7 +13,7 @@ from etils import epath
 
 from isles_jax import metrics
 from isles_jax.data.case import WHOLE_LESION
-from isles_jax.runtime import files
+from isles_jax.runtime import columns, files
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import agreement
 
@@ -278,14 +278,14 @@ def _mean_of_folds(rows: Sequence[Row], name: str) -> dict[str, Any]:
 
 def means_text(found: dict[str, Any]) -> str:
     """The result of `means` as a small table for the terminal."""
-    width = max([len("class"), *map(len, found["classes"])])
     shown = [measure for measure in metrics.MEASURES if measure.in_means]
-    lines = [f"{'class':{width}}" + "".join(f"  {measure.heading}" for measure in shown)]
-    for class_name, of_class in found["classes"].items():
-        cells = [f"  {of_class[measure.name]['mean']:{len(measure.heading)}.3f}" for measure in shown]
-        lines.append(f"{class_name:{width}}" + "".join(cells))
+    rows = []
+    empty = []
+    for name, of_class in found["classes"].items():
+        rows.append([name, *(f"{of_class[measure.name]['mean']:.3f}" for measure in shown)])
         if of_class["empty_truths"] or of_class["empty_predictions"]:
             counts = f"{of_class['empty_truths']} empty references, {of_class['empty_predictions']} empty predictions"
-            rule = "both empty: Dice 1, 0 mm; one empty: Dice 0, the image's diagonal"
-            lines.append(f"{'':{width}}  with {counts} ({rule})")
-    return "\n".join([f"means over {found['cases']} cases", *lines])
+            empty.append(f"{name}: {counts}")
+    rule = ["both empty: Dice 1, 0 mm; one empty: Dice 0, the image's diagonal"] if empty else []
+    lines = columns.lines(["class", *(measure.heading for measure in shown)], rows, names=1)
+    return "\n".join([f"means over {found['cases']} cases", *lines, *empty, *rule])

@@ -1,73 +1,87 @@
-"""The results of one or more runs as a plain-text table for the terminal."""
+"""The results of one or more runs as plain text for the terminal, in lines of at most 80 characters."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from isles_jax.runtime import columns
+from isles_jax.runtime.command import WIDTH
 from isles_jax.scoring import comparison, notes, statistics
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
+from isles_jax.scoring.statistics import Interval
 
 
 def table(runs: Sequence[Run], reference: str | None = None) -> str:
-    """The results of runs as plain text. Arguments and errors are those of `comparison.make_study`."""
+    """All results of runs: Dice, the other measures, the comparisons and the notes.
+
+    Arguments and errors are those of `comparison.make_study`.
+    """
     study = comparison.make_study(runs, reference)
-    first = study.first
-    width = max(map(len, study.rows))
-    data = "the built-in phantom, not patients" if first.data["phantom"] else first.config.data.root
-    head = f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}"
-    parts = [head, "", *_dice_lines(study, width), "", *_measure_lines(study, width)]
+    parts = [_head(study), _dice(study, paper=True), _measures(study)]
     if len(study.rows) > 1:
-        parts += ["", *_comparison_lines(study, width)]
+        parts.append(_comparisons(study))
     effects = comparison.design_effects(study)
     if effects:
-        parts += ["", "main effects of the design on Dice [95% interval]"]
-        for factor in statistics.FACTORS:
-            cells = "   ".join(
-                f"{name} {comparison.format_mean(*effects[name][factor], '+')}" for name in study.classes
-            )
-            parts.append(f"{factor:{width}}  {cells}")
-    lines = [textwrap.fill(note, 118, subsequent_indent="  ") for note in notes.notes(study)]
-    return "\n".join([*parts, "", *lines])
+        parts.append(_effects(effects))
+    parts.append([line for note in notes.notes(study) for line in _wrapped(note)])
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
-def _dice_lines(study: Study, width: int) -> list[str]:
-    with_paper = [name for name in study.classes if any(study.paper(label, name) for label in study.rows)]
-    title = f"{'Dice':{width}}"
+def dice_table(run: Run) -> str:
+    """The Dice of a run beside that of the clinical rule, where it applies, without what needs a note."""
+    study = comparison.make_study([run])
+    return "\n".join([*_head(study), "", *_dice(study, paper=False)])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _head(study: Study) -> list[str]:
+    first = study.first
+    data = "the built-in phantom, not patients" if first.data["phantom"] else first.config.data.root
+    return _wrapped(f"{len(study.case_names)} cases, {len(first.folds)} folds; data: {data}")
+
+
+def _dice(study: Study, *, paper: bool) -> list[str]:
+    heads = ["Dice", "", "mean ± std", "95% interval"]
+    rows = []
     for name in study.classes:
-        title += f"  {name:28}" + ("  paper*" if name in with_paper else "")
-    means = {name: comparison.dice_means(study.rows, name) for name in study.classes}
-    lines = [title.rstrip()]
-    for label in study.rows:
-        line = f"{label:{width}}"
-        for name in study.classes:
-            dice = means[name][label]
-            text = f"{dice.mean:.3f} ± {dice.std:5.3f}{comparison.format_interval(dice.interval)}"
-            line += f"  {text:28}"
-            if name in with_paper:
-                paper = study.paper(label, name)
-                line += f"  {'-' if paper is None else format(paper, '.3f'):>6}"
-        lines.append(line.rstrip())
-    return lines
+        for label, dice in comparison.dice_means(study.rows, name).items():
+            interval = comparison.format_interval(dice.interval).strip()
+            rows.append([label, name, f"{dice.mean:.3f} ± {dice.std:5.3f}", interval])
+    published = [study.paper(label, name) for label, name, *_ in rows]
+    if paper and any(published):
+        heads.append("paper*")
+        rows = [[*row, format(dice, ".3f") if dice else "-"] for row, dice in zip(rows, published, strict=True)]
+    return columns.lines(heads, rows, names=2)
 
 
-def _measure_lines(study: Study, width: int) -> list[str]:
-    class_width = max(map(len, study.classes))
+def _measures(study: Study) -> list[str]:
     measures, found = comparison.other_means(study)
-    headings = [measure.heading for measure in measures]
-    lines = [f"{'means':{width}}  {'':{class_width}}" + "".join(f"  {heading}" for heading in headings)]
-    for label, name, means in found:
-        cells = [f"  {mean:{len(heading)}.3f}" for mean, heading in zip(means, headings, strict=True)]
-        lines.append(f"{label:{width}}  {name:{class_width}}" + "".join(cells))
-    return lines
+    rows = [[label, name, *(f"{mean:.3f}" for mean in means)] for label, name, means in found]
+    return columns.lines(["means", "", *(measure.heading for measure in measures)], rows, names=2)
 
 
-def _comparison_lines(study: Study, width: int) -> list[str]:
-    class_width = max(map(len, study.classes))
-    lines = [
-        f"difference of Dice from {study.reference} [95% interval], p of Wilcoxon and of the paired bootstrap (Holm)"
-    ]
+def _comparisons(study: Study) -> list[str]:
+    rows = []
     for label, name, found in comparison.differences(study):
-        change = comparison.format_mean(found.difference, found.interval, "+")
-        tests = f"p = {comparison.format_p(found.wilcoxon)}, {comparison.format_p(found.bootstrap)}"
-        lines.append(f"{label:{width}}  {name:{class_width}}  {change:23}  {tests}")
-    return lines
+        tests = comparison.format_p(found.wilcoxon), comparison.format_p(found.bootstrap)
+        rows.append([label, name, f"{found.difference:+.3f}", _interval(found.interval), *tests])
+    title = f"difference of Dice from {study.reference}; p with Holm's correction"
+    heads = ["", "", "mean", "95% interval", "Wilcoxon p", "bootstrap p"]
+    return [*_wrapped(title), *columns.lines(heads, rows, names=2)]
+
+
+def _effects(effects: Mapping[str, Mapping[str, tuple[float, Interval]]]) -> list[str]:
+    rows = []
+    for factor in statistics.FACTORS:
+        for name, of_class in effects.items():
+            effect, interval = of_class[factor]
+            rows.append([factor, name, f"{effect:+.3f}", _interval(interval)])
+    heads = ["", "", "mean", "95% interval"]
+    return ["main effects of the design on Dice", *columns.lines(heads, rows, names=2)]
+
+
+def _interval(interval: Interval) -> str:
+    return comparison.format_interval(interval, "+").strip()

@@ -17,7 +17,7 @@ from isles_jax.config import flatten
 from isles_jax.data import orientation
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.progress import Bar
+from isles_jax.runtime.progress import Bar, say
 from isles_jax.training import checkpoint, event_images, initial, parallel
 from isles_jax.training.metric_writer import MetricWriter
 from isles_jax.training.networks import count_parameters, make_forward
@@ -31,10 +31,13 @@ PROFILE_AFTER = 10
 Rows = dict[str, list[float]]
 
 
-def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path) -> None:
+def train_fold(
+    plan: Plan, fold: int, held_out: list[str], directory: epath.Path, part: tuple[int, int] = (0, 1)
+) -> None:
     """Trains a fold to its last step, from its newest checkpoint if there is one.
 
     It does not train on the cases with the names `held_out`. It writes checkpoints/ and metrics.jsonl to `directory`.
+    The bar shows the whole run, of which the fold is a `part`: how many folds come before it, and how many there are.
 
     Raises:
       InputError: no training slice holds lesion; a loss or the state is not finite; all checkpoints are damaged; a
@@ -52,7 +55,7 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
     profiled = _profiled_steps(plan.config, calls)
     with (
         interrupt.postponed(),
-        Bar(f"fold {fold}", plan.steps, "step", start, "compiling") as bar,
+        _bar(plan, fold, start, part) as bar,
         contextlib.closing(_Log(plan, fold, held_out, directory, start, unwritten)) as log,
         checkpoint.Saver(checkpoints) as saver,
         contextlib.ExitStack() as trace,
@@ -79,6 +82,12 @@ def train_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path
             if leave:
                 saver.wait()
                 interrupt.leave_if_requested(f"fold {fold} is saved at step {done} of {plan.steps}")
+
+
+def _bar(plan: Plan, fold: int, start: int, part: tuple[int, int]) -> Bar:
+    before, folds = part
+    title = f"fold {fold}" if folds == 1 else f"fold {fold} ({before + 1} of {folds})"
+    return Bar(title, folds * plan.steps, "step", before * plan.steps + start, "compiling")
 
 
 def _is_due(config: ml_collections.ConfigDict, saver: checkpoint.Saver, done: int) -> bool:
@@ -110,7 +119,7 @@ def _announce(plan: Plan, fold: int, state: State, slices: int, start: int, dire
     size = f"{count_parameters(state.segmenter.params) / 1e6:.2f} million parameters, {slices} slices"
     steps = f"steps {start} to {plan.steps} of {plan.config.train.batch_size} slices"
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(f"fold {fold}: {size}, {steps} on {device}; to {directory}", flush=True)
+    say(f"fold {fold}: {size}, {steps} on {device}; to {directory}")
 
 
 def _refuse_broken(state: State, done: int, checkpoints: epath.Path) -> None:

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.training import weights
 from isles_jax.training.state import Network, variables_like
 from isles_jax.training.task import Task
@@ -64,7 +65,7 @@ def start(network: Network, path: epath.PathLike, sha256: str, fold: int, task: 
         source |= _first_layer(source, here, there.channels, task)
         note += f"; its channels are {', '.join(there.channels)}, so {_taken(there.channels, task.channels)}"
     _require_fit(path, source, here)
-    print(note, flush=True)
+    say(note)
     variables = unflatten_dict(source, sep="/")
     return dataclasses.replace(
         network, params=variables["params"], batch_stats=variables.get("batch_stats", network.batch_stats)

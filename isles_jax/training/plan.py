@@ -17,6 +17,7 @@ from isles_jax.data.grid import Target
 from isles_jax.data.nifti import machine_memory
 from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices, shape_on_grid
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.training import parallel
 from isles_jax.training.step import make_step
 from isles_jax.training.task import Task
@@ -97,7 +98,7 @@ def prepare(config: ml_collections.ConfigDict, dataset: Dataset, target: Target 
     memory = parallel.memory_bytes()
     needed = slices.images.nbytes + slices.labels.nbytes
     if memory and needed > SLICES_SHARE * memory:
-        print(f"the slices take {needed / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
+        say(f"the slices take {needed / 1e9:.1f} GB of a device's {memory / 1e9:.1f} GB: streamed from the host")
     else:
         data = parallel.replicate((slices.images, slices.labels), config.train.parallel)
     return Plan(task, dataset, slices, data, run_steps, steps, _steps_per_call(config, steps))
