@@ -134,7 +134,7 @@ def test_a_case_that_training_has_seen_is_named(scored_run, phantom_root, tmp_pa
     shutil.copytree(phantom_root / "03", tmp_path / "clinic" / "01")
     known = "this case is among the training data of the run; "
     for flags, words in (
-        ((), "the networks of the folds 0 were trained on it, so the prediction is better than that of a new case"),
+        ((), "the network of fold 0 was trained on it, so the prediction is better than that of a new case"),
         (("--folds=1",), "fold 1, which predicts it, held it out"),
     ):
         content, _, page = predicted(run, tmp_path / "clinic", tmp_path / str(len(flags)), *flags)

@@ -173,8 +173,8 @@ def page(
 
 def _head(title: str, study: Study, damages: Sequence[str]) -> str:
     first = study.first
-    folder = run_files.name_of(first.config.data.root)
-    data = "the built-in phantom, not patients" if first.data["phantom"] else f"folder {folder}"
+    data = f"{first.data.get('layout') or 'folder'} {run_files.name_of(first.config.data.root)}"
+    data = "the built-in phantom, not patients" if first.data["phantom"] else data
     text = (
         f"<h1>Ischaemic stroke lesions: {escape(title)}</h1>"
         f'<p class="lead">{escape(run_files.design(first))} Every case is scored by networks that never saw it. '

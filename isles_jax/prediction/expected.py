@@ -132,13 +132,14 @@ def seen_in_training(expected: Mapping[str, Any], case: Case, folds: Sequence[in
     fold = next((held_out[one] for one in map(files.sha256, case.files) if one in held_out), None)
     if fold is None:
         return ""
-    others = [number for number in folds if number != fold]
-    trained = ", ".join(map(str, others))
+    known = "this case is among the training data of the run"
+    others = [str(number) for number in folds if number != fold]
     if not others:
-        return f"this case is among the training data of the run; fold {fold}, which predicts it, held it out"
+        return f"{known}; fold {fold}, which predicts it, held it out"
+    trained = f"network of fold {others[0]} was" if len(others) == 1 else f"networks of folds {', '.join(others)} were"
     return (
-        f"this case is among the training data of the run; the networks of the folds {trained} were trained on it, so "
-        f"the prediction is better than that of a new case (--folds={fold} predicts it with the fold that held it out)"
+        f"{known}; the {trained} trained on it, so the prediction is better than that of a new case "
+        f"(--folds={fold} predicts it with the fold that held it out)"
     )
 
 
