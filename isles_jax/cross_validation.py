@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
         unfinished = _run(config, workdir)
         if unfinished:
             missing = f"folds still to be run: {', '.join(map(str, unfinished))}; the last one makes the table"
-            return f"{missing}\nnext: isles-jax train --workdir={workdir}"
+            return f"{missing}\nnext: isles-jax train --workdir={shlex.quote(str(workdir))}"
     return processes.on_first(lambda: _outcome(run_files.read_run(workdir)))
 
 
@@ -315,8 +316,9 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
 def _outcome(run: run_files.Run) -> str:
     """What a finished run ends with: its Dice, where the report is, and a command to go on with."""
     page_file = run.workdir / "report.html"
-    report = page_file if page_file.exists() else f"isles-jax report {run.workdir} writes it"
-    following = f"isles-jax predict --workdir={run.workdir} --input=CASE_OR_FOLDER --output=DIR"
+    workdir = shlex.quote(str(run.workdir))
+    report = page_file if page_file.exists() else f"isles-jax report {workdir} writes it"
+    following = f"isles-jax predict --workdir={workdir} --input=CASE_OR_FOLDER --output=DIR"
     if run.data["phantom"]:
         following = "isles-jax train --config.data.root=DIR --workdir=runs/NAME"
     return f"{table.dice_table(run)}\n\nreport: {report}\nnext: {following}"

@@ -98,11 +98,11 @@ def _explain(error: Exception, settings: dict[str, str], overrides: Sequence[str
         return f"{flag}: expected {settings[name]}" if name in settings else f"{flag}: found no such flag"
     if isinstance(error, flags.UnrecognizedFlagError):
         wrong = [flag for flag in overrides if flag.lstrip("-").partition("=")[0] == error.flagname]
-        what, help_text = "flag", "--help lists the flags"
+        what, help_text = "flag", "--help lists the flags, isles-jax settings the settings"
     else:
         named = [(flag, re.match("-{1,2}(?:no)?(config[.][^=]*)", flag)) for flag in overrides]
         wrong = [flag for flag, match in named if match and match[1] not in settings]
-        what, help_text = "setting", "isles-jax settings lists all"
+        what, help_text = "setting", "isles-jax settings lists the settings"
     if not wrong:
         return f"{one_line(error)}; --help lists the flags"
     flag = wrong[0]
