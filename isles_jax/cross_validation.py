@@ -329,5 +329,7 @@ def _write_calibration(held_out: list[list[str]], workdir: epath.Path) -> None:
     folders = {workdir / f"fold_{fold}" / "calibration": names for fold, names in enumerate(held_out)}
     paths = [folder / f"{name}.json" for folder, names in folders.items() for name in names]
     if all(path.exists() for path in paths):
-        counts = [files.read_json_like(path, {"confidence": {}, "classes": {}}) for path in paths]
-        files.write_json(workdir / "calibration.json", calibration.curves(counts))
+        counts = {path: files.read_json_like(path, {"confidence": {}, "classes": {}}) for path in paths}
+        by_fold = [[counts[folder / f"{name}.json"] for name in names] for folder, names in folders.items()]
+        summary = calibration.curves(list(counts.values()))
+        files.write_json(workdir / "calibration.json", summary | {"temperature": calibration.temperature(by_fold)})

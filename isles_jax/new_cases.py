@@ -21,6 +21,7 @@ from isles_jax.prediction.numbers import Prediction
 from isles_jax.runtime import files, interrupt, lock
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import Bar
+from isles_jax.scoring import calibration
 from isles_jax.training import checkpoint, parallel, weights
 from isles_jax.training.networks import make_forward
 
@@ -38,6 +39,7 @@ class Options:
       min_volume_ml: remove smaller lesions; None: as in the run's config.predict.
       resample: bring sequences on other grids to that of the first one; None: as in the run's config.data.
       probabilities: also write `output`/probabilities/CASE.nii.gz.
+      calibrated: write them at the run's temperature, see `calibration.temperature`.
       spread: also write `output`/spread/CASE.nii.gz, see `_spread`.
       defuse3: add the thresholds of DEFUSE 3 to summary.csv.
       strict: write nothing of a case with a warning, and raise an error in the end.
@@ -51,6 +53,7 @@ class Options:
     min_volume_ml: float | None = None
     resample: bool | None = None
     probabilities: bool = False
+    calibrated: bool = False
     spread: bool = False
     defuse3: bool = False
     strict: bool = False
@@ -89,6 +92,8 @@ def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Pa
         found = ", ".join(task.classes)
         raise InputError(f"--defuse3: found the classes {found} in {run}, expected core and penumbra")
     expected = expectations.known(run, trained)
+    if options.calibrated:
+        _require_temperature(run, expected)
     how = layouts.reading(task.config, expected.get("norms", {}))
     if options.resample is not None:
         how = how._replace(resample=options.resample)
@@ -116,6 +121,17 @@ def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Pa
             print(f"note: {name}: {seen}")
     for line in warned:
         print(f"warning: {line}")
+
+
+def _require_temperature(run: epath.PathLike, expected: Mapping[str, Any]) -> None:
+    """Raises an InputError unless the run's probabilities are better at its temperature."""
+    temperature = expected.get("temperature")
+    if not temperature:
+        raise InputError(f"--calibrated: found no temperature in {run}, expected a run that this version has scored")
+    if not temperature["pays"]:
+        before, after = temperature["error"]
+        found = f"a calibration error of {before:.4f} without and {after:.4f} with the temperature of {run}"
+        raise InputError(f"--calibrated: found {found}, expected a gain")
 
 
 def _settings(config: ml_collections.ConfigDict, options: Options) -> ml_collections.ConfigDict:
@@ -186,12 +202,17 @@ class _NewCases:
         if not refused:
             write_labels(image_path, labels, case, self.trained.task.label_values)
             for name in self.options.maps:
-                volume = mean if name == "probabilities" else _spread(each)
+                volume = self._probabilities(mean) if name == "probabilities" else _spread(each)
                 write_volume(self.output / name / image_path.name, volume, case)
             if self.options.page:
                 files.write_atomic(page_path, patient_page.page(prediction))
             numbers.write_json(json_path, prediction)
         return case.name, prediction.warnings, prediction.seen
+
+    def _probabilities(self, mean: np.ndarray) -> np.ndarray:
+        if not self.options.calibrated:
+            return mean
+        return calibration.tempered(mean, self.expected["temperature"]["value"])
 
     def _judge(self, case: Case, labels: np.ndarray, of_folds: tuple[np.ndarray, ...]) -> Prediction:
         """The numbers and the warnings of a case."""

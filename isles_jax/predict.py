@@ -35,6 +35,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resample", action=argparse.BooleanOptionalAction, help=grids)
     maps = "also write DIR/probabilities/CASE.nii.gz: float32, whose fourth axis is background and then the classes"
     parser.add_argument("--probabilities", action="store_true", help=maps)
+    calibrated = "with --probabilities: write them at the temperature that made the run's held-out ones most likely"
+    parser.add_argument("--calibrated", action="store_true", help=calibrated)
     spread = "also write DIR/spread/CASE.nii.gz: float32, the standard deviation of the folds' probabilities"
     parser.add_argument("--spread", action="store_true", help=spread)
     defuse3 = "add to summary.csv whether a case meets the thresholds of the DEFUSE 3 trial; no rule for a treatment"
@@ -50,6 +52,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.min_volume_ml is not None and not options.min_volume_ml >= 0:
         raise InputError(f"--min-volume-ml: found {options.min_volume_ml:g}, expected 0 or more")
+    if options.calibrated and not options.probabilities:
+        raise InputError("--calibrated: found no --probabilities beside it, which it changes")
     return options
 
 

@@ -147,6 +147,43 @@ def test_a_case_that_training_has_seen_is_named(scored_run, phantom_root, tmp_pa
     assert "seen_in_training" not in predicted(run, tmp_path / "clinic", tmp_path / "new")[0]
 
 
+def test_probabilities_at_the_temperature_of_the_run(scored_run, phantom_root, tmp_path):
+    """On request, and only where it gains; the labels stay."""
+    run = tmp_path / "run"
+    shutil.copytree(scored_run, run, symlinks=True)
+    images = phantom_root / "01"
+    predicted(run, images, tmp_path / "plain", "--probabilities")
+
+    def calibrated(temperature, out):
+        files.write_json(run / "calibration.json", {"cases": 12, "temperature": temperature})
+        return predicted(run, images, tmp_path / out, "--probabilities", "--calibrated")
+
+    gain = {"value": 2.0, "nll": [0.3, 0.2], "error": [0.1, 0.05], "pays": True}
+    calibrated(gain, "calibrated")
+    plain, changed = (
+        nib.load(tmp_path / name / "probabilities" / "01.nii.gz").get_fdata() for name in ("plain", "calibrated")
+    )
+    roots = np.sqrt(plain)
+    np.testing.assert_allclose(changed, roots / roots.sum(-1, keepdims=True), atol=1e-3)
+    labels = [(tmp_path / name / "01.nii.gz").read_bytes() for name in ("plain", "calibrated")]
+    assert labels[0] == labels[1]
+    file = tmp_path / "folds.safetensors"
+    export.main([f"--workdir={run}", f"--output={file}"])
+    predicted(file, images, tmp_path / "exported", "--probabilities", "--calibrated")
+    maps = [(tmp_path / name / "probabilities" / "01.nii.gz").read_bytes() for name in ("calibrated", "exported")]
+    assert maps[0] == maps[1]
+    for temperature, words in (
+        (None, "found no temperature in .*run, expected a run that this version has scored"),
+        (gain | {"pays": False}, "found a calibration error of 0.1000 without and 0.0500 with .*, expected a gain"),
+        (gain | {"value": "2"}, "found a str in value"),
+    ):
+        with pytest.raises(InputError, match=words):
+            calibrated(temperature, "none")
+    with pytest.raises(InputError, match="--calibrated: found no --probabilities beside it"):
+        predicted(run, images, tmp_path / "none", "--calibrated")
+    assert not (tmp_path / "none").exists()
+
+
 def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root, tmp_path, monkeypatch):
     warned = {"02", "04"}
     monkeypatch.setattr(

@@ -197,17 +197,24 @@ def calibration(study: Study) -> str:
     names = list(study.first.data["classes"])
     for label, one in known.items():
         curves = {"predicted class": one["confidence"]} | {name: one["classes"][name] for name in names}
-        body.append([markup.system_name(label), *(f"{curve['error']:.3f}" for curve in curves.values())])
+        errors = [f"{curve['error']:.3f}" for curve in curves.values()]
+        body.append([markup.system_name(label), *errors, _at_temperature(one.get("temperature"))])
         drawn.append(charts.reliability(label, {name: _bins(curve) for name, curve in curves.items()}))
-    head = ["system", "predicted class", *map(escape, names)]
+    head = ["system", "predicted class", *map(escape, names), "predicted class at a temperature"]
     caption = "Expected calibration error: mean difference of probability and frequency over the brain’s voxels"
     colours = {name: f"c{number % 6}" for number, name in enumerate(["predicted class", *names])}
     return (
         f"<h2>Calibration</h2>{markup.table(caption, head, body)}{markup.legend(colours)}"
         f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. A bin '
         f"of fewer than {FEW_VOXELS} voxels is not drawn. On the dashed line, a probability of 0.7 is right in 70% of "
-        "the voxels. Below it, the networks are too sure.</p>"
+        "the voxels. Below it, the networks are too sure. A temperature T changes probabilities p to p^(1/T) over "
+        "their sum. The cases of each fold have that of the other folds. Where it gains, <code>predict --probabilities "
+        "--calibrated</code> uses it.</p>"
     )
+
+
+def _at_temperature(found: Mapping[str, Any] | None) -> str:
+    return f"{found['error'][1]:.3f} (T = {found['value']:.2f})" if found else "–"
 
 
 def _bins(curve: Mapping[str, Sequence[Any]]) -> list[tuple[float, float, int]]:

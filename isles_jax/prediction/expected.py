@@ -32,7 +32,9 @@ _FORM: dict[str, Any] = {
     "least_dice": _NUMBER,
     "errors": {},
     "coverage": {},
+    "temperature": (dict, type(None)),
 }
+_TEMPERATURE: dict[str, Any] = {"value": _NUMBER, "error": [_NUMBER], "pays": bool}
 # What these keys hold for each class.
 _VALUES: dict[str, Any] = {"dice": _NUMBER, "errors": [_NUMBER], "coverage": (*_NUMBER, type(None))}
 _OFFSET_ML = 1.0
@@ -54,6 +56,8 @@ def _misfit(expected: Any, channels: Sequence[str]) -> str:
     wrong = wrong or files.misfit(expected, {key: form for key, form in _FORM.items() if key in expected})
     if wrong:
         return wrong
+    if expected.get("temperature"):
+        wrong = wrong or files.misfit(expected["temperature"], _TEMPERATURE, "temperature")
     for key, kind in _VALUES.items():
         values = expected.get(key, {})
         wrong = wrong or files.misfit(values, dict.fromkeys(values, kind))
@@ -81,7 +85,8 @@ def read(workdir: epath.Path) -> dict[str, Any]:
       folds are scored. dice: the mean of each class. least_dice: the smallest Dice of the whole lesion over the
       held-out cases that have a lesion. errors: those of each class's volume, ascending. coverage: for each class, the
       share of held-out cases whose interval from the other cases' errors holds the true volume; None if there are too
-      few cases. held_out: of each file of the training cases, by its SHA-256, the fold that held its case out.
+      few cases. temperature: see `calibration.temperature`, of a run with calibration.json. held_out: of each file of
+      the training cases, by its SHA-256, the fold that held its case out.
 
     Raises:
       InputError: data.json or cases.csv is damaged, or a file of a finished run has changed.
@@ -96,6 +101,9 @@ def read(workdir: epath.Path) -> dict[str, Any]:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: found no facts of the cases, expected the file as it was written") from error
         expected["held_out"] = _held_out(workdir, description["cases"])
+    path = workdir / "calibration.json"
+    if path.exists():
+        expected["temperature"] = files.read_json_like(path, {"cases": int}).get("temperature")
     path = workdir / "cases.csv"
     return expected | (of_scores(scores.read_cases_csv(path)) if path.exists() else {})
 
