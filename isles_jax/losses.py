@@ -2,16 +2,18 @@
 
 This file imports jax and nothing else, so it can be copied into another project as it is.
 
-Conventions. Channels come last, after any number of spatial axes. `logits` are unnormalised scores [..., C] (for
-probabilities give `jnp.log(p)`). `labels` are integers [...] in 0..C-1. `where` is a bool mask that broadcasts to
-`labels`. A pixel where it is False has no influence at all (its logits may be NaN, its label may be 255), and its
-gradient is exactly zero. A loss with no pixel left is 0.0. A label outside 0..C-1 that is not masked makes the loss
-NaN, so that the error cannot hide. Every loss is computed in float32, whatever type comes in. In bfloat16 the Lovasz
-losses would silently lose most of their gradient. `reduction="mean"` gives one float32 scalar. `reduction="none"` gives
-float32 [B]: the loss of each image of the first axis alone, which is 0.0 for an image with no pixel left. Shapes and
-types that do not fit raise ValueError or TypeError when the function is traced. Every function works under `jit`,
-`grad`, `vmap`, `pmap` and `shard_map`, with x64 on or off. Under `pmap` and `shard_map` it sees the pixels of its own
-device only.
+Conventions. Channels come last, after any number of spatial axes. `logits` are unnormalised scores [..., C], where C is
+2 or more, background included (for probabilities give `jnp.log(p)`). Only `lovasz_hinge` takes one logit for each
+pixel. `labels` are integers [...] in 0..C-1. `where` is a bool mask that broadcasts to `labels`. A pixel where it is
+False has no influence at all (its logits may be NaN, its label may be 255), and its gradient is exactly zero. A loss
+with no pixel left is 0.0. A label outside 0..C-1 that is not masked makes the loss NaN, so that the error cannot hide.
+Every loss is computed in float32, whatever type comes in. In bfloat16 the Lovasz losses would silently lose most of
+their gradient. `reduction="mean"` gives one float32 scalar. `reduction="none"` gives float32 [B]: the loss of each
+image of the first axis alone, which is 0.0 for an image with no pixel left. Shapes and types that do not fit raise
+ValueError or TypeError when the function is traced. Every function works under `jit`, `grad`, `vmap`, `pmap` and
+`shard_map`, with x64 on or off, and has a Hessian (`jax.hessian`). `jvp` and `jacfwd` raise TypeError for the Lovasz
+losses, and with up to eight classes for `soft_dice`, `tversky` and `boundary_distance`. Under `pmap` and `shard_map` a
+function sees the pixels of its own device only.
 """
 
 # This module is longer than the others, because users copy it as one file. Two fifths of it are documentation.
@@ -1059,7 +1061,10 @@ def _segmentation(name: str, logits: ArrayLike, labels: ArrayLike, where: ArrayL
     """Logits in float32 with zeros where masked, labels in int32, and the whole mask."""
     logits = _float(name, "logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{name}: logits are [..., C] with C of at least 1, got {logits.shape}")
+        raise ValueError(f"{name}: logits are [..., C] with C of at least 2, got {logits.shape}")
+    if logits.shape[-1] == 1:
+        # A softmax over one class is 1 whatever the logit, so nothing could be learnt.
+        raise ValueError(f"{name}: use two logits for each pixel, or lovasz_hinge with one, got logits {logits.shape}")
     labels = _integer(name, labels, logits.shape[-1])
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"{name}: logits {logits.shape} need labels {logits.shape[:-1]}, got {labels.shape}")

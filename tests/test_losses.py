@@ -492,6 +492,57 @@ def test_relativistic_losses():
             assert all(np.isfinite(g).all() for g in gradients)
 
 
+# Forward mode.
+
+# Up to eight classes, some gradients are written by hand.
+CLASSES = 8, 9
+FORWARD = dict.fromkeys(("cross_entropy", "focal", "boundary_weighted_nll", "relativistic"), CLASSES)
+FORWARD |= dict.fromkeys(("soft_dice", "tversky", "boundary_distance"), CLASSES[1:])
+FORWARD |= dict.fromkeys(("lovasz_softmax", "lovasz_softmax bins", "lovasz_hinge"), ())
+DIFFERENTIATED = {name: PIXEL_LOSSES[name] for name in FORWARD if name in PIXEL_LOSSES} | {
+    "boundary_distance": lambda x, y: losses.boundary_distance(x, losses.signed_distances(y, x.shape[-1], (1.0, 2.0))),
+    "relativistic": lambda x, y: (
+        losses.relativistic_discriminator_loss(x[..., 0], x[..., 1])
+        + losses.relativistic_generator_loss(x[..., 2], x[..., 3], average=True)
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode_is_refused_for_the_losses_that_the_page_names_and_all_have_hessians(name, num_classes):
+    logits, labels, _ = case((2, 2, 3), num_classes)
+    labels = np.minimum(labels, 2)
+    direction = np.random.default_rng(11).standard_normal(logits.shape).astype(np.float32)
+
+    def loss(x):
+        return DIFFERENTIATED[name](x, labels)
+
+    gradient = jax.jit(jax.grad(loss))
+    if num_classes in FORWARD[name]:
+        slope = jax.jvp(loss, (logits,), (direction,))[1]
+        np.testing.assert_allclose(slope, np.vdot(gradient(logits), direction), rtol=1e-5, atol=1e-6)
+    else:
+        with pytest.raises(TypeError, match="custom_vjp"):
+            jax.jvp(loss, (logits,), (direction,))
+        with pytest.raises(TypeError, match="custom_vjp"):
+            jax.jacfwd(loss)(logits)
+    # A gradient is smooth between changes of the order of the errors, and this step changes no order.
+    step = 1e-3 * direction
+    differences = (np.asarray(gradient(logits + step)) - np.asarray(gradient(logits - step))) / 2e-3
+
+    @jax.jit
+    def products(x):
+        """The Hessian times the direction, in three ways."""
+        forward = jax.jvp(gradient, (x,), (direction,))[1]
+        reverse = jax.grad(lambda x: jnp.vdot(gradient(x), direction))(x)
+        return jnp.tensordot(jax.hessian(loss)(x), direction, x.ndim), forward, reverse
+
+    for product in products(logits):
+        np.testing.assert_allclose(product, differences, rtol=1e-3, atol=2e-4)
+
+
 # Bad arguments.
 
 GOOD = np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.int32)
@@ -539,6 +590,26 @@ def test_bad_arguments_are_refused_while_tracing(error, words, call):
     words = words if words.startswith("\\") else re.escape(words)
     with pytest.raises(error, match=words):
         jax.eval_shape(call, *GOOD)
+
+
+NEEDS_CLASSES = {name: loss for name, loss in PIXEL_LOSSES.items() if name != "lovasz_hinge"}
+NEEDS_CLASSES["boundary_distance"] = lambda x, y: losses.boundary_distance(x, x)
+
+
+@pytest.mark.parametrize("name", NEEDS_CLASSES)
+def test_one_logit_for_each_pixel_is_refused_with_what_takes_it(name):
+    one, labels = np.zeros((2, 3, 1), np.float32), GOOD[1]
+    words = f"{name.split()[0]}: use two logits for each pixel, or lovasz_hinge with one, got logits (2, 3, 1)"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        jax.eval_shape(NEEDS_CLASSES[name], one, labels)
+
+
+def test_a_zero_beside_the_one_logit_makes_the_two_of_a_sigmoid():
+    x, labels, _ = case((2, 30), 2)
+    x = x[..., 0]
+    nll = np.log1p(np.exp(np.where(labels == 1, -x, x).astype(np.float64)))
+    value = losses.cross_entropy(jnp.stack([jnp.zeros_like(x), x], axis=-1), labels)
+    np.testing.assert_allclose(value, nll.mean(), rtol=1e-6)
 
 
 # The file, its docstrings and its page.
