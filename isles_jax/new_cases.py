@@ -1,6 +1,7 @@
 """New cases: what the networks of a run predict for the cases of a folder, as files for the reader and for programs."""
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -223,6 +224,8 @@ class _NewCases:
         agree = numbers.agreement([alone > 0 for alone in of_folds])
         warnings = warning.of_images(profile.profile(case, task.channels), task.channels, expected)
         folds_ml = [float((alone > 0).sum() * case.voxel_ml) for alone in of_folds]
+        delayed, not_compared = warning.of_delay(case, task.channels)
+        warnings += delayed
         warnings += warning.of_prediction(labels, case, agree, folds_ml, expected)
         found = numbers.of_case(case, task.channels, labels, classes, agree, defuse3=self.options.defuse3)
         on_phantom = expectations.on_phantom(expected, task)
@@ -235,10 +238,11 @@ class _NewCases:
             classes=classes,
             numbers=tuple(found),
             warnings=tuple(warnings),
-            not_checked=(*warning.notes(expected), *warning.of_absent(case)),
+            not_checked=(*warning.notes(expected), *warning.of_absent(case), *not_compared),
             origin=self.origin,
             on_phantom=on_phantom,
             seen=expectations.seen_in_training(expected, case, list(self.trained.folds)),
+            date=datetime.date.today().isoformat(),
         )
 
 

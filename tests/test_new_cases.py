@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import datetime
 import hashlib
 import json
 import shutil
@@ -126,6 +127,22 @@ def test_networks_of_a_phantom_say_so_and_know_nothing_of_a_patients_errors(scor
     assert predicted(tmp_path / "run", tmp_path / "clinic" / "01", tmp_path / "d")[1]["trained_on"] == "phantom"
 
 
+def test_a_late_arrival_on_both_sides_is_a_warning_and_the_date_is_only_on_the_page(scored_run, phantom_root, tmp_path):
+    shutil.copytree(phantom_root / "01", tmp_path / "clinic" / "01")
+    [path] = (tmp_path / "clinic" / "01").glob("*Tmax*/*.nii")
+    image = nib.load(path)
+    values = image.get_fdata()
+    nib.save(nib.Nifti1Image(np.where(values > 0, values + 6, 0), image.affine, image.header), path)
+    days = {datetime.date.today().isoformat()}
+    content, row, page = predicted(scored_run, tmp_path / "clinic", tmp_path / "out")
+    days.add(datetime.date.today().isoformat())
+    [warned] = [text for text in content["warnings"] if text.startswith("Tmax is above 6 s in ")]
+    assert warned in row["warnings"]
+    assert warned in page
+    assert any(f"Predicted on {day}. Voxels of 6 x 6 x 14 mm." in page for day in days)
+    assert not any(day in json.dumps(content) + str(row) for day in days)
+
+
 def test_a_case_that_training_has_seen_is_named(scored_run, phantom_root, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(scored_run, run, symlinks=True)
@@ -189,6 +206,7 @@ def test_strict_writes_only_the_cases_without_a_warning(scored_run, phantom_root
     monkeypatch.setattr(
         new_cases.warning, "of_prediction", lambda labels, case, *rest: ["too odd"] * (case.name in warned)
     )
+    monkeypatch.setattr(new_cases.warning, "of_delay", lambda *_: ([], []))
     base = [f"--workdir={scored_run}", f"--input={phantom_root}"]
     with pytest.raises(InputError, match=r"^02: too odd\n04: too odd$"):
         predict.main([*base, f"--output={tmp_path / 'some'}", "--strict"])
@@ -215,6 +233,7 @@ def test_overwriting_leaves_no_file_of_an_earlier_prediction(scored_run, phantom
     monkeypatch.setattr(
         new_cases.warning, "of_prediction", lambda labels, case, *rest: ["too odd"] * (case.name in warned)
     )
+    monkeypatch.setattr(new_cases.warning, "of_delay", lambda *_: ([], []))
     command = [f"--workdir={scored_run}", f"--input={phantom_root}", f"--output={out}"]
     predict.main([*command, "--spread", "--probabilities"])
     names = [row["case"] for row in rows_of(out)]

@@ -125,7 +125,48 @@ def test_contours_of_the_average_and_of_each_network_lie_on_dwi_and_tmax(predict
         assert text.count(f'class="k{value}"') == 2 * whole
         assert text.count(f'class="k{value} thin"') == 2 * (whole + moved)
     names = re.findall(r'class="scan"[^>]*aria-label="([^"]*)"', text)
-    assert names == [f"{name}, slice {number + 1}" for number in picture.slices for name in ("DWI", "Tmax")]
+    assert names == [
+        f"{name}, slice {number + 1}" for number in picture.slices for name in ("DWI without lines", "DWI", "Tmax")
+    ]
+
+
+def test_the_first_picture_of_a_slice_has_no_line(prediction):
+    scans = re.findall(r'<svg class="scan".*?</svg>', patient_page.page(prediction))
+    plain = [scan for scan in scans if "without lines" in scan]
+    assert len(plain) == len(scans) / 3
+    assert not any("<path" in scan for scan in plain)
+    assert all("data:image/png" in scan for scan in plain)
+
+
+def test_thin_lines_run_beside_a_small_lesion_and_not_through_it():
+    result = np.zeros((40, 40), np.uint8)
+    result[5:8, 5:8] = 2
+    result[15:35, 15:35] = 1
+    moved = np.roll(result, (1, 1), (0, 1))
+    spared = patient_page.spare_small(result, moved, (2.0, 2.0))
+    # Inside the small lesion the labels are those of the result; around it they are the network's.
+    assert (moved[5:8, 5:8] == 0).any()
+    assert (spared[5:8, 5:8] == 2).all()
+    assert (spared[result == 0] == moved[result == 0]).all()
+    # The large one, whose middle is 20 mm from its edge, keeps the network's line.
+    assert (spared[15:35, 15:35] == moved[15:35, 15:35]).all()
+    # A lesion of 40 x 40 voxels of 0.2 mm is small, one of 3 x 3 voxels of 9 mm is not.
+    assert (patient_page.spare_small(result, moved, (0.2, 0.2))[result > 0] == result[result > 0]).all()
+    assert (patient_page.spare_small(result, moved, (9.0, 9.0)) == moved).all()
+
+
+def test_date_and_voxels_stand_on_the_page(prediction):
+    sides = " x ".join(f"{side:.3g}" for side in prediction.case.spacing_mm)
+    assert f">Voxels of {sides} mm.<" in patient_page.page(prediction)
+    dated = patient_page.page(dataclasses.replace(prediction, date="2026-11-27"))
+    assert f">Predicted on 2026-11-27. Voxels of {sides} mm.<" in dated
+
+
+def test_hypoperfused_and_tmax_are_told_apart_where_both_stand(prediction):
+    words = "Hypoperfused is what the networks segmented"
+    assert words not in patient_page.page(prediction)
+    both = (*prediction.numbers, Number("hypoperfused_ml", "hypoperfused", 2.0, "ml"))
+    assert patient_page.page(dataclasses.replace(prediction, numbers=both)).count(words) == 1
 
 
 def test_the_reference_of_a_case_is_not_used(prediction):

@@ -3,11 +3,16 @@
 import dataclasses
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from isles_jax.data import layouts, orientation, profile
+from isles_jax.data.case import Case
+from isles_jax.phantoms import perfusion
 from isles_jax.phantoms.phantom import write_phantom
+from isles_jax.phantoms.scans import make_patient
+from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.prediction import warning
 
 CHANNELS = ("Tmax", "TTP", "DWI")
@@ -149,6 +154,59 @@ def test_each_input_raises_its_warning(patients, expected, change, text):
 def test_what_cannot_change_a_prediction_raises_no_warning(patients, expected, change):
     expected = expected | {"norms": expected["norms"] | {"turned_to": "RAS"}}
     assert {case.name: of_case(change(case), expected) for case in patients} == {case.name: [] for case in patients}
+
+
+@pytest.fixture
+def exact_artery(monkeypatch):
+    """New phantom patients whose blood is measured where it arrives: no delay of all of the brain."""
+    arrivals = []
+    arterial_input, tissue_curves = perfusion.arterial_input, perfusion.tissue_curves
+
+    def curves(times, cbf, mtt, delay, arrival, width):
+        arrivals.append(arrival)
+        return tissue_curves(times, cbf, mtt, delay, arrival, width)
+
+    monkeypatch.setattr(perfusion, "tissue_curves", curves)
+    monkeypatch.setattr(perfusion, "arterial_input", lambda times, _, width: arterial_input(times, arrivals[-1], width))
+
+
+@pytest.mark.usefixtures("exact_artery")
+def test_a_delay_on_both_sides_is_seen_and_a_stroke_is_none():
+    """Of 100 phantom patients none has the warning, also not the half of them who have a narrow carotid."""
+    affine = np.diag([*np.array(FIELD_OF_VIEW_MM) / (32, 32, 8), 1.0])
+    header = nib.Nifti1Image(np.zeros((1, 1, 1)), affine).header
+    named = dict.fromkeys((0, 3, 4), 0)
+    for number in range(100):
+        patient = make_patient((32, 32, 8), 1.0, np.random.default_rng([7, number]))
+        for seconds in named:
+            tmax = np.where(patient.dwi > 0, patient.tmax + np.float32(seconds), 0)
+            images = np.stack([tmax, patient.ttp, patient.dwi], -1).astype(np.float32)
+            warnings, left_out = warning.of_delay(Case(str(number), images, None, affine, header), CHANNELS)
+            assert left_out == []
+            named[seconds] += len(warnings)
+    assert named[0] == 0
+    assert named[3] >= 60
+    assert named[4] >= 95
+
+
+def test_a_delay_is_measured_in_the_better_half(patients):
+    case = patients[0]
+    right, left = (np.argwhere(case.brain & half) for half in (profile.right_side(case), ~profile.right_side(case)))
+    late = with_images(case, lambda images, brain: images.__setitem__((brain, 0), 1.0))
+    late.images[..., 0][tuple(right.T)] = 9.0
+    assert warning.of_delay(late, CHANNELS) == ([], []), "one whole half is a stroke"
+    share = len(left) // 4 / len(left)
+    late.images[..., 0][tuple(left[: len(left) // 4].T)] = 6.5
+    [text], _ = warning.of_delay(late, CHANNELS)
+    assert text.startswith(
+        f"Tmax is above 6 s in {100 * share:.3g}% of the better half of the brain; expected at most 10"
+    )
+    assert warning.of_delay(dataclasses.replace(late, absent=("Tmax",)), CHANNELS) == ([], [])
+    assert warning.of_delay(late, ("TTP", "MTT", "DWI")) == ([], [])
+    header = late.header.copy()
+    header["sform_code"] = header["qform_code"] = 0
+    words = "the header does not say where left is; Tmax of the two halves is not compared"
+    assert warning.of_delay(dataclasses.replace(late, header=header), CHANNELS) == ([], [words])
 
 
 def test_folds_whose_volumes_disagree(patients, expected):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy as np
+from scipy import ndimage
 
 from isles_jax.data.case import of_phantom
 from isles_jax.pages import markup, pictures, stills, tmax, viewer
@@ -17,6 +18,8 @@ RESEARCH = "Research software, not for clinical use"
 MOST_SLICES, LEAST_SLICES = 12, 8
 # The channels on which a reader checks an infarct and the tissue at risk, if the case has them.
 CHECKED = ("DWI", tmax.CHANNEL)
+# No point of a small lesion is further from its edge than this. A line through it would hide it.
+SMALL_MM = 6.0
 AVERAGE = "average of the networks"
 
 
@@ -35,6 +38,7 @@ def page(prediction: Prediction) -> str:
         f'<p class="research" role="note">{RESEARCH}</p>',
         *_phantom(prediction),
         f"<h1>{escape(title)}: predicted lesions</h1>",
+        _made(prediction),
         f'<p class="soft">Note: {escape(prediction.seen)}.</p>' if prediction.seen else "",
         _warnings(prediction.warnings, prediction.not_checked),
         '<div class="numbers">',
@@ -58,6 +62,13 @@ def _phantom(prediction: Prediction) -> list[str]:
     if not of_phantom(prediction.case):
         text += ". Their errors on it say nothing about this case, so no interval and no score is shown"
     return [f'<p class="phantom" role="note">{text}.</p>']
+
+
+def _made(prediction: Prediction) -> str:
+    """When the case was predicted, and the size of its voxels."""
+    sides = " x ".join(f"{side:.3g}" for side in prediction.case.spacing_mm)
+    made = f"Predicted on {prediction.date}. " if prediction.date else ""
+    return f'<p class="soft">{escape(made)}Voxels of {sides} mm.</p>'
 
 
 def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
@@ -107,8 +118,14 @@ def _summary(prediction: Prediction) -> str:
         title = f"{number.title}, {number.unit}" if number.unit else number.title
         items += f"<div><dt>{escape(title)}</dt><dd>{escape(_text(number.value))}</dd></div>"
     source = ""
+    if {"hypoperfused_ml", f"tmax_above_{tmax.CONTOUR_S:g}_s_ml"} <= {number.column for number in shown}:
+        source += (
+            '<p class="soft">Hypoperfused is what the networks segmented. '
+            f"Tmax above {tmax.CONTOUR_S:g} s counts every voxel of the brain: also noise, "
+            "old lesions, and both sides where the blood arrives late everywhere.</p>"
+        )
     if any(number.title.startswith(numbers.DEFUSE3) for number in shown):
-        source = '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
+        source += '<p class="soft">DEFUSE 3: Albers et al., N Engl J Med 2018.</p>'
     return f'<div><dl class="facts">{items}</dl>{source}</div>'
 
 
@@ -134,7 +151,7 @@ def _text(value: float | int | str | None) -> str:
 
 
 def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
-    """Eight to twelve slices, each on the channels by which it is checked."""
+    """Eight to twelve slices: each once without lines, then with lines on the channels by which it is checked."""
     names = list(prediction.task.channels)
     there = [name for name in names if name not in picture.absent]
     channels = sorted(there, key=lambda name: CHECKED.index(name) if name in CHECKED else len(CHECKED))[: len(CHECKED)]
@@ -145,8 +162,10 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     for position in positions:
         title = f"slice {picture.slices[position] + 1}"
         result, *alone = (result[position] for result in picture.results.values())
-        lines = stills.outlines(result) + "".join(stills.outlines(labels, "thin") for labels in alone)
-        scans = []
+        spared = [spare_small(result, labels, picture.pixel_mm) for labels in alone]
+        lines = stills.outlines(result) + "".join(stills.outlines(labels, "thin") for labels in spared)
+        plain, _ = stills.background(picture, names.index(channels[0]), position, channels[0])
+        scans = [stills.scan(picture, plain, "", f"{channels[0]} without lines, {title}")]
         for name in channels:
             image, contour = stills.background(picture, names.index(name), position, name)
             scans.append(stills.scan(picture, image, contour + lines, f"{name}, {title}"))
@@ -156,16 +175,36 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
         covered += f", {alone_only[positions].sum()} of {alone_only.sum()} where only a network alone has one"
     sides = ", R and L are the patient’s sides" if picture.sides else ", sides unknown"
     bar = tmax.colour_bar() if tmax.CHANNEL in channels else ""
+    spared_note = '<p class="soft">No thin line is drawn inside a small lesion.</p>' if len(picture.results) > 1 else ""
     return (
         f"<h2>{' and '.join(map(escape, channels))}: {covered}{sides}</h2>"
-        f'<div class="legends">{legend}{bar}</div>'
-        f'<div class="slices" style="--columns: {-(-len(positions) // 2)}; --scans: {len(channels)}">'
+        f'<div class="legends">{legend}{bar}{spared_note}</div>'
+        f'<div class="slices" style="--columns: {-(-len(positions) // 2)}; --scans: {1 + len(channels)}">'
         f"{''.join(figures)}</div>"
     )
 
 
 def _lesion_slices(labels: np.ndarray) -> np.ndarray:
     return np.asarray((labels > 0).any(axis=(1, 2)))
+
+
+def spare_small(result: np.ndarray, alone: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
+    """The labels of one network in a slice, with those of the result inside each small lesion of it (`SMALL_MM`).
+
+    The thin line of the network then runs beside the small lesion, and not through it.
+
+    Args:
+      result: uint8 [H, W], the average of the networks.
+      alone: uint8 [H, W].
+      pixel_mm: height and width of a pixel.
+    """
+    lesion = result > 0
+    # The rim outside the picture is no lesion.
+    depth = ndimage.distance_transform_edt(np.pad(lesion, 1), sampling=pixel_mm)[1:-1, 1:-1]
+    pieces, count = ndimage.label(lesion, np.ones((3, 3)))
+    deepest = ndimage.maximum(depth, pieces, range(count + 1))
+    small = lesion & (np.asarray(deepest)[pieces] <= SMALL_MM)
+    return np.where(small, result, alone).astype(np.uint8)
 
 
 def choose_slices(lesion: np.ndarray, alone_only: np.ndarray) -> list[int]:

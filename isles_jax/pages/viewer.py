@@ -23,7 +23,8 @@ def viewer(
       classes: names of the classes.
       cases: one picture or more, all with the same results. The reference is offered if the cases have one, and the
         choice of a case if there are several.
-      shown: label of the result that is shown first. Without references, the others are offered as thin lines.
+      shown: label of the result that is shown first. Without references, the others are offered as thin lines, which
+        are not shown at first.
       legend: HTML below the pictures.
       notes: {case: {label of a result: plain text about it}}; cases may be missing.
     """
@@ -65,7 +66,8 @@ def _controls(channels: Sequence[str], cases: Sequence[Picture], shown: str) -> 
     if cases[0].truth is not None:
         text += _checkbox("truth", "reference")
     elif len(labels) > 1:
-        text += _checkbox("others", "the other results, thin")
+        # Many thin lines would hide what lies below them, so the reader asks for them.
+        text += _checkbox("others", "the other results, thin", checked=False)
     if tmax.CHANNEL in channels and not all(tmax.CHANNEL in picture.absent for picture in cases):
         text += _checkbox("risk", f"Tmax {tmax.CONTOUR_S:g} s") + _checkbox("coloured", "Tmax in colour")
     slides = (
@@ -82,5 +84,5 @@ def _button(part: str, text: str, label: str = "") -> str:
     return f'<button type="button" data-part="{part}"{named}>{text}</button>'
 
 
-def _checkbox(part: str, text: str) -> str:
-    return f'<label><input type="checkbox" data-part="{part}" checked> {text}</label>'
+def _checkbox(part: str, text: str, *, checked: bool = True) -> str:
+    return f'<label><input type="checkbox" data-part="{part}"{" checked" if checked else ""}> {text}</label>'

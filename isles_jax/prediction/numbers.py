@@ -85,6 +85,8 @@ class Prediction:
       origin: the run's name, the folds and their steps, the hash of the weights, and versions.
       on_phantom: whether the networks were trained on a phantom, and not on patients.
       seen: a sentence on a case that is among the training data; "" for a new one.
+      date: of the prediction, such as "2026-11-27"; "" if it is not known. Only the page says it, so that equal
+        predictions have equal files.
     """
 
     case: Case
@@ -98,6 +100,7 @@ class Prediction:
     origin: Mapping[str, str]
     on_phantom: bool = False
     seen: str = ""
+    date: str = ""
 
 
 def volumes_ml(labels: np.ndarray, case: Case, classes: Sequence[str]) -> dict[str, float]:

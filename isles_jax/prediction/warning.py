@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from isles_jax.data.case import Case
-from isles_jax.data.profile import PERCENTILES, across_ml, numbers
+from isles_jax.data.profile import PERCENTILES, across_ml, numbers, right_side
 from isles_jax.prediction.expected import LEAST_CASES
+from isles_jax.scoring.clinical import TMAX_SECONDS
 
 Facts = Mapping[str, Any]
 # The smallest and the largest value over the training cases, by fact.
@@ -29,6 +30,8 @@ _ACROSS_ML = 1.0
 _WITH_UNIT = ("ADC", "Tmax", "TTP", "MTT", "CBF", "CBV")
 # The volumes that the folds' networks find alone may differ by this factor, with so many ml added to each of them.
 _FOLDS_APART, _OFFSET_ML = 4.0, 1.0
+# Tmax may exceed the threshold of the tissue at risk in this share of the brain's better half.
+_DELAYED = 0.1
 # A lesion may be this much larger than the largest of the training cases.
 _LARGER = 1.25
 
@@ -56,6 +59,34 @@ def of_absent(case: Case) -> list[str]:
     """What is not compared of a case that lacks a channel, and what that means for the numbers; one sentence each."""
     instead = "the networks saw zeros in its place, and may do worse than the run's intervals and Dice say"
     return [f"{name}, which this case lacks: {instead}" for name in case.absent]
+
+
+def of_delay(case: Case, channels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The warning that the blood arrives late on both sides, and the sentence that this was not checked.
+
+    An artery blocked on one side delays the blood on that side. If Tmax is above its threshold in much of the better
+    half, too, the circulation or the artery that was measured may be the reason, because Tmax is mainly a delay
+    (Calamante et al., Stroke 2010). The volumes above thresholds of Tmax then say little of the stroke.
+
+    Args:
+      case: with Tmax in seconds, or without it.
+      channels: names of the images' channels.
+    """
+    if "Tmax" not in channels or "Tmax" in case.absent:
+        return [], []
+    if not case.oriented:
+        return [], ["the header does not say where left is; Tmax of the two halves is not compared"]
+    late = case.images[..., list(channels).index("Tmax")] > TMAX_SECONDS
+    right = right_side(case)
+    halves = [case.brain & half for half in (right, ~right)]
+    share = min(float(late[half].mean()) for half in halves if half.any())
+    if share <= _DELAYED:
+        return [], []
+    return [
+        f"Tmax is above {TMAX_SECONDS:g} s in {100 * share:.3g}% of the better half of the brain; expected at most "
+        f"{100 * _DELAYED:.3g}%: the blood may arrive late on both sides, and volumes by Tmax then say little of a "
+        "stroke"
+    ], []
 
 
 def of_images(facts: Facts, channels: Sequence[str], expected: Facts) -> list[str]:
