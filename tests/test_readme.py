@@ -117,6 +117,10 @@ def test_the_code_cells_of_the_notebook_run_in_order(tmp_path):
         if "parameters" in cell["metadata"].get("tags", ()):
             code.append(f"settings = {SMALL_TOUR}")
     code.append('print("images:", sum(len(axis.images) for axis in figure.axes))')
+    # The phantom's first axis points to the right and its second to the front.
+    code.append("turned = case.labels[::-1, ::-1, lesion_slice].T")
+    code.append('print("turned:", np.array_equal(figure.axes[3].images[0].get_array(), turned))')
+    code.append('print("letters:", *(text.get_text() for text in figure.axes[3].texts))')
     script = tmp_path / "tour.py"
     script.write_text("\n\n".join(code))
     done = subprocess.run(
@@ -126,5 +130,13 @@ def test_the_code_cells_of_the_notebook_run_in_order(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert f"settings = {SMALL_TOUR}" in script.read_text()
-    for text in ("core of case", "Dice", "images: 5", "Lovász-softmax", "pixels lie on a boundary"):
+    for text in (
+        "core of case",
+        "Dice",
+        "images: 5",
+        "turned: True",
+        "letters: R L A P",
+        "Lovász-softmax",
+        "pixels lie on a boundary",
+    ):
         assert text in done.stdout
