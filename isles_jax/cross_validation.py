@@ -291,8 +291,7 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
         interrupt.leave_if_requested()
         predictions = files.fetch(workdir / f"fold_{fold}" / "predictions")
         if rule_applies:
-            training_cases = [case for case in dataset.cases if case.name not in names]
-            threshold = clinical.fit_core_threshold(training_cases, channels, classes)
+            threshold = clinical.threshold_of_fold(dataset, names)
         for name in names:
             interrupt.leave_if_requested()
             case = cases[name]

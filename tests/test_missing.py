@@ -47,7 +47,7 @@ def reads(dataset, monkeypatch):
         monkeypatch.setattr(f"isles_jax.{module}", lambda *_, **__: dataset)
     unlabelled = tuple(dataclasses.replace(case, labels=None) for case in dataset.cases)
     images = make_dataset(dataset.root, unlabelled, dataset.channels)
-    monkeypatch.setattr(new_cases, "load_images", lambda *_, **__: images)
+    monkeypatch.setattr(new_cases.layouts, "load_images", lambda *_, **__: images)
 
 
 def test_a_note_names_the_cases_that_lack_a_channel(dataset):
@@ -181,7 +181,7 @@ def test_the_viewer_says_what_a_case_lacks(prediction, tmp_path):
         view.wait("return document.getElementById('viewer').dataset.ready")
         captions = view.run("return [...document.querySelectorAll('#viewer figcaption')].map(e => e.textContent)")
         assert captions[0] == "Tmax is absent"
-        assert [text.split("window")[0] for text in captions[1:]] == ["TTP", "DWI"]
+        assert [text.split("window")[0] for text in captions[1:]] == ["TTP, s", "DWI, as stored"]
         drawn = "return [...document.querySelectorAll('#viewer canvas.slice')].map(e => e.toDataURL())"
         first = view.run(drawn)
         assert len(set(first)) == 2
@@ -213,6 +213,8 @@ def test_a_run_with_missing_sequences_from_training_to_prediction(dataset, tmp_p
     assert "note: no Tmax in 2 of 6 cases (01, 03); zeros stand for it" in printed
     for case in dataset.cases:
         content = json.loads((tmp_path / "out" / f"{case.name}.json").read_text())
-        assert [text.split(",")[0] for text in content["not_checked"]] == list(case.absent)
+        few, *absent = content["not_checked"]
+        assert few == "the run has 6 scored cases; intervals of volumes need 9"
+        assert [text.split(",")[0] for text in absent] == list(case.absent)
         assert ("tmax_above_6_s_ml" in content["summary"]) == ("Tmax" not in case.absent)
         assert not any(name in text for name in case.absent for text in content["warnings"])

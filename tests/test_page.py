@@ -107,6 +107,12 @@ def reported(run, root, tmp_path, capsys):
     return ParsedPage((tmp_path / "page.html").read_text()), capsys.readouterr().err
 
 
+def choices(path):
+    """The results that the viewer of a page offers."""
+    [select] = re.findall(r'<select data-part="system".*?</select>', path.read_text())
+    return re.findall(r"<option[^>]*>([^<]*)</option>", select)
+
+
 def exchange(root, run):
     """The folders of two patients change places; each keeps its name."""
     (root / "01").rename(root / "x")
@@ -152,8 +158,19 @@ def test_pictures_of_changed_cases_are_left_out(finished_runs, phantom_root, tmp
     assert sentence in parsed.text
     assert said == f"note: {sentence}\n"
     assert sorted(drawn) == sorted({f"0{number}" for number in range(1, 7)} - set(names))
+    # Without a case that its threshold was fitted on, the clinical rule would be another one.
+    if drawn:
+        assert choices(tmp_path / "page.html") == ["bl1", "no result"]
     for row in finished_runs[0].rows:
         assert f"{row['dice']:.3f}" in parsed.text
+
+
+def test_the_clinical_rule_is_a_choice_if_all_cases_are_there(finished_runs, phantom_root, tmp_path, capsys):
+    page_file = tmp_path / "page.html"
+    reported(finished_runs[0], phantom_root, tmp_path, capsys)
+    assert choices(page_file) == ["bl1", "clinical rule", "no result"]
+    reported(dataclasses.replace(finished_runs[0], rule=[]), phantom_root, tmp_path, capsys)
+    assert choices(page_file) == ["bl1", "no result"]
 
 
 def test_data_that_cannot_be_read_any_more_are_no_end_of_the_report(finished_runs, phantom_root, tmp_path, capsys):

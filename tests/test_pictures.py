@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import re
 import struct
 import zlib
@@ -10,7 +11,7 @@ from helpers import random_case
 
 from isles_jax.data.case import radiological
 from isles_jax.pages import case_sections, pictures, tmax
-from isles_jax.scoring import comparison
+from isles_jax.scoring import clinical, comparison
 
 
 def decode(content):
@@ -85,6 +86,44 @@ def test_picture_shows_the_case(report_dataset, finished_runs):
     share = [(case.labels[..., z] == 1).sum() / (case.labels == 1).sum() + (case.labels[..., z] == 2).sum()
              / max(1, (case.labels == 2).sum()) for z in range(case.labels.shape[2])]  # fmt: skip
     assert picture.slices[position] == int(np.argmax(share))
+
+
+def test_the_clinical_rule_is_a_result_by_the_threshold_of_each_fold(report_dataset, finished_runs):
+    run = finished_runs[0]
+    thresholds = [clinical.threshold_of_fold(report_dataset, names) for names in run.folds]
+    made = pictures.make(report_dataset, {"bl1": run}, [], thresholds)
+    for picture, case in zip(made, report_dataset.cases, strict=True):
+        fold = next(number for number, names in enumerate(run.folds) if case.name in names)
+        assert list(picture.results) == ["bl1", "clinical rule"]
+        others = [other for other in report_dataset.cases if other.name not in run.folds[fold]]
+        ruled = clinical.clinical_rule(case, clinical.fit_core_threshold(others))
+        for value in (1, 2):
+            assert (picture.results["clinical rule"] == value).sum() == (ruled == value).sum()
+
+
+@pytest.mark.parametrize(
+    ("affine", "places"),
+    [
+        (np.diag([2.0, 2, 5, 1]), ["S 0.0 mm", "S 5.0 mm", "S 10.0 mm"]),
+        (np.array([[2.0, 0, 0, -3], [0, 2, 0, 9], [0, 0, -4, 6], [0, 0, 0, 1]]), ["S 6.0 mm", "S 2.0 mm", "I 2.0 mm"]),
+        # Sagittal slices, and a head that is turned: the middle of the slice counts.
+        (np.array([[0.0, 0, 3, -4], [2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]]), ["L 4.0 mm", "L 1.0 mm", "R 2.0 mm"]),
+        (
+            np.array([[1, 0, 0, 0], [0, 0.8, -1.2, 0], [0, 0.6, 1.6, 0], [0, 0, 0, 1.0]]),
+            ["S 1.2 mm", "S 2.8 mm", "S 4.4 mm"],
+        ),
+    ],
+)
+def test_the_place_of_a_slice_is_in_the_scanners_coordinates(affine, places):
+    case = random_case((4, 5, 3), affine=affine)
+    whole = dataclasses.replace(case, images=np.ones_like(case.images))
+    assert pictures.picture(whole, {"a": np.zeros((4, 5, 3), np.uint8)}).places == places
+    header = whole.header.copy()
+    header["sform_code"] = header["qform_code"] = 0
+    unknown = dataclasses.replace(whole, header=header)
+    length = np.linalg.norm(affine[:3, 2])
+    expected = [f"{number * length:.1f} mm from slice 1" for number in range(3)]
+    assert pictures.picture(unknown, {"a": np.zeros((4, 5, 3), np.uint8)}).places == expected
 
 
 def test_values_of_a_picture_are_those_of_the_scan(report_dataset, finished_runs):

@@ -68,7 +68,7 @@ def test_buttons_change_what_is_shown_and_nothing_is_asked_for(view, report_file
     after = view.run(STATE)
     assert int(after["slice"]) == int(before["slice"]) + 1
     status = view.run("return document.querySelector('[data-part=status]').textContent")
-    assert f"slice {int(after['slice']) + 1} " in status
+    assert f"slice {int(after['slice']) + 1}, " in status
     assert view.run(PICTURE) != first
     view.click('[data-part="previous-slice"]')
     assert view.run(PICTURE) == first
@@ -99,9 +99,9 @@ def test_wheel_and_keys_change_slice_and_zoom(view, report_file):
     assert int(view.run(STATE)["slice"]) == start - 1
     view.press("ArrowRight")
     assert view.run(PICTURE) == first
-    view.press("+")
+    view.press("+", "+", "+", "+", "+")
     zoomed = view.run(PICTURE)
-    assert float(view.run(STATE)["zoom"]) == 1.5
+    assert float(view.run(STATE)["zoom"]) == 1.5**5
     view.press("Shift", "ArrowRight")
     moved = view.run(PICTURE)
     view.press("Shift", "ArrowLeft")
@@ -111,6 +111,91 @@ def test_wheel_and_keys_change_slice_and_zoom(view, report_file):
     assert view.run(PICTURE) not in (zoomed, moved)
     view.press("0")
     assert view.run(PICTURE) == first
+
+
+STATUS = "return document.querySelector('[data-part=status]').textContent"
+
+
+@pytest.fixture(scope="module")
+def first_picture(report_dataset, finished_runs):
+    return pictures.make(report_dataset, {"proposed": finished_runs[1]}, [])[0]
+
+
+def test_a_whole_image_is_zoomed_on_the_lesion(view, report_file, first_picture):
+    """After the zoom, the voxel in the middle of the view is one of the lesion. In the whole image it is none."""
+    position = pictures.representative_slice(first_picture)
+    result = first_picture.results["proposed"][position]
+    assert result[result.shape[0] // 2, result.shape[1] // 2] == 0
+    for keys in (True, False):
+        open_page(view, report_file)
+        if keys:
+            view.run("document.querySelector('.views').focus()")
+            view.press("+", "+", "+", "+")
+        else:
+            for _ in range(4):
+                view.click('[data-part="zoom-in"]')
+        left, top, width, height = box_of(view, "#viewer canvas.slice")
+        view.point(left + width / 2, top + height / 2)
+        assert re.search(r"proposed: (penumbra|core)$", view.run(VALUES))
+
+
+def test_a_bar_has_a_round_length_and_grows_with_the_zoom(view, report_file, first_picture):
+    open_page(view, report_file)
+    _, _, width, _ = box_of(view, "#viewer canvas.slice")
+    per_mm = width / (first_picture.truth.shape[2] * first_picture.pixel_mm[1])
+    view.run("document.querySelector('.views').focus()")
+    for zoom in (1.0, 1.5, 1.5**2, 1.5**3, 1.5**4):
+        length, pixels = view.run(STATE)["bar"].split(" mm: ")
+        assert float(pixels) == pytest.approx(float(length) * per_mm * zoom, rel=0.01)
+        assert width / 10 < float(pixels) <= width / 4
+        view.press("+")
+    # The end of the bar is white, and a pixel further it is dark.
+    view.press("0")
+    length = float(view.run(STATE)["bar"].split(": ")[1])
+    context = "document.querySelector('#viewer canvas.slice').getContext('2d')"
+    at = f"return [...{context}.getImageData(%d, %d, 1, 1).data]"
+    bottom = int(view.run("return document.querySelector('#viewer canvas.slice').height")) - 8
+    assert view.run(at % (6 + length - 2, bottom))[:3] == [255, 255, 255]
+    assert view.run(at % (6 + length + 1, bottom))[:3] == [0, 0, 0]
+
+
+def test_slices_are_counted_from_one_and_have_their_place_in_mm(view, report_file, first_picture):
+    open_page(view, report_file)
+    slider = "const s = document.querySelector('[data-part=slice]'); return [s.min, s.max, s.value, s.ariaValueText]"
+    position = pictures.representative_slice(first_picture)
+    least, most, value, text = view.run(slider.replace("s.ariaValueText", "s.getAttribute('aria-valuetext')"))
+    assert (least, most, value) == ("1", str(len(first_picture.slices)), str(position + 1))
+    assert text in view.run(STATUS)
+    assert text.startswith(f"slice {first_picture.slices[position] + 1}, {first_picture.places[position]} (")
+    view.run("document.querySelector('.views').focus()")
+    view.press(*["ArrowUp"] * 10)
+    assert f"slice {first_picture.slices[0] + 1}, {first_picture.places[0]} (1 of {most} shown)" in view.run(STATUS)
+
+
+def test_the_clinical_rule_is_a_choice(view, report_file, report_dataset, finished_runs):
+    open_page(view, report_file)
+    options = view.run("return [...document.querySelector('[data-part=system]').options].map(o => o.value)")
+    assert options == ["bl1", "proposed", "clinical rule", ""]
+    first = view.run(PICTURE)
+    view.run(
+        "[...document.querySelectorAll('#cases tbody tr')].find(r => r.cells[1].textContent === 'clinical rule')"
+        ".querySelector('.show').click()"
+    )
+    view.wait("return document.querySelector('[data-part=system]').value === 'clinical rule'")
+    view.wait(PICTURE + " !== arguments[0]", first)
+    assert "Dice of clinical rule: penumbra" in view.run(STATUS)
+
+
+SCROLL_SHADOWS = """
+return [...document.querySelectorAll(".wide")].map((box) => [
+  getComputedStyle(box).backgroundAttachment.split(", ").sort().join(" "), box.classList.contains("tall")])
+"""
+
+
+def test_boxes_that_scroll_have_shadows_at_their_ends(view, report_file):
+    open_page(view, report_file, 390, 844)
+    for attachments, tall in view.run(SCROLL_SHADOWS):
+        assert attachments == " ".join(["local"] * (2 + tall) + ["scroll"] * (2 + tall))
 
 
 def test_values_under_the_cursor_are_those_of_the_scan(view, report_file, report_dataset, finished_runs):

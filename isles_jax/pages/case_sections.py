@@ -51,8 +51,8 @@ def _figures(study: Study, picture: Picture, position: int) -> str:
         title = f"{name}, seconds" if name == tmax.CHANNEL else name
         figures.append(stills.still(picture, image, contour, title))
     figures.append(stills.still(picture, gray, reference, "reference"))
-    for label, result in picture.results.items():
-        lines = reference + stills.outlines(result[position])
+    for label in study.runs:
+        lines = reference + stills.outlines(picture.results[label][position])
         figures.append(stills.still(picture, gray, lines, label, _dice_text(study, label, picture.name)))
     return "".join(figures)
 
@@ -87,5 +87,6 @@ def every_slice(study: Study, cases: Sequence[Picture], left_out: Sequence[str] 
         picture.name: {label: f"Dice of {label}: {_dice_text(study, label, picture.name)}" for label in labels}
         for picture in cases
     }
-    shown = study.reference if study.reference in labels else labels[-1]
+    runs = list(study.runs)
+    shown = study.reference if study.reference in runs else runs[-1]
     return text + viewer.viewer(data["channels"], data["classes"], cases, shown, _legend(study), notes)

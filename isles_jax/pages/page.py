@@ -15,7 +15,7 @@ from isles_jax.pages import case_sections, case_table, markup, pictures, run_sec
 from isles_jax.pages.pictures import Picture
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import comparison, run_files
+from isles_jax.scoring import clinical, comparison, run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 from isles_jax.training import checkpoint
@@ -46,7 +46,9 @@ def write_report(
     left_out: list[str] = []
     if dataset is None:
         dataset, left_out = _read_data(runs[0])
-    cases = pictures.make(dataset, study.runs, list(chosen.values())) if dataset else []
+    cases = []
+    if dataset:
+        cases = pictures.make(dataset, study.runs, list(chosen.values()), _thresholds(dataset, study.first))
     for sentence in left_out:
         print(f"note: {sentence}", file=sys.stderr)
     versions: dict[str, Mapping[str, str]] = {}
@@ -84,6 +86,13 @@ def _read_data(run: Run) -> tuple[Dataset | None, list[str]]:
             left_out.append(f"{len(some)} of {len(names)} cases {reason}; {pictures_of}.")
     kept = tuple(cases[name] for name in names if name in cases and name not in changed)
     return dataclasses.replace(dataset, cases=kept), left_out
+
+
+def _thresholds(dataset: Dataset, run: Run) -> list[float]:
+    """The clinical rule's threshold in each fold; none if the rule does not apply, or if a case that it saw is gone."""
+    if not run.rule or {case.name for case in dataset.cases} != run.data["cases"].keys():
+        return []
+    return [clinical.threshold_of_fold(dataset, names) for names in run.folds]
 
 
 def _is_changed(case: Case, run: Run) -> bool:

@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from isles_jax.data.case import Case, Dataset, radiological
 from isles_jax.data.nifti import read_labels
 from isles_jax.pages import tmax
 from isles_jax.runtime import files
+from isles_jax.scoring import clinical
+from isles_jax.scoring.comparison import RULE
 from isles_jax.scoring.run_files import Run
 
 # Gray levels in an image. An eye tells fewer apart in a noisy scan, and the file is a third smaller than with all 256.
@@ -42,6 +45,7 @@ class Picture:
       truth: the reference, uint8 [S, H, W]; 0 is background, 1, 2, ... are the classes; None without a reference.
       results: one prediction or more by the system's label, as `truth`.
       slices: the stored index of each of the S slices.
+      places: where each of them lies, in mm, such as "S 34.0 mm".
       pixel_mm: height and width of a pixel in mm.
       sides: the patient's sides at the left, right, top and bottom of the picture, "RLAP", or "" where unknown.
       absent: names of the channels that the case lacks; their gray is that of a single value.
@@ -53,6 +57,7 @@ class Picture:
     truth: np.ndarray | None
     results: dict[str, np.ndarray]
     slices: list[int]
+    places: list[str]
     pixel_mm: tuple[float, float]
     sides: str
     absent: tuple[str, ...] = ()
@@ -68,13 +73,16 @@ class Picture:
         return values
 
 
-def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> list[Picture]:
+def make(
+    dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str], thresholds: Sequence[float] = ()
+) -> list[Picture]:
     """Pictures of the runs' cases, as many as `PAGE_SIZE` holds, sorted by name.
 
     Args:
       dataset: the runs' data; a case that is not among them has no picture.
       runs: the runs by label.
       first: names of the cases that are taken first if there is no room for all.
+      thresholds: of the clinical rule, for each fold; none: the rule is not shown.
 
     Raises:
       InputError: a prediction is missing or does not fit its case.
@@ -85,7 +93,7 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
     pictures: list[Picture] = []
     used = 0
     for name in dict.fromkeys(name for name in (*first, *held_out) if name in cases):
-        made = _read(cases[name], dataset, runs, all_slices)
+        made = _read(cases[name], dataset, runs, thresholds, all_slices)
         used += sum(map(len, made.sheets))
         if pictures and used > PAGE_SIZE:
             break
@@ -93,12 +101,17 @@ def make(dataset: Dataset, runs: Mapping[str, Run], first: Sequence[str]) -> lis
     return sorted(pictures, key=lambda made: made.name)
 
 
-def _read(case: Case, dataset: Dataset, runs: Mapping[str, Run], all_slices: bool) -> Picture:
+def _read(
+    case: Case, dataset: Dataset, runs: Mapping[str, Run], thresholds: Sequence[float], all_slices: bool
+) -> Picture:
     results = {}
     for label, run in runs.items():
         fold = next(number for number, names in enumerate(run.folds) if case.name in names)
         path = run.workdir / f"fold_{fold}" / "predictions" / f"{case.name}.nii.gz"
         results[label] = read_labels(files.fetch(path), case, dataset.label_values)
+    if thresholds:
+        # The runs of a study have the same folds.
+        results[RULE] = clinical.clinical_rule(case, thresholds[fold], dataset.channels, dataset.classes)
     return picture(case, results, all_slices)
 
 
@@ -122,6 +135,7 @@ def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = Tr
         return np.ascontiguousarray(volume[crop].T[:, :: flips[1], :: flips[0]])
 
     x_mm, y_mm, _ = case.spacing_mm
+    shown = range(*slices.indices(brain.shape[2]))
     channels = np.moveaxis(case.images, -1, 0)
     ranges = [_range(channel[brain]) for channel in channels]
     gray = [show(_gray(channel, brain, *ends)) for channel, ends in zip(channels, ranges, strict=True)]
@@ -131,11 +145,24 @@ def picture(case: Case, results: Mapping[str, np.ndarray], all_slices: bool = Tr
         ranges=ranges,
         truth=None if case.labels is None else show(case.labels),
         results={label: show(result) for label, result in results.items()},
-        slices=list(range(*slices.indices(brain.shape[2]))),
+        slices=list(shown),
+        places=[_place(case, index) for index in shown],
         pixel_mm=(y_mm, x_mm),
         sides=sides,
         absent=case.absent,
     )
+
+
+def _place(case: Case, index: int) -> str:
+    """Where a stored slice lies: its middle along its axis in the scanner's coordinates, or how far from slice 1."""
+    if not case.oriented:
+        return f"{index * case.spacing_mm[2]:.1f} mm from slice 1"
+    x, y, _ = case.images.shape[:3]
+    middle = case.affine[:3] @ ((x - 1) / 2, (y - 1) / 2, index, 1)
+    # The axis of the world along which slices follow each other, and the names of its two directions.
+    axis, ends = next((n, ends) for n, ends in enumerate(("RL", "AP", "SI")) if nib.aff2axcodes(case.affine)[2] in ends)
+    towards = ends[0] if middle[axis] >= 0 else ends[1]
+    return f"{towards} {abs(middle[axis]):.1f} mm"
 
 
 def _extent(mask: np.ndarray, axis: int, margin: int) -> slice:
@@ -207,6 +234,7 @@ def viewer_case(picture: Picture, channels: Sequence[str]) -> dict[str, Any]:
     return {
         "name": picture.name,
         "slices": picture.slices,
+        "places": picture.places,
         "size": [height, width],
         "pixel_mm": picture.pixel_mm,
         "sides": picture.sides,

@@ -8,7 +8,7 @@
   // A page offers only the controls that its cases need.
   const truth = part("truth"), others = part("others"), risk = part("risk"), coloured = part("coloured");
   const views = part("views"), status = part("status"), values = part("values");
-  const HINT = "On the image: wheel or arrow keys change the slice, + and − zoom, dragging moves a zoomed image. "
+  const HINT = "On the image: wheel or arrow keys change the slice, + and − zoom on the lesion, dragging moves it. "
     + "Point at a voxel to read its values.";
   // The zoomed image is centred on `centre`, a share of its sides; `pointer` is a share of the canvas's sides.
   const state = { number: 0, sheets: null, zoom: 1, centre: [0.5, 0.5], windows: [], pointer: null };
@@ -53,7 +53,9 @@
     return colours[first].map((low, index) => low + (place - first) * (colours[first + 1][index] - low));
   };
 
-  const isColoured = (index) => Boolean(channels[index].unit && coloured.checked);
+  const isColoured = (index) => Boolean(channels[index].contour && coloured.checked);
+  // The place of the slice among those of the case; the slider counts from 1.
+  const shownSlice = () => Number(slide.value) - 1;
   const range = (index) => cases[state.number].ranges[index];
   const windowOf = (index) => state.windows[index] || channels[index].window || range(index);
 
@@ -125,7 +127,7 @@
   const draw = () => {
     const one = cases[state.number], sheets = state.sheets;
     if (!sheets) return;
-    const [height, width] = one.size, position = Number(slide.value), offset = position * height * width;
+    const [height, width] = one.size, position = shownSlice(), offset = position * height * width;
     const result = sheets.results[system.value], density = Math.max(1, window.devicePixelRatio || 1);
     // The reference lies below, so that it shows only where the result differs from it.
     const lines = [...(truth && truth.checked ? contours(sheets.truth, offset, "dashed") : []),
@@ -151,12 +153,14 @@
         drawLine(context, { path: outline(raised, one.size), colour: "#fff" }, matrix, 0.8 * density);
       }
       lines.forEach((line) => drawLine(context, line, matrix, density));
-      drawSides(context, one.sides, canvas.width, density);
+      drawSides(context, one.sides, canvas, density);
+      drawLength(context, canvas, state.zoom * canvas.width / (width * one.pixel_mm[1]), density);
       drawScale(canvas.parentElement.querySelector("canvas.scale"), index, density);
     });
     const note = one.notes[system.value] ? `; ${one.notes[system.value]}` : "";
     const zoom = state.zoom > 1 ? `, zoom ${state.zoom.toFixed(1)}` : "";
-    const slice = `slice ${one.slices[position] + 1} (${position + 1} of ${one.slices.length} shown)`;
+    const slice = `slice ${one.slices[position] + 1}, ${one.places[position]} (${position + 1} of ${one.slices.length} shown)`;
+    slide.setAttribute("aria-valuetext", slice);
     status.textContent = `${one.name}, ${slice}${zoom}${note}`;
     values.textContent = describeVoxel();
     views.classList.toggle("zoomed", state.zoom > 1);
@@ -169,7 +173,7 @@
     const [height, width] = cases[state.number].size, { images, results, truth: reference } = state.sheets;
     const [column, row] = [width, height].map((size, axis) => clamp(
       Math.floor(size * (state.centre[axis] + (state.pointer[axis] - 0.5) / state.zoom)), 0, size - 1));
-    const pixel = (Number(slide.value) * height + row) * width + column;
+    const pixel = (shownSlice() * height + row) * width + column;
     const label = (sheet) => classes[sheet[pixel] - 1] || "no lesion";
     const texts = channels.map(({ name, unit }, index) =>
       `${name} ${images[index] ? describe(images[index][pixel], range(index), unit) : "is absent"}`);
@@ -178,19 +182,38 @@
     return texts.join(" · ");
   };
 
-  const drawSides = (context, sides, width, density) => {
-    if (!sides) return;
+  // White text with a dark halo, at a place of a canvas in its own pixels.
+  const drawText = (context, text, x, y, align, baseline, density) => {
     context.font = `${14 * density}px system-ui, sans-serif`;
-    context.textBaseline = "top";
+    context.textAlign = align;
+    context.textBaseline = baseline;
     context.lineWidth = 3 * density;
     context.setLineDash([]);
     context.strokeStyle = "#000";
     context.fillStyle = "#fff";
-    for (const [letter, x, align] of [[sides[0], 5 * density, "left"], [sides[1], width - 5 * density, "right"]]) {
-      context.textAlign = align;
-      context.strokeText(letter, x, 5 * density);
-      context.fillText(letter, x, 5 * density);
-    }
+    context.strokeText(text, x, y);
+    context.fillText(text, x, y);
+  };
+
+  const drawSides = (context, sides, { width, height }, density) => {
+    if (!sides) return;
+    const margin = 5 * density, [left, right, top, bottom] = sides;
+    drawText(context, left, margin, margin, "left", "top", density);
+    drawText(context, right, width - margin, margin, "right", "top", density);
+    drawText(context, top, width / 2, margin, "center", "top", density);
+    drawText(context, bottom, width / 2, height - margin, "center", "bottom", density);
+  };
+
+  // A bar of a round length that fills at most a quarter of the width.
+  const drawLength = (context, { width, height }, pixelsPerMm, density) => {
+    const lengths = [100, 50, 20, 10, 5, 2, 1], margin = 6 * density;
+    const length = lengths.find((mm) => mm * pixelsPerMm <= width / 4) || 1;
+    context.fillStyle = "#000";
+    context.fillRect(margin - density, height - margin - 4 * density, length * pixelsPerMm + 2 * density, 5 * density);
+    context.fillStyle = "#fff";
+    context.fillRect(margin, height - margin - 3 * density, length * pixelsPerMm, 3 * density);
+    drawText(context, `${length} mm`, margin, height - margin - 5 * density, "left", "bottom", density);
+    root.dataset.bar = `${length} mm: ${length * pixelsPerMm / density}`;
   };
 
   // --- a case -------------------------------------------------------------------------------------------------------
@@ -230,7 +253,7 @@
     ends.className = "ends";
     inputs.append(endInput(index, 0, "darkest"), " to ", endInput(index, 1, "brightest"));
     ends.append("window ", inputs);
-    caption.append(unit ? `${name}, ${unit}` : name, ends);
+    caption.append(`${name}, ${unit || "as stored"}`, ends);
     figure.append(canvas, scale, caption);
     return figure;
   };
@@ -252,8 +275,8 @@
     state.centre = [0.5, 0.5];
     views.replaceChildren(...channels.map(makeView));
     if (chosen) chosen.selectedIndex = state.number;
-    slide.max = one.slices.length - 1;
-    slide.value = one.start;
+    slide.max = one.slices.length;
+    slide.value = one.start + 1;
     draw();
   };
   const go = (number) => show(number).catch((error) => { status.textContent = error.message; });
@@ -282,6 +305,29 @@
     state.zoom = clamp(before * factor, 1, 16);
     const growth = state.zoom / before - 1;
     pan((x - 0.5) * growth, (y - 0.5) * growth);
+  };
+
+  // The voxel of the lesion that lies nearest to its middle, as shares of the image's sides; the image's middle without a
+  // lesion in this slice.
+  const lesion = () => {
+    const [height, width] = cases[state.number].size, { results, truth: reference } = state.sheets;
+    const sheets = [results[system.value], reference, ...Object.values(results)].filter(Boolean);
+    const offset = shownSlice() * height * width, pixels = [];
+    const sheet = sheets.find((one) => one.subarray(offset, offset + height * width).some(Boolean));
+    for (let pixel = 0; sheet && pixel < height * width; pixel++) {
+      if (sheet[offset + pixel]) pixels.push([pixel % width + 0.5, Math.floor(pixel / width) + 0.5]);
+    }
+    if (!pixels.length) return [0.5, 0.5];
+    const middle = [0, 1].map((axis) => pixels.reduce((sum, one) => sum + one[axis], 0) / pixels.length);
+    const distance = ([x, y]) => (x - middle[0]) ** 2 + (y - middle[1]) ** 2;
+    const [x, y] = pixels.reduce((best, one) => (distance(one) < distance(best) ? one : best));
+    return [x / width, y / height];
+  };
+
+  // A whole image is zoomed on its lesion, a zoomed one on its middle.
+  const zoomIn = () => {
+    if (state.zoom === 1) state.centre = lesion();
+    zoomBy(1.5);
   };
 
   // Where in the canvas, as shares of its sides, an event happened.
@@ -316,7 +362,7 @@
 
   const KEYS = {
     ArrowUp: () => move(-1), ArrowLeft: () => move(-1), ArrowDown: () => move(1), ArrowRight: () => move(1),
-    "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(1 / 16),
+    "+": zoomIn, "=": zoomIn, "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(1 / 16),
     "shift ArrowUp": () => pan(0, -0.1), "shift ArrowDown": () => pan(0, 0.1),
     "shift ArrowLeft": () => pan(-0.1, 0), "shift ArrowRight": () => pan(0.1, 0),
   };
@@ -344,7 +390,7 @@
   const CLICKS = {
     "previous-slice": () => move(-1), "next-slice": () => move(1),
     "previous-case": () => go(state.number - 1), "next-case": () => go(state.number + 1),
-    "zoom-in": () => zoomBy(1.5), "zoom-out": () => zoomBy(1 / 1.5), whole: () => zoomBy(1 / 16),
+    "zoom-in": zoomIn, "zoom-out": () => zoomBy(1 / 1.5), whole: () => zoomBy(1 / 16),
   };
   for (const [name, action] of Object.entries(CLICKS)) part(name)?.addEventListener("click", action);
   chosen?.addEventListener("change", () => go(chosen.selectedIndex));

@@ -4,8 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from isles_jax.data import adc
 from isles_jax.pages import pictures, tmax
 from isles_jax.pages.pictures import Picture
+
+# Of the channels whose unit is known. The values of the others are shown as they are stored.
+UNITS = {tmax.CHANNEL: "s", "TTP": "s", "MTT": "s", "ADC": adc.UNIT}
 
 
 def viewer(
@@ -28,9 +32,9 @@ def viewer(
       legend: HTML below the pictures.
       notes: {case: {label of a result: plain text about it}}; cases may be missing.
     """
-    seconds = {"unit": "s", "window": tmax.WINDOW_S, "contour": tmax.CONTOUR_S}
+    shown_as = {tmax.CHANNEL: {"window": tmax.WINDOW_S, "contour": tmax.CONTOUR_S}}
     data = {
-        "channels": [{"name": name} | (seconds if name == tmax.CHANNEL else {}) for name in channels],
+        "channels": [{"name": name, "unit": UNITS.get(name, "")} | shown_as.get(name, {}) for name in channels],
         "classes": classes,
         "levels": pictures.LEVELS,
         "colours": tmax.COLOURS.tolist(),
@@ -72,7 +76,7 @@ def _controls(channels: Sequence[str], cases: Sequence[Picture], shown: str) -> 
         text += _checkbox("risk", f"Tmax {tmax.CONTOUR_S:g} s") + _checkbox("coloured", "Tmax in colour")
     slides = (
         _button("previous-slice", "◀ slice", "previous slice")
-        + '<input type="range" min="0" max="0" value="0" data-part="slice" aria-label="slice">'
+        + '<input type="range" min="1" max="1" value="1" data-part="slice" aria-label="slice">'
         + _button("next-slice", "slice ▶", "next slice")
     )
     zooms = _button("zoom-out", "zoom out") + _button("zoom-in", "zoom in") + _button("whole", "whole image")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isles_jax.data.case import Case
+from isles_jax.data.case import Case, Dataset
 
 TMAX_SECONDS = 6.0
 # Candidate thresholds: multiples of the brain's median DWI.
@@ -41,6 +41,12 @@ def fit_core_threshold(
         size = predicted + truth.sum()
         row[:] = np.where(size > 0, 2 * hits / np.maximum(size, 1), 1.0)
     return float(GRID[np.argmax(dice.mean(axis=0))])
+
+
+def threshold_of_fold(dataset: Dataset, held_out: Sequence[str]) -> float:
+    """The threshold of `fit_core_threshold` on the cases of a data set that a fold does not hold out."""
+    training_cases = [case for case in dataset.cases if case.name not in held_out]
+    return fit_core_threshold(training_cases, dataset.channels, dataset.classes)
 
 
 def clinical_rule(
