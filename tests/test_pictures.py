@@ -126,6 +126,18 @@ def test_the_place_of_a_slice_is_in_the_scanners_coordinates(affine, places):
     assert pictures.picture(unknown, {"a": np.zeros((4, 5, 3), np.uint8)}).places == expected
 
 
+def test_the_slice_shown_first_is_that_of_the_first_result_with_a_lesion(report_dataset):
+    case = dataclasses.replace(report_dataset.cases[0], labels=None)
+    small, large, empty = (np.zeros(case.brain.shape, np.uint8) for _ in range(3))
+    small[15, 15, 2] = 1
+    large[10:20, 10:20, 5] = 1
+    for results, index in (((small, large), 2), ((empty, large, small), 5), ((large, small), 5)):
+        picture = pictures.picture(case, {str(number): labels for number, labels in enumerate(results)})
+        assert picture.slices[pictures.representative_slice(picture)] == index
+    picture = pictures.picture(case, {"a": empty})
+    assert pictures.representative_slice(picture) == len(picture.slices) // 2
+
+
 def test_values_of_a_picture_are_those_of_the_scan(report_dataset, finished_runs):
     picture, case = pictures.make(report_dataset, {"bl1": finished_runs[0]}, [])[0], report_dataset.cases[0]
     for channel, (low, high) in enumerate(picture.ranges):

@@ -247,10 +247,13 @@ def viewer_case(picture: Picture, channels: Sequence[str]) -> dict[str, Any]:
 
 
 def representative_slice(picture: Picture) -> int:
-    """The position of the slice with the largest share of all classes together; the middle slice without a lesion."""
-    labels = picture.truth
-    if labels is None or not labels.any():
-        labels = max(picture.results.values(), key=lambda result: (result > 0).sum())
+    """The position of the slice with the largest share of all classes together; the middle slice without a lesion.
+
+    The lesion is that of the reference, or of the first result that has one.
+    """
+    known = [picture.truth] if picture.truth is not None else []
+    every = [*known, *picture.results.values()]
+    labels = next((labels for labels in every if labels.any()), every[0])
     share = np.zeros(len(labels))
     for value in np.unique(labels[labels > 0]):
         area = (labels == value).sum(axis=(1, 2))
