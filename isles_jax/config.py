@@ -107,31 +107,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     # Fraction of the steps that are warm-up.
     optimizer.warmup = 0.05
 
-    config.train = train = ml_collections.ConfigDict()
-    # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones. Its
-    # channels may be others: those that both have are matched by name.
-    train.init = ""
-    # SHA-256 of these weights. The run writes it here, and checks a value that you give.
-    train.init_sha256 = ""
-    # Passes over the training slices. None: 50 on your own data, 10 on the phantom.
-    train.epochs = config_dict.placeholder(int)
-    # Slices in a step, summed over all devices.
-    train.batch_size = 8
-    # Steps in one call of the compiled function. None: up to 10 on GPU and TPU, where it saves launches, and 1 on CPU,
-    # where more are slower. A number must divide the two intervals below.
-    train.steps_per_call = config_dict.placeholder(int)
-    # Steps between two lines of metrics.jsonl.
-    train.log_every_steps = 10
-    # Steps between two checkpoints. The last step of a fold always has one.
-    train.checkpoint_every_steps = 200
-    # A checkpoint is left out if the one before was finished less than so many seconds ago.
-    train.checkpoint_every_seconds = 10.0
-    # Also write event files for TensorBoard: losses, settings and, at each checkpoint, pictures of held-out slices.
-    train.tensorboard = False
-    # Number of steps to trace with JAX's profiler, ten steps after a fold starts or resumes; 0: no trace.
-    train.profile = 0
-    # How a step is distributed over devices: "pmap" or "shard_map"; both give the same numbers.
-    train.parallel = "pmap"
+    config.train = train_section()
 
     config.augment = augment = ml_collections.ConfigDict()
     # Augment the training slices at random, inside the compiled step: flips and the three below.
@@ -190,6 +166,39 @@ def data_section() -> ml_collections.ConfigDict:
     # 0: clean images and clear lesions; 1: thresholds make the mistakes they make on patients; above 1: harder.
     data.phantom.difficulty = 1.0
     return data
+
+
+def train_section() -> ml_collections.ConfigDict:
+    """The section `train` of a configuration."""
+    train = ml_collections.ConfigDict()
+    # Start the segmenter from these weights: a run, or a .safetensors file; an empty text: from random ones. Its
+    # channels may be others: those that both have are matched by name.
+    train.init = ""
+    # SHA-256 of these weights. The run writes it here, and checks a value that you give.
+    train.init_sha256 = ""
+    # Passes over the training slices. None: 50 on your own data, 10 on the phantom.
+    train.epochs = config_dict.placeholder(int)
+    # Slices in a step, summed over all devices.
+    train.batch_size = 8
+    # Steps in one call of the compiled function. None: up to 10 on GPU and TPU, where it saves launches, and 1 on CPU,
+    # where more are slower. A number must divide the two intervals below.
+    train.steps_per_call = config_dict.placeholder(int)
+    # Steps between two lines of metrics.jsonl.
+    train.log_every_steps = 10
+    # Steps between two checkpoints. The last step of a fold always has one.
+    train.checkpoint_every_steps = 200
+    # A checkpoint is left out if the one before was finished less than so many seconds ago.
+    train.checkpoint_every_seconds = 10.0
+    # Moments of a fold's training, evenly spaced, at which the Dice of some held-out slices is measured for the report;
+    # 0: none. It chooses nothing. A short training has fewer moments, so that they take little of its time.
+    train.held_out_times = 10
+    # Also write event files for TensorBoard: losses, settings and, at each checkpoint, pictures of held-out slices.
+    train.tensorboard = False
+    # Number of steps to trace with JAX's profiler, ten steps after a fold starts or resumes; 0: no trace.
+    train.profile = 0
+    # How a step is distributed over devices: "pmap" or "shard_map"; both give the same numbers.
+    train.parallel = "pmap"
+    return train
 
 
 # What old runs without a key did, where that differs from today's default. The other keys that old runs lack change
@@ -380,7 +389,7 @@ def comments() -> dict[str, str]:
     """The comment above each key in this file, as {"a.b.c": text}: the keys of the run, then those of its sections."""
     texts = _comments_in(baseline)
     run = {key: text for key, text in texts.items() if "." not in key}
-    return run | _comments_in(data_section) | texts
+    return run | _comments_in(data_section) | _comments_in(train_section) | texts
 
 
 def _comments_in(function: Callable[..., object]) -> dict[str, str]:

@@ -33,6 +33,7 @@ FREE = (
     "fold",
     "train.checkpoint_every_seconds",
     "train.checkpoint_every_steps",
+    "train.held_out_times",
     "train.parallel",
     "train.profile",
     "train.steps_per_call",

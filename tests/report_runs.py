@@ -30,6 +30,8 @@ def make_run(workdir, dataset, split, cell, seed, root):
             {"step": 10 * n, "loss": 1 / n + 0.1 * fold, "critic/core": None if n == 2 else 0.5} for n in range(1, 9)
         ]
         (workdir / f"fold_{fold}" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        dice = [{"step": 8 * n, "dice/core": 0.09 * n, "dice/penumbra": 0.05 * n + 0.1 * fold} for n in range(1, 11)]
+        (workdir / f"fold_{fold}" / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in dice))
         for number, name in enumerate(names):
             case = cases[name]
             prediction = np.roll(case.labels, (seed + number) % 3, 1)

@@ -33,6 +33,14 @@ def test_charts_of_degenerate_values():
         assert "e+0" not in drawn
 
 
+def test_a_line_of_few_points_has_dots_with_their_values():
+    for count, dots in ((1, 1), (12, 12), (13, 0)):
+        steps = list(range(1, count + 1))
+        drawn = charts.curves("loss", {"fold 0": (steps, [1 / step for step in steps])})
+        assert drawn.count("<circle") == dots
+        assert ("fold 0, step 1: 1</title>" in drawn) == (dots > 0)
+
+
 def test_few_cases_have_no_limits_of_agreement_and_no_bar():
     many = [(f"p{number}", 10.0 + number, (-1.0) ** number) for number in range(6)]
     for points, lines in ((many, 3), (many[:5], 1)):

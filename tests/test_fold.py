@@ -17,7 +17,7 @@ from jax._src.array import ArrayImpl
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
-from isles_jax.training import checkpoint, fold, parallel, plan
+from isles_jax.training import checkpoint, fold, parallel, plan, watch
 from isles_jax.training.fold import train_fold
 from isles_jax.training.plan import _parallel_step, prepare
 
@@ -61,18 +61,21 @@ def guard(monkeypatch):
 
     monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
     monkeypatch.setattr(fold._Log, "_fetch", allow(fold._Log._fetch))
+    monkeypatch.setattr(watch.Watch, "_fetch", allow(watch.Watch._fetch))
     monkeypatch.setattr(fold, "_refuse_broken", allow(fold._refuse_broken))
     return state
 
 
 @pytest.mark.slow
 def test_one_compilation_serves_all_folds_and_nothing_is_read_between_logs(
-    small_config, phantom_root, tmp_path, compiled, guard
+    small_config, phantom_root, tmp_path, compiled, guard, monkeypatch
 ):
     often = {"train.epochs": 2, "train.log_every_steps": 4, "train.checkpoint_every_steps": 8}
     often["train.checkpoint_every_seconds"] = 0.0
     config = small_config(False, False, False, **often)
     dataset = layouts.load(phantom_root, penumbra=1, core=2)
+    # Held-out slices are segmented at several moments even of so short a training.
+    monkeypatch.setattr(watch, "SHARE", 10)
     _parallel_step.cache_clear()
     shared, calls, compilations = prepare(config, dataset), [], []
 
@@ -93,6 +96,9 @@ def test_one_compilation_serves_all_folds_and_nothing_is_read_between_logs(
     assert len(calls) == 2 * shared.steps > 16
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(calls[:-1])), "the state is donated"
     assert len(compilations) == 1, compilations
+    for number in (0, 1):
+        held_out = (tmp_path / str(number) / watch.FILE).read_text().splitlines()
+        assert 1 < len(held_out) < shared.steps
 
 
 STREAMING = """

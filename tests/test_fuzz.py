@@ -204,7 +204,7 @@ def test_files_of_a_run_of_an_earlier_version(run_folder, monkeypatch):
     def complete(found):
         assert len(found[0].rows) == len(rows)
 
-    names = (*FILES[:-1], "fold_0/metrics.jsonl")
+    names = (*FILES[:-1], "fold_0/metrics.jsonl", "fold_0/held_out.jsonl")
     fuzz_files(run_folder, names, read, complete, 6, monkeypatch)
 
 

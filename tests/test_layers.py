@@ -19,7 +19,7 @@ ORDER = (
     "training.parallel", "training.networks", "training.task", "training.optimizers", "training.augment",
     "training.state", "training.critics", "training.step", "training.failed_save", "training.checkpoint",
     "training.weights", "training.initial", "training.metric_writer", "training.event_images", "training.plan",
-    "training.fold",
+    "training.watch", "training.fold",
     "scoring.statistics", "scoring.agreement", "scoring.scores", "scoring.lesions", "scoring.folders",
     "scoring.calibration", "scoring.clinical",
     "scoring.run_files", "scoring.comparison", "scoring.notes", "scoring.table",

@@ -34,6 +34,30 @@ def test_page_shows_what_it_promises(report_file, finished_runs):
     assert report_file.stat().st_size < 3e6
 
 
+def test_curves_are_grouped_and_held_out_dice_comes_first(finished_runs):
+    study = comparison.make_study(finished_runs[:1])
+    text = run_sections.learning_curves(study)
+    order = [
+        "Held-out cases during the training",
+        "Dice of penumbra, held-out slices",
+        "Nothing is chosen",
+        "<h3>Losses",
+        "loss over training steps",
+        "<h3>Critics",
+        "critic/core over training steps",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "<h3>Learning rate" not in text
+    assert "<title>fold 1, step 80: 0.6</title>" in text
+    # A run of an earlier version has the other curves, and a metric that no group knows is shown.
+    lines = [{"step": 1, "loss": 1.0, "other": 0.5}]
+    old = dataclasses.replace(finished_runs[0], held_out=[[], []], curves=[lines, lines])
+    text = run_sections.learning_curves(comparison.make_study([old]))
+    assert "Held-out" not in text
+    assert text.index("loss over training") < text.index("<h3>Others") < text.index("other over training")
+
+
 def test_versions_stand_beside_the_settings(finished_runs):
     text = run_sections.configuration(
         comparison.make_study(finished_runs),

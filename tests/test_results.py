@@ -141,7 +141,7 @@ def test_notes_of_the_folds_reach_the_reader(copied):
     ("name", "content"),
     [("config.json", "[]"), ("config.json", '{"name": 3}'), ("data.json", '{"cases": []}'), ("folds.json", "{}"),
      ("folds.json", "[[1]]"), ("data.json", "[" * 9999), ("fold_0/metrics.jsonl", "3\n"),
-     ("fold_0/metrics.jsonl", '{"step": 1, "loss": "x"}\n')],
+     ("fold_0/metrics.jsonl", '{"step": 1, "loss": "x"}\n'), ("fold_0/held_out.jsonl", '{"dice/core": 1}\n')],
 )  # fmt: skip
 def test_json_of_another_form_is_one_line(copied, name, content):
     (copied / name).write_text(content)

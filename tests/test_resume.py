@@ -138,8 +138,9 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     for key in expected:
         assert found[key] == expected[key], key
     for fold in ("fold_0", "fold_1"):
-        metrics = [(place / fold / "metrics.jsonl").read_text() for place in (run, tmp_path / "undisturbed")]
-        assert metrics[0] == metrics[1]
+        for name in ("metrics.jsonl", "held_out.jsonl"):
+            lines = [(place / fold / name).read_text() for place in (run, tmp_path / "undisturbed")]
+            assert lines[0] == lines[1]
     left = [
         path for path in run.rglob("*") if "isles_jax-part" in path.name or "tmp" in path.name or path.name == ".saving"
     ]

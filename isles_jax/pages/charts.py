@@ -16,6 +16,8 @@ AXIS = 62
 # Room for the labels beside the lines of a Bland-Altman chart.
 MARGIN = 120
 ROW = 30
+# A line of so few points shows where they are.
+FEW_POINTS = 12
 # The share of fewer lesions is mostly chance.
 FEW_LESIONS = 5
 # Room below a chart for the tick labels and the axis label.
@@ -87,6 +89,8 @@ def _mean_mark(label: str, mean: float, interval: statistics.Interval, x: Coordi
 def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """Lines over steps, one for each fold; values that are None or not finite are left out.
 
+    A line of at most `FEW_POINTS` has a dot for each, and pointing at it shows the value.
+
     Args:
       title: name of the quantity.
       series: {label: (steps, values)}.
@@ -110,6 +114,9 @@ def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[floa
         if points:
             path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
             parts.append(f'<path class="curve c{number % 6}" d="M{path}"><title>{escape(label)}</title></path>')
+        for step, value in points if len(points) <= FEW_POINTS else ():
+            text = f"{label}, step {step}: {value:.3g}"
+            parts.append(f'<g class="c{number % 6}">{_dot(x(step), y(value), text)}</g>')
     parts.append(_title(title, LEFT) + _x_label("training step", (LEFT + WIDTH - RIGHT) / 2, height))
     return _svg("".join(parts), height + BOTTOM, f"{title} over training steps")
 

@@ -1,6 +1,6 @@
 """The page's sections about the runs themselves: learning curves, configuration and versions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -11,30 +11,68 @@ from isles_jax.scoring import run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 
+# The metrics of a training in groups: the heading and how the names begin, in the order of the page.
+GROUPS = {
+    "Losses": ("loss", "cross_entropy", "lovasz", "boundary", "dice", "focal"),
+    "Critics": ("critic/", "critic_accuracy/", "adversarial/", "critic_gradient"),
+    "Learning rate": ("learning_rate",),
+}
+OTHERS = "Others"
+
 
 def learning_curves(study: Study) -> str:
-    """The metrics of every run over the training steps, a line for each fold."""
+    """The Dice of held-out slices and the metrics of every run over the training steps, a line for each fold."""
     text = "<h2>Learning curves</h2>"
     opened = " open" if len(study.runs) == 1 else ""
     for label, run in study.runs.items():
-        drawn = _curves(run)
+        drawn = _held_out(run) + _metrics(run)
         colours = {f"fold {fold}": f"c{fold % 6}" for fold in range(len(run.curves))}
-        inner = f'{markup.legend(colours)}<div class="grid">{drawn}</div>' if drawn else "<p>None were kept.</p>"
+        inner = markup.legend(colours) + drawn if drawn else "<p>None were kept.</p>"
         text += f"<details{opened}><summary>{escape(label)}, over steps</summary>{inner}</details>"
     return text
 
 
-def _curves(run: Run) -> str:
+def _held_out(run: Run) -> str:
+    """The Dice of held-out slices, a chart for each class; "" for runs that did not measure it."""
+    drawn = "".join(
+        _curves(run.held_out, f"dice/{name}", f"Dice of {name}, held-out slices") for name in run.data["classes"]
+    )
+    return drawn and (
+        f'<h3>Held-out cases during the training</h3><div class="grid">{drawn}</div><p class="soft">The mean over a '
+        "fold’s held-out cases of the Dice in some of a case’s slices, those with the largest lesions. A case without "
+        "the class in these slices does not count. Nothing is chosen by these curves: the weights are always those of "
+        "the last step, and the scores above are of whole cases.</p>"
+    )
+
+
+def _metrics(run: Run) -> str:
+    """What the folds logged, in groups."""
     names = sorted({name for lines in run.curves for line in lines for name in line} - {"step"})
-    names.sort(key=lambda name: name != "loss")
-    drawn = []
+    grouped: dict[str, list[str]] = {heading: [] for heading in (*GROUPS, OTHERS)}
     for name in names:
-        series = {}
-        for fold, lines in enumerate(run.curves):
-            with_name = [line for line in lines if name in line]
-            series[f"fold {fold}"] = ([line["step"] for line in with_name], [line[name] for line in with_name])
-        drawn.append(charts.curves(name, series))
-    return "".join(drawn)
+        grouped[_group(name)].append(name)
+    grouped["Losses"].sort(key=GROUPS["Losses"].index)
+    text = ""
+    for heading, members in grouped.items():
+        drawn = "".join(_curves(run.curves, name, name) for name in members)
+        text += f'<h3>{heading}</h3><div class="grid">{drawn}</div>' if drawn else ""
+    return text
+
+
+def _group(name: str) -> str:
+    for heading, beginnings in GROUPS.items():
+        if any(name == start or (start.endswith("/") and name.startswith(start)) for start in beginnings):
+            return heading
+    return OTHERS
+
+
+def _curves(folds: Sequence[Sequence[Mapping[str, float]]], name: str, title: str) -> str:
+    """A chart of one quantity, a line for each fold."""
+    series = {}
+    for fold, lines in enumerate(folds):
+        with_name = [line for line in lines if name in line]
+        series[f"fold {fold}"] = ([line["step"] for line in with_name], [line[name] for line in with_name])
+    return charts.curves(title, series)
 
 
 def data_notes(study: Study) -> str:

@@ -146,8 +146,7 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
     """
     variables, task, meta = checkpoint.load_variables(directory / "checkpoints")
     settings = task.config.predict
-    slices = sum(case.images.shape[2] for case in dataset.cases)
-    forward = make_forward(task.segmenter(calls=slices // BATCH))
+    forward = make_forward(task.segmenter(calls=dataset.depth // BATCH))
     mirror = task.mirror_axes(settings.flips)
     folder = directory / "predictions"
     folder.mkdir(parents=True, exist_ok=True)

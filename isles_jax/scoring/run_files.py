@@ -50,6 +50,7 @@ class Run:
       rows: scores, as `scores.read_cases_csv` gives them, sorted by case.
       rule: scores of the clinical rule on the same cases, sorted by case; empty where the rule does not apply.
       curves: for each fold, the lines of its metrics.jsonl.
+      held_out: for each fold, the lines of its held_out.jsonl, see `watch.Watch`; empty for runs of earlier versions.
       notes: what a reader must know about the folds' predictions, one sentence each.
       lesions: lesions.csv, see `lesions.of_case`; None for runs of earlier versions.
       data_notes: what a reader must know about the data, one sentence each; empty for runs of earlier versions.
@@ -64,6 +65,7 @@ class Run:
     rows: list[Row]
     rule: list[Row]
     curves: list[list[dict[str, float]]]
+    held_out: list[list[dict[str, float]]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     lesions: list[Row] | None = None
     data_notes: list[str] = dataclasses.field(default_factory=list)
@@ -92,6 +94,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         rows=rows,
         rule=_read_rows(rule, folds, data["classes"]) if rule.exists() else [],
         curves=[_read_lines(folder / "metrics.jsonl") for folder in folders],
+        held_out=[_read_lines(folder / "held_out.jsonl") for folder in folders],
         notes=[line for folder in folders for line in _read_notes(folder / NOTES)],
         lesions=_read_lesions(workdir / "lesions.csv", rows),
         data_notes=_read_data_notes(workdir / "summary.json"),

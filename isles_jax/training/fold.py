@@ -23,6 +23,7 @@ from isles_jax.training.metric_writer import MetricWriter
 from isles_jax.training.networks import count_parameters, make_forward
 from isles_jax.training.plan import Plan, feed, training_slices
 from isles_jax.training.state import State, init_state
+from isles_jax.training.watch import Watch
 
 # The profiler leaves out the first steps, which compile and fill caches.
 PROFILE_AFTER = 10
@@ -36,8 +37,9 @@ def train_fold(
 ) -> None:
     """Trains a fold to its last step, from its newest checkpoint if there is one.
 
-    It does not train on the cases with the names `held_out`. It writes checkpoints/ and metrics.jsonl to `directory`.
-    The bar shows the whole run, of which the fold is a `part`: how many folds come before it, and how many there are.
+    It does not train on the cases with the names `held_out`. It writes checkpoints/, metrics.jsonl and held_out.jsonl
+    to `directory`. The bar shows the whole run, of which the fold is a `part`: how many folds come before it, and how
+    many there are.
 
     Raises:
       InputError: no training slice holds lesion; a loss or the state is not finite; all checkpoints are damaged; a
@@ -53,6 +55,7 @@ def train_fold(
     _announce(plan, fold, state, len(pool), start, directory)
     calls = plan.calls(start)
     profiled = _profiled_steps(plan.config, calls)
+    watch = Watch(plan, held_out, directory, start)
     with (
         interrupt.postponed(),
         _bar(plan, fold, start, part) as bar,
@@ -69,8 +72,10 @@ def train_fold(
             state, metrics = plan.run_steps(state, data, indices)
             done = min(step + calls.step, plan.steps)
             log.add(done, metrics)
+            watch.look(done, state.segmenter.variables)
             leave = processes.leaving()
             if done == plan.steps or leave or _is_due(plan.config, saver, done):
+                watch.flush()
                 # Metrics are written before the checkpoint, so that a resumed run writes the same lines.
                 meta = plan.task.record() | {"fold": fold, "unwritten": log.flush()}
                 _refuse_broken(state, done, checkpoints)

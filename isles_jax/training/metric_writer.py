@@ -17,17 +17,20 @@ FLUSH_SECONDS = 5.0
 
 
 class MetricWriter:
-    """Writes scalars to `metrics.jsonl`, and scalars, images and settings to event files. Method names are clu's.
+    """Writes scalars to a file of JSON lines, and scalars, images and settings to event files. Method names are clu's.
 
     New lines are on disk after a few seconds, and after `flush` or `close`.
     """
 
-    def __init__(self, directory: epath.PathLike, first_step: int, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, directory: epath.PathLike, first_step: int, *, name: str = "metrics.jsonl", tensorboard: bool = False
+    ) -> None:
         """Opens the file. It loses the lines after `first_step` that an interrupted run left.
 
         Args:
           directory: the fold's folder.
           first_step: the step from which training resumes.
+          name: of the file.
           tensorboard: also write a new event file, which tells TensorBoard to ignore older events after `first_step`.
 
         Raises:
@@ -39,7 +42,7 @@ class MetricWriter:
             # TensorBoard reads files in the order of their names. The time in a name counts whole seconds only.
             suffix = f".{first_step:09d}"
             self._events = events.SummaryWriter(str(directory), purge_step=first_step + 1, filename_suffix=suffix)
-        self._path = epath.Path(directory) / "metrics.jsonl"
+        self._path = epath.Path(directory) / name
         self._lines: list[str] = []
         for line in files.read_text(self._path).splitlines() if self._path.exists() else ():
             try:
