@@ -115,7 +115,8 @@ def write_table(path: epath.Path, runs: Seeds, reference: str) -> None:
                 numbers += [other.difference, *_ends(other.interval), other.wilcoxon, other.bootstrap]
             cells = _cells(numbers, 9)
             cases = len(comparison.dice_of(study.rows[name], class_name))
-            paper = study.paper(name, class_name) or ""
+            run = study.runs.get(name)
+            paper = (run and comparison.paper_dice(run, class_name)) or ""
             writer.writerow([name, class_name, cases, *cells, paper, *over_seeds.get(name, [""] * 5)])
     files.write_atomic(path, text.getvalue())
 

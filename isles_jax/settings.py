@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"--config.{key}={shlex.quote(str(values[key]))}")
         if key in defaults and values[key] != defaults[key]:
             print(f"    default: {defaults[key]}")
-        print(textwrap.fill(texts.get(key, ""), WIDTH, initial_indent="    ", subsequent_indent="    "))
+        indents = {"initial_indent": "    ", "subsequent_indent": "    "}
+        print(textwrap.fill(texts.get(key, ""), WIDTH, break_on_hyphens=False, **indents))
 
 
 if __name__ == "__main__":

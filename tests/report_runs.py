@@ -1,5 +1,6 @@
 """Finished runs without a training, for the tests of everything that reads them; a plugin of conftest.py."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,14 @@ def make_run(workdir, dataset, split, cell, seed, root):
     scores.write_cases_csv(workdir / "cases.csv", rows)
     scores.write_cases_csv(workdir / "clinical_rule.csv", rule)
     return workdir
+
+
+def on_the_papers_data(run, width=64, cases=30, **data):
+    """A run as it would be on the data of the paper's Table 1, with networks of a width, or with other facts."""
+    rows = [row | {"case": f"{row['case']}-{n}"} for n in range(cases // 6) for row in run.rows]
+    made = config.complete(config.to_dict(run.config))
+    made.model.width = width
+    return dataclasses.replace(run, rows=rows, rule=[], config=made, data=run.data | {"phantom": False} | data)
 
 
 @pytest.fixture(scope="module")

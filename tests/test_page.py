@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import html
 import importlib.util
 import json
 import re
@@ -9,7 +10,8 @@ import pytest
 import report_runs
 from helpers import ParsedPage
 
-from isles_jax.pages import page, pictures, run_sections
+from isles_jax.config import complete, to_dict
+from isles_jax.pages import page, pictures, run_sections, score_sections
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import comparison, run_files
@@ -24,7 +26,7 @@ def test_page_is_well_formed_and_names_no_address(report_file):
 
 def test_page_shows_what_it_promises(report_file, finished_runs):
     text = ParsedPage(report_file.read_text()).text
-    for words in ("Dice", "clinical rule", "0.881", "other data", "digital phantom", "Differences from proposed",
+    for words in ("Dice", "clinical rule", "digital phantom", "Differences from proposed",
                   "Best: case", "Worst: case", "Bland-Altman", "Learning curves", "Where the runs differ",
                   "optimizer.learning_rate", "6 cases, 3-fold"):  # fmt: skip
         assert words in text, words
@@ -56,6 +58,36 @@ def test_curves_are_grouped_and_held_out_dice_comes_first(finished_runs):
     text = run_sections.learning_curves(comparison.make_study([old]))
     assert "Held-out" not in text
     assert text.index("loss over training") < text.index("<h3>Others") < text.index("other over training")
+
+
+def test_contents_lead_to_every_section_in_the_order_result_pictures_rest(report_file):
+    text = report_file.read_text()
+    parsed = ParsedPage(text)
+    linked = [value[1:] for name, value in parsed.attributes if name == "href" and value.startswith("#")]
+    headings = re.findall('<h2 id="(s[0-9]+)"[^>]*>(.*?)</h2>', text)
+    assert linked == [place for place, _ in headings]
+    assert len(linked) == text.count("<h2") == len(set(linked)) > 8
+    titles = [title for _, title in headings]
+    assert titles[:4] == ["Dice", "Best, median and worst case", "Every slice", "Differences from proposed"]
+    assert titles[-1] == "Configuration and versions"
+    assert re.search("<details><summary>How to read these numbers</summary><ul class=.notes.>.*?</ul></details>", text)
+
+
+def test_the_papers_table_stands_beside_its_data_and_networks_alone(finished_runs):
+    def shown(*runs):
+        text = score_sections.dice(comparison.make_study(runs))
+        found = [number for number in ("0.881", "0.835") if f"paper* {number}" in text]
+        said = ["paper" in text.replace('class="paper"', ""), "Table 1" in text, "diamond" in text]
+        assert said == [bool(found)] * 3
+        return found
+
+    bl1, proposed = finished_runs
+    on_the_papers_data = report_runs.on_the_papers_data
+    assert shown(on_the_papers_data(bl1), on_the_papers_data(proposed)) == ["0.881", "0.835"]
+    assert shown(on_the_papers_data(bl1), on_the_papers_data(proposed, width=32)) == ["0.835"]
+    assert shown(bl1, proposed) == []
+    for other in ({"phantom": True}, {"channels": ["DWI", "ADC", "FLAIR"]}, {"width": 32}, {"cases": 24}):
+        assert shown(on_the_papers_data(proposed, **other)) == []
 
 
 def test_versions_stand_beside_the_settings(finished_runs):
@@ -91,6 +123,22 @@ def test_the_notes_on_the_data_stand_in_the_report(finished_workdirs, tmp_path):
     (folder / "summary.json").write_text('{"notes": [3]}')
     with pytest.raises(InputError, match=r"summary\.json: found a int in notes, expected the file as it was written"):
         run_files.read_run(folder)
+
+
+def test_settings_that_differ_from_the_defaults_come_first(finished_runs):
+    def listed(**keys):
+        config = complete(to_dict(finished_runs[1].config))
+        config.update_from_flattened_dict(keys)
+        run = dataclasses.replace(finished_runs[1], config=config)
+        text = run_sections.configuration(comparison.make_study([run]), {"proposed": {}})
+        return re.search('<ul class="notes">(.*?)</ul>', text)[1]
+
+    assert listed() == "<li>proposed: the defaults.</li>"
+    changed = listed(**{"train.epochs": 7, "train.init": "/home/somebody/other", "loss.dice": 0.5})
+    assert "train.epochs 7 (default 50)" in changed
+    assert html.escape("train.init 'other' (default '')") in changed
+    assert "loss.dice 0.5 (default 0.0)" in changed
+    assert changed.count("(default") == 3
 
 
 def test_a_name_from_outside_cannot_become_markup(finished_runs, report_dataset, tmp_path):

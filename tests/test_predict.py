@@ -109,7 +109,7 @@ def test_bad_input_is_named_and_nothing_is_written(untrained_run, tmp_path, phan
         call(untrained_run, *good, "--folds=0,3")
     with pytest.raises(InputError, match="--min-volume-ml: found -1, expected 0 or more"):
         call(untrained_run, *good, "--min-volume-ml=-1")
-    with pytest.raises(InputError, match="--folds: invalid"):
+    with pytest.raises(InputError, match="--folds: found 'one', expected whole numbers"):
         call(untrained_run, *good, "--folds=one")
     (tmp_path / "begun" / "fold_0").mkdir(parents=True)
     (tmp_path / "begun" / "fold_0" / "checkpoints").symlink_to(untrained_run[0] / "fold_2" / "checkpoints")

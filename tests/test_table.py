@@ -24,8 +24,11 @@ def test_table_of_one_run(finished_runs):
     for name in ("penumbra", "core", "whole lesion"):
         dice = summary[name]["dice"]
         assert f"{dice['mean']:.3f} ± {dice['std']:.3f}  [" in rows[name.split()[0]]
+    assert "paper" not in text
+    beside = table.table([report_runs.on_the_papers_data(finished_runs[1])])
+    rows = {line.split()[1]: line for line in lines_of(beside, "proposed")[:3]}
     assert [rows[name].split()[-1] for name in ("penumbra", "core", "whole")] == ["0.881", "0.877", "-"]
-    assert "another set" in text
+    assert "* Table 1 of the paper" in beside
     of_rule = comparison.dice_means({"x": finished_runs[1].rule}, "penumbra")["x"].mean
     assert lines_of(text, "clinical rule")[0].split()[3] == f"{of_rule:.3f}"
     assert "difference of Dice from clinical rule" in text
@@ -33,8 +36,9 @@ def test_table_of_one_run(finished_runs):
 
 
 def test_what_a_run_ends_with_is_the_first_block_without_the_paper_of_other_data(finished_runs):
-    text = table.table(finished_runs[1:]).split("\n\n")
-    short = table.dice_table(finished_runs[1]).split("\n\n")
+    run = report_runs.on_the_papers_data(finished_runs[1])
+    text = table.table([run]).split("\n\n")
+    short = table.dice_table(run).split("\n\n")
     assert short[0] == text[0]
     assert len(short) == 2
     assert "paper*" in text[1]

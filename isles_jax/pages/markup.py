@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -78,6 +79,19 @@ def table(
         f"<caption><span>{escape(caption)}</span></caption><thead><tr>{columns}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def with_contents(sections: str) -> str:
+    """The sections below a table of contents, whose lines lead to their headings (h2)."""
+    items: list[str] = []
+
+    def numbered(heading: re.Match[str]) -> str:
+        attributes, title = heading.groups()
+        items.append(f'<li{attributes}><a href="#s{len(items) + 1}">{title}</a></li>')
+        return f'<h2 id="s{len(items)}"{attributes}>{title}</h2>'
+
+    marked = re.sub("<h2([^>]*)>(.*?)</h2>", numbered, sections)
+    return f'<nav class="contents screen" aria-label="Contents"><ul>{"".join(items)}</ul></nav>{marked}'
 
 
 def system_name(label: str) -> str:

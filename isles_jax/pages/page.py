@@ -162,11 +162,10 @@ def page(
     """
     title = ", ".join(run.name for run in study.runs.values())
     sections = [
-        _head(title, study, damages),
         score_sections.dice(study),
-        score_sections.differences(study),
         case_sections.best_median_worst(study, cases, chosen),
         case_sections.every_slice(study, cases, left_out),
+        score_sections.differences(study),
         case_table.section(study, cases),
         score_sections.measures(study),
         score_sections.lesions(study),
@@ -177,7 +176,8 @@ def page(
         run_sections.configuration(study, versions),
     ]
     scripts = ("outline.js", "viewer.js", "tables.js")
-    return markup.document(f"{title}: lesion segmentation", "".join(sections), ("page.css",), scripts)
+    content = _head(title, study, damages) + markup.with_contents("".join(sections))
+    return markup.document(f"{title}: lesion segmentation", content, ("page.css",), scripts)
 
 
 def _head(title: str, study: Study, damages: Sequence[str]) -> str:

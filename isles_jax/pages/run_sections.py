@@ -5,9 +5,9 @@ from html import escape
 from typing import Any
 
 from isles_jax import __version__
-from isles_jax.config import flatten
+from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.pages import charts, markup
-from isles_jax.scoring import run_files
+from isles_jax.scoring import comparison, run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 
@@ -94,7 +94,9 @@ def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> st
     head = ["key", *map(escape, study.runs)]
     body = [[escape(key), *(escape(str(column.get(key, ""))) for column in columns)] for key in keys]
     differing = [row for row in body if len(set(row[1:])) > 1]
-    text = "<h2>Configuration and versions</h2>"
+    items = "".join(f"<li>{_unusual(label, run)}</li>" for label, run in study.runs.items())
+    text = "<h2>Configuration and versions</h2><p>Settings that differ from the defaults of the system:</p>"
+    text += f'<ul class="notes">{items}</ul>'
     if differing:
         caption = "Keys and versions that differ between the runs"
         text += f"<h3>Where the runs differ</h3>{markup.table(caption, head, differing, css_class='values')}"
@@ -111,9 +113,28 @@ def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> st
     return text + f'<p class="soft">{trained} page was made by isles_jax {__version__}.</p>'
 
 
+def _unusual(label: str, run: Run) -> str:
+    """The settings of a run that differ from the defaults of its system on its data, in one sentence."""
+    residual, adversarial, overlap = comparison.factors_of(run)
+    default = baseline(residual=residual, adversarial=adversarial, overlap=overlap)
+    default.data.root = run.config.data.root
+    usual = flatten(to_dict(resolve(default)))
+    found = [
+        f"{key} {value!r} (default {usual[key]!r})"
+        for key, value in _shown(run).items()
+        if key in usual and key != "data.root" and usual[key] != flatten(to_dict(run.config))[key]
+    ]
+    return escape(f"{label}: {', '.join(found) or 'the defaults'}.")
+
+
 def _column(run: Run, versions: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration of a run with its versions; a path is shown without the folders above it."""
+    """The configuration of a run with its versions."""
+    return _shown(run) | {f"version of {package}": version for package, version in versions.items()}
+
+
+def _shown(run: Run) -> dict[str, Any]:
+    """The configuration of a run; a path is shown without the folders above it."""
     config = run.config
     paths = {"data.root": config.data.root, "folds_by": config.folds_by, "train.init": config.train.init}
     shown = {key: run_files.name_of(path) for key, path in paths.items()}
-    return flatten(config) | shown | {f"version of {package}": version for package, version in versions.items()}
+    return flatten(config) | shown

@@ -36,14 +36,16 @@ def dice(study: Study) -> str:
     head = ["system", *map(escape, study.classes)]
     body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
     caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
+    diamond = ""
     if any(study.paper(label, name) for label in study.runs for name in study.classes):
         caption += "; paper*: Table 1 of the paper"
-        caption += ", on other data" if study.first.data["phantom"] else ""
+        diamond = " A diamond is the paper’s number."
     items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
     return (
         f"<h2>Dice</h2>{markup.table(caption, head, body, css_class='dice')}"
         f'<div class="grid">{"".join(strips)}</div><p class="soft">Each dot is a case. The bar is the mean with its '
-        f'95% interval, and a diamond is the paper’s number.</p><ul class="notes">{items}</ul>'
+        f"95% interval.{diamond}</p><details><summary>How to read these numbers</summary>"
+        f'<ul class="notes">{items}</ul></details>'
     )
 
 

@@ -24,6 +24,10 @@ PAPER = {
     "proposed": {"penumbra": 0.881, "core": 0.877},
 }
 CELLS = dict(zip(PAPER, itertools.product((False, True), repeat=3), strict=True))
+# The paper's data, the training cases of ISLES-2015 SPES, and the width of its networks.
+PAPER_CHANNELS = ("Tmax", "TTP", "DWI")
+PAPER_CASES = 30
+PAPER_WIDTH = 64
 RULE = "clinical rule"
 
 
@@ -59,11 +63,20 @@ class Study:
         return scores.measures_of([row for rows in self.rows.values() for row in rows])
 
     def paper(self, label: str, class_name: str) -> float | None:
-        """The Dice of a system in the paper's Table 1; None unless the system has the paper's network and losses."""
+        """The Dice of a system in the paper's Table 1; None beside other data or another network than the paper's."""
         run = self.runs.get(label)
-        if run is None or run.config.model.network != "sumnet" or factors_of(run) != CELLS.get(run.name):
+        if run is None or run.data["phantom"] or run.config.model.width != PAPER_WIDTH:
             return None
-        return PAPER[run.name].get(class_name)
+        if tuple(run.data["channels"]) != PAPER_CHANNELS or len(self.case_names) != PAPER_CASES:
+            return None
+        return paper_dice(run, class_name)
+
+
+def paper_dice(run: Run, class_name: str) -> float | None:
+    """The Dice of the system with a run's name in the paper's Table 1; None unless the run has its parts and losses."""
+    if run.config.model.network != "sumnet" or factors_of(run) != CELLS.get(run.name):
+        return None
+    return PAPER[run.name].get(class_name)
 
 
 def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:

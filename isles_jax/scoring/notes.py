@@ -92,7 +92,6 @@ def notes(study: Study) -> list[str]:
         counts = ", ".join(f"{count} by {label}" for label, count in missed.items())
         texts.append(f"Empty references: {empty} over all cases and classes; lesions missed altogether: {counts}.")
     if any(study.paper(label, name) for label in study.rows for name in study.classes):
-        other = " The data here are another set: compare systems, not numbers." if first.data["phantom"] else ""
-        texts.append(f"* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.{other}")
+        texts.append("* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.")
     texts += [f"{label}: {note}." for label, run in study.runs.items() for note in (*run.notes, *critics(run))]
     return [*texts, *limitations(len(study.case_names), len(study.rows) - 1)]
