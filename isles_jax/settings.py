@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"--config.{key}={shlex.quote(str(values[key]))}")
         if key in defaults and values[key] != defaults[key]:
             print(f"    default: {defaults[key]}")
-        indents = {"initial_indent": "    ", "subsequent_indent": "    "}
-        print(textwrap.fill(texts.get(key, ""), WIDTH, break_on_hyphens=False, **indents))
+        text = textwrap.fill(texts.get(key, ""), WIDTH - 4, break_on_hyphens=False)
+        print(textwrap.indent(text, "    "))
 
 
 if __name__ == "__main__":
