@@ -126,6 +126,15 @@ def test_the_notes_on_the_data_stand_in_the_report(finished_workdirs, tmp_path):
         run_files.read_run(folder)
 
 
+def test_what_the_predictions_are_not_is_said_before_any_number(finished_runs, tmp_path):
+    note = "fold 1 is predicted from step 4: step 6 is damaged"
+    run = dataclasses.replace(finished_runs[1], notes=[note])
+    page.write_report(tmp_path / "report.html", [run])
+    head, _, rest = (tmp_path / "report.html").read_text().partition("<h2")
+    assert f'<p class="banner">{run.name}: {note}.</p>' in head
+    assert note in rest
+
+
 def test_settings_that_differ_from_the_defaults_come_first(finished_runs):
     def listed(**keys):
         config = complete(to_dict(finished_runs[1].config))

@@ -195,4 +195,6 @@ def _head(title: str, study: Study, damages: Sequence[str]) -> str:
             '<p class="banner">These are results on a digital phantom, not on patients. They compare systems. They say '
             "nothing about accuracy in the clinic and cannot be compared with published numbers.</p>"
         )
-    return text + "".join(f'<p class="banner">{escape(sentence)}</p>' for sentence in damages)
+    # What the folds' predictions are not is said before any number, and not only among the notes.
+    notes = [f"{label}: {note}." for label, run in study.runs.items() for note in run.notes]
+    return text + "".join(f'<p class="banner">{escape(sentence)}</p>' for sentence in (*damages, *notes))
