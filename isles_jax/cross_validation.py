@@ -243,7 +243,8 @@ def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Pa
         return
     before = files.read_json_like(path, {"cases": {}})
     # A table's columns may have changed places.
-    changed = [key for key in ("channels", "classes", "label_values") if before.get(key) != description[key]]
+    kept = {key: before[key] for key in ("channels", "classes", "label_values") if key in before}
+    changed = [key for key, value in kept.items() if value != description[key]]
     names = ", ".join(changed + files.differing(before["cases"], description["cases"]))
     if names:
         raise InputError(f"{dataset.root}: the data changed since this run began ({names}); choose another --workdir")

@@ -149,6 +149,12 @@ def test_two_files_with_one_name_have_two_checksums(tmp_path):
     assert len(set(sums.values())) == 2
 
 
+@pytest.mark.parametrize("first", ["#classes: core=2,penumbra=1", "#  Classes : penumbra = 1 , core = 2"])
+def test_the_line_of_the_classes_is_read_as_people_write_it(spes, first):
+    dataset = layouts.load(write_table(spes / "mine.csv", rows_of(spes), first))
+    assert (dataset.classes, dataset.label_values) == (("penumbra", "core"), (1, 2))
+
+
 # --- what it refuses -------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +195,10 @@ BAD = {
         r"the DWI of a \(line 3\) and the DWI of b \(line 4\) are both .*a/DWI.nii; expected each file once",
     ),
     "one path in another spelling": (change(1, "TTP", "./b/../a/TTP.nii"), "expected each file once"),
+    "one path, once from the root": (
+        lambda rows, root: change(1, "TTP", f"{root}/x/../a/TTP.nii")(rows, root),
+        "expected each file once",
+    ),
     "the label as a channel": (change(0, "DWI", "a/OT.nii"), r"the DWI of a \(line 3\) and the label of a \(line 3\)"),
     "labels in place of an image": (copy_labels, "line 3: the T2 of a holds only 0 and 1; expected an image"),
     "a channel called like a class": (rename("TTP", "core"), "'core' is a channel and a class; expected different"),

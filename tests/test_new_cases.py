@@ -193,6 +193,8 @@ def test_probabilities_at_the_temperature_of_the_run(scored_run, phantom_root, t
         (None, "found no temperature in .*run, expected a run that this version has scored"),
         (gain | {"pays": False}, "found a calibration error of 0.1000 without and 0.0500 with .*, expected a gain"),
         (gain | {"value": "2"}, "found a str in value"),
+        (gain | {"value": 0.0}, "found the temperature 0.0, expected what was written"),
+        (gain | {"error": [0.1]}, "found the temperature 2.0, expected what was written"),
     ):
         with pytest.raises(InputError, match=words):
             calibrated(temperature, "none")

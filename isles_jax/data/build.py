@@ -52,14 +52,12 @@ def write(
 
 def _classes(text: str) -> dict[str, int]:
     """The classes of --classes; an InputError if they are none."""
-    pairs = [part.partition("=") for part in text.split(",")] if text else []
-    named = {name.strip(): value.strip() for name, _, value in pairs}
-    valid = all(name and value.isdecimal() and 1 <= int(value) <= 255 for name, value in named.items())
-    if not valid or len(named) < len(pairs) or len(set(named.values())) < len(named):
+    named = table.integers(text) if text else {}
+    if named is None or "" in named:
         raise InputError(
             f"--classes={text}: expected names with different integers from 1 to 255, such as penumbra=1,core=2"
         )
-    return {name: int(value) for name, value in sorted(named.items(), key=lambda item: int(item[1]))}
+    return named
 
 
 def _is_ours(path: Path, content: bytes) -> bool:

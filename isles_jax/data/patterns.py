@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from isles_jax.data.folder import list_folder, note, stem, walk
+from isles_jax.data.table import LABEL, RESERVED
 from isles_jax.runtime.command import InputError
 
-LABEL = "label"
 _PLACEHOLDERS = ("case", "patient", "session", "site")
 _EXPECTED = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
 # What is no literal text in a pattern.
@@ -95,7 +95,7 @@ def parse(texts: Sequence[str]) -> dict[str, str]:
         name = name.strip()
         if not (name and equals and pattern):
             raise InputError(f'--images "{text}": expected CHANNEL=PATTERN, such as "DWI={{case}}/dwi.nii.gz"')
-        if name.lower() in ("case", "patient", "site", LABEL):
+        if name.lower() in RESERVED:
             raise InputError(f'--images "{text}": {name} is another column of the table; expected a channel\'s name')
         if name.lower() in map(str.lower, images):
             raise InputError(f'--images "{text}": the channel {name} is there twice; expected one pattern for each')

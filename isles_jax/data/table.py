@@ -14,6 +14,7 @@ In the folder of another layout, cases.csv names the patients and sites of its c
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,8 +36,9 @@ LABEL = "label"
 RESERVED = ("case", "patient", "site", LABEL)
 # A column with one of these names holds labels, which belong into the column `label`.
 LABEL_WORDS = ("labels", "mask", "msk", "seg", "segmentation", "lesion", "roi", "ot", "gt", "truth")
-# How the line with the classes begins.
+# How the line with the classes begins, and how people write it.
 CLASSES = "# classes:"
+_CLASSES = re.compile(r"#\s*classes\s*:", re.IGNORECASE)
 # Spellings of the sequences that the package knows by name.
 _KNOWN = {"tmax": "Tmax", "ttp": "TTP", "dwi": "DWI", "adc": "ADC"}
 _EVERY = tuple(range(1, 256))
@@ -146,17 +148,25 @@ def _classes(path: str, comments: Sequence[str]) -> dict[str, int]:
     """The classes that a line of the comments names, in the order of their integers; empty without such a line."""
     # A spreadsheet may add quotes and empty cells.
     stripped = (line.strip('", \t') for line in comments)
-    line = next((line for line in stripped if line.startswith(CLASSES)), None)
+    line = next(filter(_CLASSES.match, stripped), None)
     if line is None:
         return {}
-    pairs = [text.partition("=") for text in line.removeprefix(CLASSES).split(",")]
-    named = {name.strip(): value.strip() for name, _, value in pairs}
-    valid = all(value.isdecimal() and 1 <= int(value) <= 255 for value in named.values())
-    if not valid or len(named) < len(pairs) or len(set(named.values())) < len(named):
+    named = integers(_CLASSES.sub("", line, count=1))
+    if named is None:
         raise InputError(
             f"{path}: found the line {line!r}; expected names with different integers from 1 to 255, such as "
             f"'{CLASSES} penumbra=1, core=2'"
         )
+    return named
+
+
+def integers(text: str) -> dict[str, int] | None:
+    """The classes of `NAME=INTEGER, ...` in the order of their integers; None unless all are different, 1 to 255."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    named = {name.strip(): value.strip() for name, _, value in pairs}
+    valid = all(value.isdecimal() and 1 <= int(value) <= 255 for value in named.values())
+    if not valid or len(named) < len(pairs) or len(set(named.values())) < len(named):
+        return None
     return {name: int(value) for name, value in sorted(named.items(), key=lambda item: int(item[1]))}
 
 
@@ -301,6 +311,8 @@ def _refuse_twice(table: Table, columns: Sequence[str]) -> None:
         for column in (*columns, LABEL):
             place = table.place(row, column)
             cell = f"the {column} of {row.case} (line {row.line})"
+            # One file may be given by a relative and by an absolute path.
+            place = place if files.is_bucket(place) or not place else os.path.abspath(place)
             if place and place in seen:
                 raise InputError(f"{table.path}: {seen[place]} and {cell} are both {place}; expected each file once")
             seen[place] = cell

@@ -17,7 +17,7 @@ from isles_jax.data import orientation, profile
 from isles_jax.data.case import WHOLE_LESION, Case, of_phantom
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import run_files, scores
+from isles_jax.scoring import calibration, run_files, scores
 from isles_jax.scoring.scores import Row
 from isles_jax.training.task import Task
 from isles_jax.training.weights import SUFFIX, Trained
@@ -57,7 +57,10 @@ def _misfit(expected: Any, channels: Sequence[str]) -> str:
     if wrong:
         return wrong
     if expected.get("temperature"):
-        wrong = wrong or files.misfit(expected["temperature"], _TEMPERATURE, "temperature")
+        found = expected["temperature"]
+        wrong = wrong or files.misfit(found, _TEMPERATURE, "temperature")
+        if not wrong and (found["value"] not in calibration.TEMPERATURES or len(found["error"]) != 2):
+            wrong = f"the temperature {found['value']!r}"
     for key, kind in _VALUES.items():
         values = expected.get(key, {})
         wrong = wrong or files.misfit(values, dict.fromkeys(values, kind))
