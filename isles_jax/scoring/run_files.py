@@ -202,10 +202,13 @@ def origins(run: Run) -> list[str]:
     train = run.config.train
     grid = run.data.get("grid", {})
     if grid.get("crop"):
-        sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
+        voxels = ""
+        if grid["spacing_mm"]:
+            sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
+            voxels = f", with voxels of {sides} mm, in the plane only where slices are thick"
         sentences.append(
-            f"{run.name} worked on voxels of {sides} mm, in the plane only where slices are thick; its predictions and "
-            "scores are on each case's own grid."
+            f"{run.name} worked on the box of each brain{voxels}; its predictions and scores are on each case's own "
+            "grid."
         )
     if train.init:
         sentences.append(f"{run.name} started from {name_of(train.init)} (SHA-256 {train.init_sha256}).")

@@ -106,6 +106,12 @@ class Task:
         height, width = (max(side, SHORTEST_SIDE) for side in shape)
         return padded_size((height, width), self.divisor)
 
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """The sides of the training slices, padded for the networks."""
+        assert self.size is not None
+        return self.padded(self.size)
+
     def mirror_axes(self, flips: bool) -> tuple[int, ...]:
         """The axes of a batch of slices along which predictions are mirrored: none without `flips`."""
         if not flips:
