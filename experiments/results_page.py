@@ -103,6 +103,31 @@ def volume_intervals_table(path: Path) -> str:
     return _markdown(rows)
 
 
+def real_cases_table(path: Path) -> str:
+    """A CSV of `real_cases.write` in Markdown: Dice, F1 of the lesions and predicted ml, each a mean over the seeds."""
+    lines = read(path)
+    cases = sorted({line["case"] for line in lines})
+    volumes = {line["case"]: float(line["volume_true_ml"]) for line in lines}
+    rows = [["", *(f"{_short(case)}, {_ml(volumes[case])} ml" for case in cases)]]
+    for name in dict.fromkeys(line["row"] for line in lines):
+        cells = []
+        for case in cases:
+            found = [line for line in lines if (line["row"], line["case"]) == (name, case)]
+            dice, f1, volume = (_mean(found, key) for key in ("dice", "lesion_f1", "volume_pred_ml"))
+            cells.append(f"{dice:.2f}, {f1:.2f}, {_ml(volume)} ml")
+        rows.append([name, *cells])
+    return _markdown(rows)
+
+
+def _short(case: str) -> str:
+    """The number in a name such as sub-strokecase0003_ses-0001."""
+    return re.sub(r"^sub-strokecase|_ses-\d+$", "", case)
+
+
+def _mean(lines: Sequence[dict[str, str]], key: str) -> float:
+    return sum(float(line[key]) for line in lines) / len(lines)
+
+
 def _ml(volume: float) -> str:
     return f"{volume:.0f}" if volume >= 10 else f"{volume:.1f}"
 
@@ -149,6 +174,7 @@ KINDS = {
     "critics": critics_table,
     "intervals": intervals_table,
     "volume_intervals": volume_intervals_table,
+    "real_cases": real_cases_table,
 }
 
 

@@ -83,7 +83,13 @@ def refuse_outputs(workdir: epath.Path, stem: str) -> None:
 
 def refuse_table(path: epath.PathLike) -> None:
     """Raises an InputError if a file is at `path` that is no table of a study, by its first columns."""
-    columns = (b"row,class,cases,dice,", b"factor,class,effect,", b"row,until_step,", b"distribution,method,")
+    columns = (
+        b"row,class,cases,dice,",
+        b"factor,class,effect,",
+        b"row,until_step,",
+        b"distribution,method,",
+        b"row,seed,case,",
+    )
     files.refuse_foreign(path, lambda content: content.startswith(columns), "a table")
 
 

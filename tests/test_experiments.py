@@ -22,6 +22,7 @@ from experiments import (
     intervals,
     nnunet,
     peers,
+    real_cases,
     results_page,
     rows,
     seeds,
@@ -329,3 +330,32 @@ def test_a_missing_tool_is_named_with_the_extra_that_has_it(monkeypatch, tmp_pat
     monkeypatch.setattr(peers, "version", missing)
     with pytest.raises(InputError, match=rf"found no {name}, expected the extra `peers`"):
         module.main([f"--workdir={tmp_path}"])
+
+
+def test_the_rows_of_the_real_cases_are_the_files_in_configs():
+    rows_of = real_cases.real_rows([])
+    for name in ("bl1", "bl6", "proposed", "best"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        theirs, ours = flatten(module.get_config()), flatten(rows_of[name])
+        changed = {key for key in theirs if theirs[key] != ours[key]}
+        assert changed == {"folds", "model.width", "discriminator.width", "train.epochs"}
+
+
+def test_the_table_of_the_real_cases_has_every_case(tmp_path, finished_runs):
+    path = epath.Path(tmp_path) / "real_cases.csv"
+    real_cases.write(path, {"proposed": [finished_runs[1]] * 2})
+    lines = results_page.read(Path(path))
+    assert len(lines) == 2 * len(finished_runs[1].rows)
+    assert [line["seed"] for line in lines] == ["0"] * len(finished_runs[1].rows) + ["1"] * len(finished_runs[1].rows)
+    text = (
+        "row,seed,case,dice,lesion_f1,volume_pred_ml,volume_true_ml\n"
+        "bl1,0,sub-strokecase0003_ses-0001,0.25,0.5,10,31\nbl1,1,sub-strokecase0003_ses-0001,0.75,0.25,20,31\n"
+    )
+    path.write_text(text)
+    assert results_page.real_cases_table(Path(path)).splitlines() == [
+        "| | 0003, 31 ml |",
+        "|---|---|",
+        "| bl1 | 0.50, 0.38, 15 ml |",
+    ]
