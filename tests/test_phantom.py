@@ -41,6 +41,22 @@ def test_the_seed_fixes_every_patient(tmp_path):
     }
 
 
+def test_the_phantom_of_spes_stays_what_it_is(tmp_path):
+    """The labels' voxels, and the sums of Tmax, TTP and DWI, of version 0.2.0."""
+    dataset = layouts.load(write(tmp_path / "a", 4, (40, 40, 10)), penumbra=1, core=2)
+    voxels = [[int((case.labels == value).sum()) for value in (1, 2)] for case in dataset.cases]
+    assert voxels == [[568, 336], [322, 73], [465, 173], [760, 192]]
+    sums = [case.images.sum(axis=(0, 1, 2), dtype=np.float64) for case in dataset.cases]
+    expected = (
+        (20285.5, 111880.7, 1813073),
+        (9952.2, 100643.2, 799155),
+        (23113.9, 87996.1, 1020959),
+        (39564.0, 116442.9, 949529),
+    )
+    # Other machines round differently in the last digit.
+    np.testing.assert_allclose(sums, expected, rtol=1e-4)
+
+
 def test_files_lie_in_the_scanner(tmp_path):
     image = nib.load(next(write(tmp_path / "a", cases=1, shape=(16, 24, 8)).rglob("*DWI*.nii")))
     assert image.header.get_zooms() == (12.0, 8.0, 14.0)

@@ -1,7 +1,7 @@
-"""The phantom's patients in the layout of ISLES-2022: DWI, ADC and the mask of the core, without perfusion.
+"""Patients in the layout of ISLES-2022: DWI, ADC and the mask of the infarct.
 
-The physics is that of `scans.py`. As in the real set, spacings and shapes are mixed, ADC comes in three units, some
-lesions are smaller than 1 ml, some patients have two scans, and two scans show no lesion.
+As in the real set, most scans have voxels of 2 mm if the shape is 112 x 112 x 73, ADC comes in three units, lesions
+have one to about fifty pieces, some are smaller than 1 ml, some patients have two scans, and two have no lesion.
 """
 
 from collections.abc import Sequence
@@ -10,35 +10,41 @@ from pathlib import Path
 import numpy as np
 
 from isles_jax.data.adc import UNITS
-from isles_jax.phantoms import scans
-from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM, grid_mm, make_tissue
+from isles_jax.phantoms import diffusion, emboli
+from isles_jax.phantoms.head import FIELD_OF_VIEW_MM, make_head
+from isles_jax.phantoms.scans import save
+from isles_jax.phantoms.tissue import grid_mm
 
 # Voxels in the plane and slices, as multiples of the shape asked for; most scans have that shape.
 GRIDS = ((1.0, 1.0), (1.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.25, 0.75), (1.0, 1.0), (0.75, 1.25))
 # The last of every six scans is a second scan of the patient before.
 REPEATED = 6
 WITHOUT_LESION = (3, 8)
+# The kinds of patients, in turn.
+KINDS = ("territory", "single", "shower", "shower", "territory")
+# Infarcts are placed on a grid of 4 mm, whatever the grid of the scan is.
+COARSE = (56, 56, 37)
 
 
 def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, seed: int) -> None:
     """Writes one scan, sub-phantomNNNN/ses-000N and its mask under derivatives."""
     again = index % REPEATED == REPEATED - 1
     number = index - 1 if again else index
-    drawn = np.random.default_rng([seed, number, 1])
-    # Volumes spread over two orders of magnitude; every fourth lesion is a small one.
-    low, high = (0.27, 0.34) if number % 4 == 1 else (0.3, 1)
-    size = 0.0 if number in WITHOUT_LESION else drawn.uniform(low, high)
     in_plane, through = GRIDS[index % len(GRIDS)]
     sides = [max(round(n * factor), 4) for n, factor in zip(shape, (in_plane, in_plane, through), strict=True)]
-    points = grid_mm(tuple(sides))
-    tissue = make_tissue(points, difficulty, np.random.default_rng([seed, number]), size)
-    scan = np.random.default_rng([seed, index, 2])
-    dwi, adc = scans.scan_adc(points, tissue, difficulty, scan)
-    mask = scans.read_labels(points, tissue, difficulty, scan) == 2
+    head, coarse = (
+        make_head(grid_mm(tuple(grid), FIELD_OF_VIEW_MM), difficulty, np.random.default_rng([seed, number]))
+        for grid in (sides, COARSE)
+    )
+    patient, scan = np.random.default_rng([seed, number, 1]), np.random.default_rng([seed, index, 2])
+    infarcts = [] if number in WITHOUT_LESION else emboli.draw(KINDS[number % len(KINDS)], coarse, patient)
+    infarct_mm = emboli.depth_mm(infarcts, head, patient)
+    dwi, adc = diffusion.scan(head, infarct_mm, patient.uniform(), difficulty, scan)
+    mask = diffusion.read(head, infarct_mm, difficulty, scan)
     unit = 1 / UNITS[number % len(UNITS)][1]
     subject = f"sub-phantom{number + 1:04d}"
     session = f"ses-{1 + again:04d}"
-    affine, cut = _placed(tissue.brain, scan)
+    affine = _affine(head.brain.shape, scan)
     volumes = (
         (f"{subject}/{session}/dwi", "dwi", dwi, (2, 1)),
         (f"{subject}/{session}/dwi", "adc", adc * np.float32(unit), (2, 1)),
@@ -46,21 +52,19 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
     )
     for folder, word, volume, codes in volumes:
         # Stored from right to left, as the real ones are.
-        scans.save(root / folder / f"{subject}_{session}_{word}.nii.gz", volume[cut][::-1], affine, codes)
+        save(root / folder / f"{subject}_{session}_{word}.nii.gz", volume[::-1], affine, codes)
 
 
-def _placed(brain: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """An oblique affine for the volume stored from right to left, and how much of its empty margin is stored."""
-    spacing = np.array(FIELD_OF_VIEW_MM) / brain.shape
-    cut = []
-    for axis in range(2):
-        inside = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))
-        margin = int(rng.integers(1, 5))
-        cut.append(slice(max(inside[0] - margin, 0), min(inside[-1] + 1 + margin, brain.shape[axis])))
-    angle = np.deg2rad(rng.uniform(-12, 12))
-    tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+def _affine(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """An oblique affine for the volume stored from right to left, around the middle of the field of view."""
+    # Slices follow the base of the brain: they are turned by 3 to 19 degrees in the published cases, mostly about x.
+    x, y, z = np.deg2rad(rng.normal((11, 0, 0), (6, 3, 3)))
+    turns = (
+        [[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]],
+        [[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]],
+        [[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]],
+    )
     affine = np.eye(4)
-    affine[:3, :3] = tilt @ np.diag(spacing * (-1, 1, 1))
-    first = np.array([brain.shape[0] - cut[0].stop, cut[1].start, 0])
-    affine[:3, 3] = affine[:3, :3] @ (first - (np.array(brain.shape) - 1) / 2)
-    return affine, (*cut, slice(None))
+    affine[:3, :3] = np.linalg.multi_dot(turns) @ np.diag(np.array(FIELD_OF_VIEW_MM) / shape * (-1, 1, 1))
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine

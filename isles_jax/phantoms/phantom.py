@@ -1,8 +1,10 @@
-"""A digital perfusion phantom of acute ischaemic stroke, written in the layout of SPES or of ISLES-2022.
+"""Digital phantoms of acute ischaemic stroke, written in the layout of SPES or of ISLES-2022.
 
-Each patient (`tissue.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one middle
-cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are computed as
-clinical software does (`perfusion.py`). docs/data.md gives the equations, the numbers and their sources.
+Each patient of SPES (`tissue.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one
+middle cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are
+computed as clinical software does (`perfusion.py`). Each patient of ISLES-2022 (`isles2022.py`) has a folded brain
+(`head.py`) with infarcts by emboli (`emboli.py`), and the scans are DWI and ADC (`diffusion.py`). docs/data.md gives
+the equations, the numbers and their sources.
 """
 
 import json
@@ -76,7 +78,7 @@ def write_phantom(
     Args:
       root: a new or empty folder.
       cases: number of cases.
-      shape: voxels of a volume, which always covers 192 x 192 x 112 mm.
+      shape: voxels of a volume, which covers 192 x 192 x 112 mm as SPES and 224 x 224 x 146 mm as ISLES-2022.
       difficulty: 0 for clean images; at 1 thresholds make the same mistakes as on patients; above 1 is harder.
       seed: equal arguments give equal files.
       layout: "spes" or "isles2022".
@@ -115,7 +117,11 @@ def _check_size(shape: Sequence[int], at_once: int, layout: str) -> None:
 
 def _marker(cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes") -> str:
     """The content of phantom.json: equal phantoms have equal ones."""
-    settings = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed, "layout": layout}
+    settings: dict[str, Any] = {"cases": cases, "shape": list(shape), "difficulty": difficulty, "seed": seed}
+    settings["layout"] = layout
+    if layout == "isles2022":
+        # Version 0.2.0 made other patients of the same settings.
+        settings["edition"] = 2
     return json.dumps({"digital perfusion phantom": settings}, indent=1) + "\n"
 
 

@@ -1,6 +1,5 @@
 """The scans of a phantom's patient, and the labels of a reader; `perfusion.py` holds the physics of the scans."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,29 +85,6 @@ def _smooth_in_plane(series: np.ndarray) -> np.ndarray:
 
 def scan_diffusion(points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator) -> np.ndarray:
     """The DWI [X, Y, Z] in the scanner's units, 0 outside the brain: shaded, moved and noisy."""
-    [image] = _diffusion_images(points, tissue, difficulty, rng, (1.0,))
-    return _stored(image, tissue, rng)
-
-
-def scan_adc(
-    points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """The DWI as `scan_diffusion` gives it, and the ADC in 1e-3 mm2/s from it and an image without weighting."""
-    weighted, plain = _diffusion_images(points, tissue, difficulty, rng, (1.0, 0.0))
-    adc = np.log(np.maximum(plain, 1e-4) / np.maximum(weighted, 1e-4))
-    return _stored(weighted, tissue, rng), np.where(tissue.brain, adc, 0).astype(np.float32)
-
-
-def _stored(image: np.ndarray, tissue: Tissue, rng: np.random.Generator) -> np.ndarray:
-    """The image as a scanner stores it: integers, with an arbitrary gain; 0 outside the brain."""
-    gain = rng.uniform(1500, 4000)
-    return np.where(tissue.brain, np.maximum(np.rint(gain * image), 1), 0).astype(np.int16)
-
-
-def _diffusion_images(
-    points: np.ndarray, tissue: Tissue, difficulty: float, rng: np.random.Generator, b_values: Sequence[float]
-) -> list[np.ndarray]:
-    """One noisy image for each b value (in 1000 s/mm2); all share the shading and the position of the head."""
     dying = soft(CORE_FLOW - tissue.flow, 0.02) * (1 - tissue.old)
     longer = 1 + rng.uniform(0.0, 0.1) * dying + rng.uniform(0.7, 1.1) * tissue.old
     slower = 1 - rng.uniform(0.42, 0.52) * dying + 0.3 * tissue.old
@@ -120,17 +96,17 @@ def _diffusion_images(
     air = air + np.exp(-(((np.abs(x) - 50) / 9) ** 2) - ((y + 10) / 12) ** 2 - ((z + 38) / 9) ** 2)
     shading = np.exp(difficulty * (0.20 * shade + 0.6 * air))
     turn, offset = _motion(shade.shape, difficulty, rng)
-    images = []
-    for b in b_values:
-        # The signals of a voxel's tissues add up; the occlusion does not change cerebrospinal fluid.
-        image = tissue.fractions[..., 0] * perfusion.diffusion_signal(T2[0], b * ADC[0], DENSITY[0])
-        for kind in (1, 2):
-            signal = perfusion.diffusion_signal(T2[kind] * longer, b * ADC[kind] * slower, DENSITY[kind])
-            image = image + tissue.fractions[..., kind] * signal
-        image = ndimage.affine_transform(image * shading, turn, offset, order=1, mode="nearest")
-        noise = 0.006 * difficulty * rng.standard_normal((2, *image.shape), np.float32)
-        images.append(np.hypot(image + noise[0], noise[1]))
-    return images
+    # The signals of a voxel's tissues add up; the occlusion does not change cerebrospinal fluid.
+    image = tissue.fractions[..., 0] * perfusion.diffusion_signal(T2[0], ADC[0], DENSITY[0])
+    for kind in (1, 2):
+        signal = perfusion.diffusion_signal(T2[kind] * longer, ADC[kind] * slower, DENSITY[kind])
+        image = image + tissue.fractions[..., kind] * signal
+    image = ndimage.affine_transform(image * shading, turn, offset, order=1, mode="nearest")
+    noise = 0.006 * difficulty * rng.standard_normal((2, *image.shape), np.float32)
+    image = np.hypot(image + noise[0], noise[1])
+    # A scanner stores integers, with an arbitrary gain.
+    gain = rng.uniform(1500, 4000)
+    return np.where(tissue.brain, np.maximum(np.rint(gain * image), 1), 0).astype(np.int16)
 
 
 def _motion(shape: tuple[int, ...], difficulty: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -40,9 +40,9 @@ class Tissue(NamedTuple):
     volume: np.ndarray
 
 
-def grid_mm(shape: tuple[int, ...]) -> np.ndarray:
+def grid_mm(shape: tuple[int, ...], field_of_view_mm: tuple[float, ...] = FIELD_OF_VIEW_MM) -> np.ndarray:
     """Voxel centres [3, X, Y, Z] in mm from the middle of the field of view: x to the right, y to the front, z up."""
-    axes = [(np.arange(n) - (n - 1) / 2) * side / n for n, side in zip(shape, FIELD_OF_VIEW_MM, strict=True)]
+    axes = [(np.arange(n) - (n - 1) / 2) * side / n for n, side in zip(shape, field_of_view_mm, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 
@@ -71,19 +71,18 @@ def random_field(points: np.ndarray, shortest: float, longest: float, rng: np.ra
     return field.reshape(points.shape[1:]).astype(np.float32)
 
 
-def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator, size: float = 1.0) -> Tissue:
+def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator) -> Tissue:
     """Draws the anatomy, the occlusion, and everything else that delays the blood or brightens the DWI.
 
     Args:
       points: from `grid_mm`; equal random numbers give the same patient on any grid.
       difficulty: see `make_patient`.
       rng: of the patient.
-      size: of the occluded territory; 1 for that of a large artery, 0 for no occlusion.
     """
-    points = _to_head(points, rng)
+    points = to_head(points, rng)
     brain, fractions = _anatomy(points, rng)
     side = rng.choice([-1.0, 1.0])
-    severity = _severity(points, side, rng, size)
+    severity = _severity(points, side, rng)
     # The delay rises steeply at the rim and little further inside: collaterals feed the whole territory late.
     late = rng.uniform(9, 12) * np.minimum(severity / 0.75, 1)
     # Collaterals maintain the flow up to the severity `reach`; tissue of a higher severity dies.
@@ -91,7 +90,7 @@ def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator,
     severity = np.clip(severity + 0.05 * random_field(points, 40, 80, rng), 0, 1)
     exponent = np.log((1 - CORE_FLOW) / 0.92) / np.log(reach)
     flow = 1 - 0.92 * severity**exponent
-    old = _old_lesions(points, side, difficulty, rng)
+    old = old_lesions(points, side, difficulty, rng)
     benign = difficulty * _benign_delay(points, fractions, rng) + rng.uniform(0, 1.5) * old
     healthy = fractions @ np.array(CBF, np.float32) * (1 + 0.1 * random_field(points, 25, 60, rng))
     # Vessels dilate as flow falls, and collapse in the core.
@@ -102,7 +101,7 @@ def make_tissue(points: np.ndarray, difficulty: float, rng: np.random.Generator,
     return Tissue(brain, fractions, flow, late, benign, old, healthy, volume)
 
 
-def _to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turns scanner coordinates into the patient's: rotated, shifted, and scaled to the size of the head."""
     pitch, roll, yaw = np.deg2rad(rng.normal(0, 4, 3))
     cos, sin = np.cos([pitch, roll, yaw]), np.sin([pitch, roll, yaw])
@@ -114,7 +113,7 @@ def _to_head(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved.reshape(points.shape).astype(np.float32)
 
 
-def _ellipsoid(points: np.ndarray, centre: npt.ArrayLike, radii: npt.ArrayLike) -> np.ndarray:
+def ellipsoid(points: np.ndarray, centre: npt.ArrayLike, radii: npt.ArrayLike) -> np.ndarray:
     """The distance from the centre in radii: 1 on the surface."""
     middle, sides = (np.asarray(vector, np.float32)[:, None, None, None] for vector in (centre, radii))
     offset = (points - middle) / sides
@@ -130,7 +129,7 @@ def soft(inside_mm: np.ndarray, width_mm: float = 1.5) -> np.ndarray:
 def _anatomy(points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The brain's mask, and fractions of CSF, grey and white matter: a folded cortex, deep nuclei, ventricles."""
     x, y, z = points
-    depth = 62 * (1 + 0.03 * random_field(points, 60, 120, rng) - _ellipsoid(points, (0, 0, -4), (66, 83, 56)))
+    depth = 62 * (1 + 0.03 * random_field(points, 60, 120, rng) - ellipsoid(points, (0, 0, -4), (66, 83, 56)))
     brain = depth > 0
     folds = random_field(points, 16, 30, rng)
     grey = soft(4.5 + 8 * np.maximum(folds, 0) - depth)
@@ -138,38 +137,35 @@ def _anatomy(points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     wide = rng.uniform(0.8, 1.3)
     mirrored = np.stack([np.abs(x), y, z])
     for centre, radii in (((25, 6, 0), (8, 17, 11)), ((12, -12, 2), (9, 13, 9)), ((14, 16, 8), (6, 10, 9))):
-        grey = np.maximum(grey, soft(min(radii) * (1 - _ellipsoid(mirrored, centre, radii))))
-    ventricles = soft(7 * (1 - _ellipsoid(mirrored, (9, -4, 12), (6 * wide, 32 * wide, 8 * wide))))
+        grey = np.maximum(grey, soft(min(radii) * (1 - ellipsoid(mirrored, centre, radii))))
+    ventricles = soft(7 * (1 - ellipsoid(mirrored, (9, -4, 12), (6 * wide, 32 * wide, 8 * wide))))
     csf = np.maximum(ventricles, 0.7 * soft(folds * 2 - 2.4 - depth * 0.3, 0.5))
     return brain, np.stack([csf, (1 - csf) * grey, (1 - csf) * (1 - grey)], axis=-1).astype(np.float32)
 
 
-def _severity(points: np.ndarray, side: float, rng: np.random.Generator, size: float) -> np.ndarray:
+def _severity(points: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
     """The severity of the occlusion, from 0 at the rim of the occluded branch's territory to 1 deep inside it."""
-    if size == 0:
-        return np.zeros(points.shape[1:], np.float32)
     middle, radii = {
         0: ((38, 0, 6), (38, 62, 48)),  # the whole artery
         1: ((40, 14, 14), (36, 48, 40)),  # its upper division
         2: ((40, -22, 2), (36, 48, 40)),  # its lower division
     }[int(rng.choice(3, p=[0.5, 0.3, 0.2]))]
-    # The territory of a small branch lies anywhere within that of its artery.
-    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3 + 8 * (1 - size), 3)
-    inside = 1 - _ellipsoid(points, centre, size * np.array(radii) * rng.uniform(0.9, 1.08))
+    centre = np.array(middle) * (side, 1, 1) + rng.normal(0, 3, 3)
+    inside = 1 - ellipsoid(points, centre, np.array(radii) * rng.uniform(0.9, 1.08))
     inside = inside + 0.09 * random_field(points, 40, 90, rng)
     # The other hemisphere has its own artery.
     severity: np.ndarray = np.clip(inside / 0.75, 0, 1) * soft(side * points[0] - 4, 1.5)
     return severity
 
 
-def _old_lesions(points: np.ndarray, side: float, difficulty: float, rng: np.random.Generator) -> np.ndarray:
+def old_lesions(points: np.ndarray, side: float, difficulty: float, rng: np.random.Generator) -> np.ndarray:
     """The fraction of old lesions in each voxel; none to three lie outside the occluded territory."""
     old = np.zeros(points.shape[1:], np.float32)
     for _ in range(rng.binomial(3, min(0.3 * difficulty, 0.9))):
         centre = (-side * rng.uniform(12, 45), rng.uniform(-50, 45), rng.uniform(-25, 30))
         radius = rng.uniform(6, 13)
         rough = 0.2 * random_field(points, 20, 40, rng)
-        shape = 1 + rough - _ellipsoid(points, centre, radius * rng.uniform(0.8, 1.3, 3))
+        shape = 1 + rough - ellipsoid(points, centre, radius * rng.uniform(0.8, 1.3, 3))
         old = np.maximum(old, soft(radius * shape))
     return old
 
