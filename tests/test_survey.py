@@ -236,11 +236,18 @@ def test_tmax_in_tenths_does_not_look_like_seconds(spes):
 def test_kinds_are_counted_and_many_kinds_are_a_range(phantom):
     lines = survey.survey(phantom)
     [shape] = [line for line in lines if line.startswith("shape")]
-    shapes = np.array([case.images.shape[:3] for case in phantom.cases])
-    if len(np.unique(shapes, axis=0)) > 3:
-        assert f"{shapes[:, 0].min()} to {shapes[:, 0].max()} x " in shape
-    else:
-        assert "(" not in shape
+    kinds, counts = np.unique([case.images.shape[:3] for case in phantom.cases], axis=0, return_counts=True)
+    for kind, count in zip(kinds, counts, strict=True):
+        words = " x ".join(map(str, kind))
+        assert (f"{words} ({count} case" if len(kinds) > 1 else words) in shape
+    assert ("(" in shape) == (len(kinds) > 1)
+    cases = tuple(
+        dataclasses.replace(case, images=case.images[:, number:], labels=case.labels[:, number:])
+        for number, case in enumerate(phantom.cases)
+    )
+    [shape] = [line for line in survey.survey(dataclasses.replace(phantom, cases=cases)) if line.startswith("shape")]
+    sides = [case.images.shape[1] for case in cases]
+    assert f" x {min(sides)} to {max(sides)} x " in shape
 
 
 # --- the command that trains ------------------------------------------------------------------------------------------
