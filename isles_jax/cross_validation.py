@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from isles_jax.prediction import inference
 from isles_jax.runtime import files, interrupt, lock, processes
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import say
-from isles_jax.scoring import calibration, clinical, lesions, run_files, scores, table
+from isles_jax.scoring import calibration, calls, clinical, lesions, run_files, scores, table
 from isles_jax.training import initial
 from isles_jax.training.fold import train_fold
 from isles_jax.training.metric_writer import require_tensorboard
@@ -93,6 +94,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
     """Runs the requested folds, and scores the run once all folds are done; returns the folds that are not."""
     if config.train.tensorboard:
         require_tensorboard(workdir)
+    began = time.monotonic()
     folds = range(config.folds) if config.fold is None else [config.fold]
     with contextlib.ExitStack() as stack:
         # Process 0 holds the locks for all processes.
@@ -101,11 +103,12 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[int]:
         alone = processes.on_all(lambda: stack.enter_context(hold))
         with alone():
             plan, held_out = _prepare(config, workdir)
+            call = calls.Call(workdir, began)
         done = processes.on_first(lambda: [fold for fold in folds if _is_fold_done(workdir / f"fold_{fold}")])
         for number, fold in enumerate((fold for fold in folds if fold not in done), len(done)):
-            _run_fold(plan, fold, held_out[fold], workdir / f"fold_{fold}", (number, len(folds)))
+            _run_fold(plan, fold, held_out[fold], workdir / f"fold_{fold}", (number, len(folds)), call)
         with alone():
-            return processes.on_first(lambda: _finish(plan.dataset, held_out, workdir))
+            return processes.on_first(lambda: _finish(plan.dataset, held_out, workdir, call))
 
 
 # --- before the first fold -------------------------------------------------------------------------------------------
@@ -253,10 +256,15 @@ def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Pa
 # --- one fold --------------------------------------------------------------------------------------------------------
 
 
-def _run_fold(plan: Plan, fold: int, held_out: list[str], directory: epath.Path, part: tuple[int, int]) -> None:
+def _run_fold(
+    plan: Plan, fold: int, held_out: list[str], directory: epath.Path, part: tuple[int, int], call: calls.Call
+) -> None:
     """Trains a fold and predicts its held-out cases; `part` is that of `train_fold`."""
-    train_fold(plan, fold, held_out, directory, part)
-    inference.predict_fold(plan.dataset, held_out, directory)
+    with call.part("training"):
+        train_fold(plan, fold, held_out, directory, part)
+    with call.part("prediction"):
+        inference.predict_fold(plan.dataset, held_out, directory)
+    # The record is written before: once all folds are done, the last call removes what killed ones left of theirs.
     processes.on_first(lambda: files.write_atomic(directory / "DONE", ""))
 
 
@@ -269,17 +277,21 @@ def _is_fold_done(directory: epath.Path) -> bool:
 # --- after the last fold ---------------------------------------------------------------------------------------------
 
 
-def _finish(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> list[int]:
+def _finish(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path, call: calls.Call) -> list[int]:
     """Scores the run if every fold is done; returns the folds that are not."""
     unfinished = [fold for fold in range(len(held_out)) if not (workdir / f"fold_{fold}" / "DONE").exists()]
     if not unfinished and not (workdir / "DONE").exists():
-        _score(dataset, held_out, workdir)
+        files.remove_parts(workdir / calls.FOLDER)
+        with call.part("scoring"):
+            _score(dataset, held_out, workdir)
+        with call.part("report"):
+            page.write_report(workdir / "report.html", [run_files.read_run(workdir)], dataset=dataset)
         run_files.seal(workdir)
     return unfinished
 
 
 def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> None:
-    """Scores all held-out predictions, and the clinical rule on the same cases if it applies; writes the report."""
+    """Scores all held-out predictions, and the clinical rule on the same cases if it applies."""
     channels = dataset.channels
     classes = dataset.classes
     everywhere = set(channels).difference(*(case.absent for case in dataset.cases))
@@ -311,7 +323,6 @@ def _score(dataset: Dataset, held_out: list[list[str]], workdir: epath.Path) -> 
     if rule_rows:
         scores.write_cases_csv(workdir / "clinical_rule.csv", rule_rows)
     _write_calibration(held_out, workdir)
-    page.write_report(workdir / "report.html", [run_files.read_run(workdir)], dataset=dataset)
 
 
 def _outcome(run: run_files.Run) -> str:

@@ -17,6 +17,7 @@ from jax._src.array import ArrayImpl
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
+from isles_jax.scoring import calls
 from isles_jax.training import checkpoint, fold, parallel, plan, watch
 from isles_jax.training.fold import train_fold
 from isles_jax.training.plan import _parallel_step, prepare
@@ -215,6 +216,8 @@ def test_a_line_of_metrics_is_written_once_the_next_call_has_begun(tmp_path, pha
     monkeypatch.setattr(fold.interrupt, "leave_if_requested", lambda saved="": None)
     cross_validate(config, tmp_path / "stopped")
     assert (tmp_path / "stopped" / "fold_0" / "metrics.jsonl").read_text() == whole
+    # Both calls trained, and each has its record.
+    assert [call["seconds"]["training"] > 0 for call in calls.read(tmp_path / "stopped")] == [True, True]
 
 
 def test_a_state_that_an_update_broke_is_not_saved(tmp_path, phantom_root, monkeypatch):

@@ -23,7 +23,7 @@ ORDER = (
     "training.watch", "training.fold",
     "scoring.statistics", "scoring.agreement", "scoring.scores", "scoring.lesions", "scoring.folders",
     "scoring.calibration", "scoring.clinical",
-    "scoring.run_files", "scoring.comparison", "scoring.notes", "scoring.table",
+    "scoring.calls", "scoring.run_files", "scoring.comparison", "scoring.notes", "scoring.table",
     "prediction.inference", "prediction.expected", "prediction.warning", "prediction.numbers", "prediction.folder",
     "prediction.stablehlo",
     "pages.charts", "pages.tmax", "pages.pictures", "pages.markup", "pages.stills", "pages.viewer",

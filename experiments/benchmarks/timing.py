@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from isles_jax.scoring import calls
+
 # For each name, what makes the function that is timed.
 Makers = dict[str, Callable[[], Callable[[], object]]]
 ACCELERATOR = jax.default_backend() != "cpu"
@@ -203,15 +205,11 @@ def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line for line in lines if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     kept = jax.config.jax_compilation_cache_dir
     return {
         "date": date.today().isoformat(),
-        "machine": f"{os.cpu_count()} x {cpu}; {device}",
+        "machine": f"{os.cpu_count()} x {calls.processor()}; {device}",
         "gpus": _gpus(),
         "versions": {"python": platform.python_version(), **versions},
         # If there are some, the first runs need not compile.

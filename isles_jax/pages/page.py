@@ -173,6 +173,7 @@ def page(
         score_sections.calibration(study),
         run_sections.learning_curves(study),
         run_sections.data_notes(study),
+        run_sections.what_was_run(study),
         run_sections.configuration(study, versions),
     ]
     scripts = ("outline.js", "viewer.js", "tables.js")

@@ -1,5 +1,7 @@
 """The page's sections about the runs themselves: learning curves, configuration and versions."""
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from isles_jax import __version__
 from isles_jax.config import baseline, flatten, resolve, to_dict
 from isles_jax.pages import charts, markup
-from isles_jax.scoring import comparison, run_files
+from isles_jax.scoring import calls, comparison, run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
 
@@ -18,6 +20,8 @@ GROUPS = {
     "Learning rate": ("learning_rate",),
 }
 OTHERS = "Others"
+# The folders above the last part of an absolute path or address, at the start of a word or of a flag's value.
+_ABSOLUTE = re.compile(r"^((?:--?[^=/]*=)?)(?:[a-z0-9]+:/)?/(?:.*/)?(?=[^/])", re.DOTALL)
 
 
 def learning_curves(study: Study) -> str:
@@ -80,6 +84,42 @@ def data_notes(study: Study) -> str:
     notes = dict.fromkeys(note for run in study.runs.values() for note in run.data_notes)
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'<h2>Notes on the data</h2><ul class="notes">{items}</ul>' if items else ""
+
+
+def what_was_run(study: Study) -> str:
+    """Each call of every run: command, date, machine, versions, and the seconds of its parts.
+
+    It is empty for runs of earlier versions, which kept no records of their calls.
+    """
+    items = []
+    body = []
+    for label, run in study.runs.items():
+        for call in run.calls:
+            versions = f"isles_jax {call['isles_jax']}, jax {call['jax']}"
+            command = f"<code>{escape(_without_folders(call['command']))}</code>"
+            items.append(f"<li>{escape(label)}, {call['date']}, {versions}, {_machine(call)}: {command}</li>")
+            seconds = [call["seconds"][part] for part in calls.PARTS]
+            body.append([escape(label), call["date"], *(f"{one:.1f}" for one in (*seconds, sum(seconds)))])
+    if not items:
+        return ""
+    head = ["system", "call", *calls.PARTS, "together"]
+    table = markup.table("Seconds of each part of a call", head, body, row_headers=2)
+    return f'<h2>What was run</h2><ul class="notes">{"".join(items)}</ul>{table}'
+
+
+def _machine(call: Mapping[str, Any]) -> str:
+    """The processor, and the accelerators if the networks ran on some."""
+    machine = f"{call['cores']} cores of {call['processor']}"
+    if call["device"] != "cpu":
+        machine = f"{call['devices']} x {call['device']}, {machine}"
+    if call["processes"] > 1:
+        machine = f"{call['processes']} processes, {machine}"
+    return escape(machine)
+
+
+def _without_folders(command: str) -> str:
+    """A command line with "..." in place of the folders of absolute paths, for the reason of `run_files.name_of`."""
+    return shlex.join(_ABSOLUTE.sub(r"\1.../", word) for word in shlex.split(command))
 
 
 def configuration(study: Study, versions: Mapping[str, Mapping[str, str]]) -> str:

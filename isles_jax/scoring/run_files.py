@@ -12,7 +12,7 @@ from isles_jax.config import complete
 from isles_jax.data.case import WHOLE_LESION
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
-from isles_jax.scoring import lesions, scores
+from isles_jax.scoring import calls, lesions, scores
 from isles_jax.scoring.scores import Row
 
 # A file in a fold's folder: what the reader of the report must know about its predictions, one line each.
@@ -31,8 +31,8 @@ _FORMS: dict[str, Any] = {
 }
 # The files of a finished run whose checksums are in its DONE.
 SEALED = (*_FORMS, "cases.csv", "summary.json", "clinical_rule.csv", "calibration.json", "lesions.csv")
-# The files that a run writes to its workdir, beside the folders of its folds.
-WRITTEN = (*SEALED, "DONE", "report.html")
+# The files that a run writes to its workdir, and the folder of its calls, beside the folders of its folds.
+WRITTEN = (*SEALED, "DONE", "report.html", calls.FOLDER)
 _SHARES = [(int, float, type(None))]
 _CURVE: dict[str, Any] = {"voxels": [int], "probability": _SHARES, "frequency": _SHARES, "error": float}
 
@@ -55,6 +55,7 @@ class Run:
       lesions: lesions.csv, see `lesions.of_case`; None for runs of earlier versions.
       data_notes: what a reader must know about the data, one sentence each; empty for runs of earlier versions.
       calibration: calibration.json, see `calibration.curves`; None for runs of earlier versions.
+      calls: what was run, see `calls.Call`; empty for runs of earlier versions.
     """
 
     workdir: epath.Path
@@ -70,6 +71,7 @@ class Run:
     lesions: list[Row] | None = None
     data_notes: list[str] = dataclasses.field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def read_run(workdir: epath.PathLike) -> Run:
@@ -99,6 +101,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         lesions=_read_lesions(workdir / "lesions.csv", rows),
         data_notes=_read_data_notes(workdir / "summary.json"),
         calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
+        calls=calls.read(workdir),
     )
 
 
