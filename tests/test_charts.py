@@ -19,6 +19,16 @@ def test_ticks_are_round_and_inside():
         assert np.ptp(np.diff(ticks)) < 1e-9 * max(1, abs(high))
 
 
+def test_ticks_of_small_and_large_values_fit_beside_the_axis():
+    for size in 10.0 ** np.arange(-9, 10):
+        for most in (1.2, 1.9, 4.2, 9.9):
+            for tick in charts.ticks(0, most * size):
+                text = charts._number(tick)
+                assert float(text) == pytest.approx(tick)
+                # A digit of this size is at most 7 wide.
+                assert 7 * len(text) <= charts.LEFT
+
+
 def test_charts_of_degenerate_values():
     assert charts.curves("x", {"fold 0": ([], [])}) == ""
     for drawn in (

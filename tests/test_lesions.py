@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -115,10 +116,21 @@ def test_the_chart_of_sizes_shows_counts_and_marks_few_lesions():
     drawn = charts.detection("run", [few, many, lesions.Detection("1–10", 0, 0, 0, 0)])
     assert drawn.count("<rect") == 2
     assert drawn.count('class="bar few"') == 1
-    for text in ("&lt; 0.1 ml: 1 of 4 found", "0.1–1 ml: 6 of 8 found", ">2 of 3<"):
+    for text in ("&lt; 0.1 ml: 1 of 4 found", "0.1–1 ml: 6 of 8 found", ">2</text>", ">of 3</text>"):
         assert text in drawn
     heights = [float(part.split('"')[0]) for part in drawn.split('height="')[1:]]
     assert heights[0] / heights[1] == pytest.approx(0.25 / 0.75, rel=0.01)
+
+
+def test_counts_of_thousands_of_lesions_do_not_run_into_each_other():
+    drawn = charts.detection("run", [lesions.Detection(str(size), 9, 9, 34567, 23456) for size in range(5)])
+    lines = {}
+    for x, y, text in re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="middle">(.*?)</text>', drawn):
+        lines.setdefault(float(y), []).append((float(x), text))
+    for texts in lines.values():
+        # A digit of this size is at most 8 wide.
+        for (x, text), (other_x, other) in itertools.pairwise(sorted(texts)):
+            assert other_x - x > 8 * (len(text) + len(other)) / 2
 
 
 def with_lesions(run):

@@ -165,8 +165,10 @@ def detection(title: str, sizes: Sequence[Detection]) -> str:
     for number, size in enumerate(sizes):
         middle = AXIS + width * (number + 0.5)
         parts.append(f'<text x="{middle:.1f}" y="{height + 15}" class="middle">{escape(size.title)}</text>')
-        false = f"{size.false} of {size.predicted}" if size.predicted else "–"
-        parts.append(f'<text x="{middle:.1f}" y="{height + 48}" class="middle">{false}</text>')
+        # In two lines, because a network may predict thousands of lesions of a size.
+        false = (str(size.false), f"of {size.predicted}") if size.predicted else ("–",)
+        for line, text in enumerate(false):
+            parts.append(f'<text x="{middle:.1f}" y="{height + 48 + 14 * line}" class="middle">{text}</text>')
         if not size.reference:
             continue
         share = size.found / size.reference
@@ -179,8 +181,8 @@ def detection(title: str, sizes: Sequence[Detection]) -> str:
         )
     centre = (AXIS + WIDTH - RIGHT) / 2
     parts.append(_x_label("volume of a lesion of the reference, ml", centre, height - 2))
-    parts.append(_x_label("false ones among predicted lesions of this volume", centre, height + 31))
-    return _svg("".join(parts), height + BOTTOM + 33, f"{title}: lesions of the reference that are found, by volume")
+    parts.append(_x_label("false ones among predicted lesions of this volume", centre, height + 45))
+    return _svg("".join(parts), height + BOTTOM + 47, f"{title}: lesions of the reference that are found, by volume")
 
 
 def bland_altman(class_name: str, points: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[str]:
@@ -269,7 +271,7 @@ def _dot(x: float, y: float, text: str) -> str:
 def _grid_x(x: Coordinate, values: Sequence[float], top: float, height: float) -> str:
     return "".join(
         f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" y2="{height}"/>'
-        f'<text x="{x(value):.1f}" y="{height + 15}" class="middle">{value:g}</text>'
+        f'<text x="{x(value):.1f}" y="{height + 15}" class="middle">{_number(value)}</text>'
         for value in values
     )
 
@@ -277,9 +279,17 @@ def _grid_x(x: Coordinate, values: Sequence[float], top: float, height: float) -
 def _grid_y(y: Coordinate, values: Sequence[float], start: float, end: float) -> str:
     return "".join(
         f'<line class="grid" x1="{start}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        f'<text x="{start - 5}" y="{y(value) + 4:.1f}" class="end">{value:g}</text>'
+        f'<text x="{start - 5}" y="{y(value) + 4:.1f}" class="end">{_number(value)}</text>'
         for value in values
     )
+
+
+def _number(value: float) -> str:
+    """A number at a tick, in at most six characters where it has two digits, so that it fits beside the axis."""
+    text = f"{value:g}"
+    if len(text) <= 6:
+        return text
+    return np.format_float_scientific(value, precision=2, trim="-", exp_digits=1).replace("e+", "e")
 
 
 def _x_label(text: str, centre: float, height: float) -> str:
