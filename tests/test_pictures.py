@@ -10,7 +10,7 @@ import pytest
 from helpers import random_case
 
 from isles_jax.data.case import radiological
-from isles_jax.pages import case_sections, pictures, tmax
+from isles_jax.pages import case_sections, pictures, stills, tmax
 from isles_jax.scoring import clinical, comparison
 
 
@@ -171,10 +171,32 @@ def test_still_pictures_name_the_sides_and_halo_every_contour(report_dataset, fi
     figures = re.findall(r"<figure>.*?</figure>", text)
     assert len(figures) == 5
     for figure in figures:
-        assert re.search(r"<text [^>]*>R</text><text [^>]*>L</text>", figure)
+        assert re.findall("<text [^>]*>([RLAP])</text>", figure) == ["R", "L", "A", "P"]
         assert figure.count('class="halo"') == len(re.findall(r'<path class="(?!halo)', figure))
     assert 'class="risk"' in figures[0]
     assert re.findall(r'<path class="(k\d reference)"', figures[3]) == ["k1 reference", "k2 reference"]
+
+
+@pytest.mark.parametrize(("side_mm", "bar_mm"), [(2.0, 20), (0.5, 5), (12.0, 100)])
+def test_still_pictures_have_a_bar_of_the_length_that_it_names(report_dataset, finished_runs, side_mm, bar_mm):
+    study = comparison.make_study(finished_runs[:1])
+    drawn = pictures.make(report_dataset, study.runs, [])[0]
+    gray = np.zeros((1, 1, 60, 50), np.uint8)
+    one = dataclasses.replace(drawn, gray=gray, pixel_mm=(side_mm, side_mm), sides="")
+    text = stills.scan(one, "data:", "", "x")
+    # The unit of the drawing is a millimetre.
+    width, height = map(float, re.search('viewBox="0 0 ([0-9.]+) ([0-9.]+)"', text).groups())
+    assert (width, height) == (50 * side_mm, 60 * side_mm)
+    left, top, length, thick = map(
+        float, re.search('<rect class="length" x="([^"]*)" y="([^"]*)" width="([^"]*)" height="([^"]*)"', text).groups()
+    )
+    assert length == bar_mm
+    assert f">{bar_mm} mm</text>" in text
+    assert left > 0
+    assert top + thick < height
+    assert left + length < width
+    # Without directions in the header there are no letters.
+    assert not re.search("<text [^>]*>[RLAP]</text>", text)
 
 
 def test_display_is_radiological_however_the_volume_is_stored(report_dataset, finished_runs, tmp_path):

@@ -33,7 +33,8 @@ def best_median_worst(study: Study, cases: Sequence[Picture], chosen: Mapping[st
         )
     return text + (
         '<p class="soft">The cases are chosen by the mean Dice over the classes. Contours follow the voxels’ edges. In '
-        "a system’s picture the reference shows where it differs from the result. R and L are the patient’s sides.</p>"
+        "a system’s picture the reference shows where it differs from the result. R and L are the patient’s sides, A "
+        "is the front and P the back.</p>"
     )
 
 

@@ -7,6 +7,11 @@ import numpy as np
 from isles_jax.pages import markup, pictures, tmax
 from isles_jax.pages.pictures import Picture
 
+# The height of the text in a picture, as a share of the picture's width.
+TEXT = 0.08
+# The lengths of a scale bar.
+BARS_MM = (100, 50, 20, 10, 5, 2, 1)
+
 
 def background(picture: Picture, number: int, position: int, name: str) -> tuple[str, str]:
     """A slice as a data address, and the lines in it, by the places of channel and slice in the picture.
@@ -38,19 +43,44 @@ def scan(picture: Picture, image: str, lines: str, title: str) -> str:
     """The picture in `still`, without the text below it."""
     _, _, height, width = picture.gray.shape
     height_mm, width_mm = picture.pixel_mm
-    size = 0.08 * width * width_mm
-    sides = ""
-    if picture.sides:
-        left, right = picture.sides[0], picture.sides[1]
-        sides = (
-            f'<g class="sides" font-size="{size:.3g}"><text x="{size / 3:.3g}" y="{size:.3g}">{left}</text>'
-            f'<text class="end" x="{width * width_mm - size / 3:.5g}" y="{size:.3g}">{right}</text></g>'
-        )
+    sides = width * width_mm, height * height_mm
+    marks = _directions(picture.sides, *sides) + _bar(*sides)
     return (
-        f'<svg class="scan" viewBox="0 0 {width * width_mm:.3f} {height * height_mm:.3f}" role="img" '
+        f'<svg class="scan" viewBox="0 0 {sides[0]:.3f} {sides[1]:.3f}" role="img" '
         f'aria-label="{escape(title, quote=True)}"><g transform="scale({width_mm:.6g} {height_mm:.6g})">'
         f'<image width="{width}" height="{height}" preserveAspectRatio="none" href="{image}"/>{lines}'
-        f"</g>{sides}</svg>"
+        f'</g><g class="marks" font-size="{TEXT * sides[0]:.3g}">{marks}</g></svg>'
+    )
+
+
+def _directions(names: str, width_mm: float, height_mm: float) -> str:
+    """The patient's sides at the edges of a picture, from "RLAP"; nothing where they are unknown."""
+    if not names:
+        return ""
+    size = TEXT * width_mm
+    margin, middle = size / 3, width_mm / 2
+    places = (
+        (margin, size, "start"),
+        (width_mm - margin, size, "end"),
+        (middle, size, "middle"),
+        (middle, height_mm - margin, "middle"),
+    )
+    return "".join(
+        f'<text class="{css_class}" x="{x:.5g}" y="{y:.5g}">{name}</text>'
+        for name, (x, y, css_class) in zip(names, places, strict=True)
+    )
+
+
+def _bar(width_mm: float, height_mm: float) -> str:
+    """A bar of a round length in mm, at most a quarter of the width, with its length above it; "" if none fits."""
+    length = next((one for one in BARS_MM if one <= width_mm / 4), None)
+    if length is None:
+        return ""
+    margin, thick = TEXT * width_mm / 3, TEXT * width_mm / 5
+    top = height_mm - margin - thick
+    return (
+        f'<rect class="length" x="{margin:.5g}" y="{top:.5g}" width="{length}" height="{thick:.3g}"/>'
+        f'<text x="{margin:.5g}" y="{top - thick:.5g}">{length} mm</text>'
     )
 
 
