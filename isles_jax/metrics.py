@@ -93,8 +93,9 @@ class Measure(NamedTuple):
       name: its key in `score`, and its column in tables of scores.
       title: what people call it.
       value: computes it.
+      meaning: what it is, in words for a reader of the tables.
       unit: of the value; "" for a share.
-      better: "larger" or "smaller"; "" if neither is.
+      better: "larger", "smaller" or "nearer to 0"; "" if none is.
       in_means: whether the tables of means show it.
       in_cases: whether the tables of single cases show it.
     """
@@ -102,6 +103,7 @@ class Measure(NamedTuple):
     name: str
     title: str
     value: Callable[[Masks], float]
+    meaning: str
     unit: str = ""
     better: str = "larger"
     in_means: bool = True
@@ -112,6 +114,12 @@ class Measure(NamedTuple):
         """The title with the unit."""
         return f"{self.title} {self.unit}".strip()
 
+    @property
+    def explanation(self) -> str:
+        """The meaning, with the unit and with the values that are better."""
+        unit = f"in {self.unit}" if self.unit else "from 0 to 1"
+        return f"{self.meaning}, {unit}{self.better and f'; {self.better} is better'}"
+
 
 def _within(masks: Masks) -> float:
     return float((masks.distances <= masks.tolerance_mm + _ROUNDING_MM).mean())
@@ -120,22 +128,100 @@ def _within(masks: Masks) -> float:
 # The measures, in the order of their columns. P is the number of predicted voxels, T of true voxels, B of both.
 MEASURES = (
     # 2 B / (P + T); B / P; B / T.
-    Measure("dice", "Dice", lambda masks: masks.shares["dice"], in_cases=True),
-    Measure("precision", "precision", lambda masks: masks.shares["precision"]),
-    Measure("recall", "recall", lambda masks: masks.shares["recall"]),
+    Measure(
+        "dice",
+        "Dice",
+        lambda masks: masks.shares["dice"],
+        "twice the volume that prediction and reference share, over the sum of their volumes",
+        in_cases=True,
+    ),
+    Measure(
+        "precision",
+        "precision",
+        lambda masks: masks.shares["precision"],
+        "the share of the prediction that lies in the reference",
+    ),
+    Measure(
+        "recall",
+        "recall",
+        lambda masks: masks.shares["recall"],
+        "the share of the reference that is predicted",
+    ),
     # Mean, maximum and 95th percentile of the pooled surface distances.
-    Measure("assd_mm", "ASSD", lambda masks: float(masks.distances.mean()), "mm", "smaller"),
-    Measure("hd_mm", "HD", lambda masks: float(masks.distances.max()), "mm", "smaller", in_means=False),
-    Measure("hd95_mm", "HD95", lambda masks: float(np.percentile(masks.distances, 95)), "mm", "smaller", in_cases=True),
-    Measure("volume_true_ml", "reference", lambda masks: masks.volumes_ml[1], "ml", "", in_means=False, in_cases=True),
-    Measure("volume_pred_ml", "predicted", lambda masks: masks.volumes_ml[0], "ml", "", in_means=False, in_cases=True),
-    # F1 over lesions: any common voxel is a hit, or an intersection over union of at least 0.2 is.
-    Measure("lesion_f1", "lesion F1", lambda masks: lesion_f1_any(masks.lesions), in_cases=True),
-    Measure("lesion_f1_iou", "lesion F1, IoU", lambda masks: lesion_f1_iou(masks.lesions), in_means=False),
-    # The share of both surfaces' voxels whose distance is at most the tolerance.
-    Measure("surface_dice", "surface Dice", _within),
-    # Predicted minus true.
-    Measure("volume_difference_ml", "volume diff.", lambda masks: masks.volumes_ml[0] - masks.volumes_ml[1], "ml", ""),
+    Measure(
+        "assd_mm",
+        "ASSD",
+        lambda masks: float(masks.distances.mean()),
+        "the mean distance from the surface of the one mask to that of the other",
+        "mm",
+        "smaller",
+    ),
+    Measure(
+        "hd_mm",
+        "HD",
+        lambda masks: float(masks.distances.max()),
+        "the largest distance from the surface of the one mask to that of the other",
+        "mm",
+        "smaller",
+        in_means=False,
+    ),
+    Measure(
+        "hd95_mm",
+        "HD95",
+        lambda masks: float(np.percentile(masks.distances, 95)),
+        "95% of the distances from the surface of the one mask to that of the other are below this",
+        "mm",
+        "smaller",
+        in_cases=True,
+    ),
+    Measure(
+        "volume_true_ml",
+        "reference",
+        lambda masks: masks.volumes_ml[1],
+        "the volume of the reference",
+        "ml",
+        "",
+        in_means=False,
+        in_cases=True,
+    ),
+    Measure(
+        "volume_pred_ml",
+        "predicted",
+        lambda masks: masks.volumes_ml[0],
+        "the predicted volume",
+        "ml",
+        "",
+        in_means=False,
+        in_cases=True,
+    ),
+    Measure(
+        "lesion_f1",
+        "lesion F1",
+        lambda masks: lesion_f1_any(masks.lesions),
+        "F1 of whole lesions; one is found if prediction and reference share any of its voxels",
+        in_cases=True,
+    ),
+    Measure(
+        "lesion_f1_iou",
+        "lesion F1, IoU",
+        lambda masks: lesion_f1_iou(masks.lesions),
+        f"F1 of whole lesions; one is found if its intersection over union with a predicted one is {LESION_IOU}",
+        in_means=False,
+    ),
+    Measure(
+        "surface_dice",
+        "surface Dice",
+        _within,
+        f"the share of both surfaces that is at most {TOLERANCE_MM:g} mm away from the other",
+    ),
+    Measure(
+        "volume_difference_ml",
+        "volume diff.",
+        lambda masks: masks.volumes_ml[0] - masks.volumes_ml[1],
+        "the predicted volume minus that of the reference",
+        "ml",
+        "nearer to 0",
+    ),
 )
 
 

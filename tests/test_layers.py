@@ -26,7 +26,7 @@ ORDER = (
     "scoring.calls", "scoring.run_files", "scoring.comparison", "scoring.notes", "scoring.table",
     "prediction.inference", "prediction.expected", "prediction.warning", "prediction.numbers", "prediction.folder",
     "prediction.stablehlo",
-    "pages.charts", "pages.tmax", "pages.pictures", "pages.markup", "pages.stills", "pages.viewer",
+    "pages.charts", "pages.tmax", "pages.pictures", "pages.markup", "pages.terms", "pages.stills", "pages.viewer",
     "pages.score_sections", "pages.case_sections", "pages.case_table", "pages.run_sections", "pages.page",
     "pages.patient_page",
     "new_cases", "cross_validation",

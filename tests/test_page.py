@@ -70,7 +70,25 @@ def test_contents_lead_to_every_section_in_the_order_result_pictures_rest(report
     titles = [title for _, title in headings]
     assert titles[:4] == ["Dice", "Best, median and worst case", "Every slice", "Differences from proposed"]
     assert titles[-1] == "Configuration and versions"
-    assert re.search("<details><summary>How to read these numbers</summary><ul class=.notes.>.*?</ul></details>", text)
+    assert re.search("<details><summary>How to read these numbers</summary><ul class=.notes.>.*?</ul><dl", text)
+
+
+def test_captions_speak_of_intervals_and_limits_only_where_there_are_cases_enough(finished_runs):
+    def text(cases):
+        names = [name for fold in finished_runs[0].folds for name in fold][:cases]
+        runs = [
+            dataclasses.replace(run, rows=[row for row in run.rows if row["case"] in names], rule=[])
+            for run in finished_runs
+        ]
+        study = comparison.make_study(runs)
+        return score_sections.dice(study) + score_sections.differences(study) + score_sections.volumes(study)
+
+    assert text(6).count("[95% interval of the mean]") == 2 * 2  # of two tables, above them and for screen readers
+    assert "The bar is the mean with its 95% interval." in text(6)
+    assert "the dashed lines are the 95% limits of agreement" in text(6)
+    assert "95% interval" not in text(5)
+    assert "dashed" not in text(5)
+    assert "The upright mark is the mean." in text(5)
 
 
 def test_the_papers_table_stands_beside_its_data_and_networks_alone(finished_runs):

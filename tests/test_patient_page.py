@@ -106,8 +106,9 @@ def test_volumes_are_those_of_the_labels(prediction):
 
 
 def test_every_other_column_of_the_summary_is_shown_once(prediction):
-    facts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", patient_page.page(prediction))
-    assert facts == [
+    facts = re.search(r'<dl class="facts">(.*?)</dl>', patient_page.page(prediction))[1]
+    pairs = re.findall(r'<dt><abbr title="[^"]+">(.*?)</abbr></dt><dd>(.*?)</dd>', facts)
+    assert pairs == [
         ("brain, ml", "1235"), ("mismatch, ml", "0.0568"), ("mismatch ratio", "–"), ("lesions", "3"), ("side", "left"),
         ("Tmax above 6 s, ml", "7.00"), ("DEFUSE 3: core below 70 ml", "yes"),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from isles_jax.pages import markup
+from isles_jax.pages import markup, terms
 from isles_jax.pages.pictures import Picture
 from isles_jax.scoring.comparison import Study
 
@@ -22,8 +22,9 @@ def section(study: Study, cases: Sequence[Picture]) -> str:
                 for row in rows
                 if row["case"] == case
             ]
-    head = ["case", "system", "class", "fold", *(measure.heading for measure in measures)]
-    buttons = [f'<button type="button" class="sort">{title}</button>' for title in head]
+    meanings = dict.fromkeys(("case", "system", "class"), "") | {"fold": terms.MEANINGS["fold"]}
+    meanings |= {measure.heading: measure.explanation for measure in measures}
+    buttons = [_sort_button(title, meaning) for title, meaning in meanings.items()]
     filters = "".join(
         f'<label>{title} <select data-column="{column}"><option value="">all</option>'
         + "".join(f"<option>{escape(value)}</option>" for value in values)
@@ -37,3 +38,9 @@ def section(study: Study, cases: Sequence[Picture]) -> str:
         f'<section id="cases"><h2>Every case</h2><p class="filters screen">{filters}</p>'
         f"{markup.table(caption, buttons, body, row_headers=3, css_class='tall')}</section>"
     )
+
+
+def _sort_button(title: str, meaning: str) -> str:
+    """A column's title, which sorts by it; pointing at it explains it."""
+    explained = f' title="{escape(meaning, quote=True)}"' if meaning else ""
+    return f'<button type="button" class="sort"{explained}>{escape(title)}</button>'

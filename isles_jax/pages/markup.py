@@ -94,6 +94,11 @@ def with_contents(sections: str) -> str:
     return f'<nav class="contents screen" aria-label="Contents"><ul>{"".join(items)}</ul></nav>{marked}'
 
 
+def command(text: str) -> str:
+    """A command line, which is broken between its words alone."""
+    return f"<code>{' '.join(f'<span>{escape(word)}</span>' for word in text.split(' '))}</code>"
+
+
 def system_name(label: str) -> str:
     """A system's label; the clinical rule stands out from the trained systems."""
     return f"<em>{label}</em>" if label == comparison.RULE else escape(label)

@@ -176,6 +176,7 @@ def page(
         run_sections.what_was_run(study),
         run_sections.configuration(study, versions),
     ]
+    sections.insert(1, score_sections.how_to_read(study, "".join(sections)))
     scripts = ("outline.js", "viewer.js", "tables.js")
     content = _head(title, study, damages) + markup.with_contents("".join(sections))
     return markup.document(f"{title}: lesion segmentation", content, ("page.css",), scripts)

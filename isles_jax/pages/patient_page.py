@@ -8,9 +8,9 @@ import numpy as np
 from scipy import ndimage
 
 from isles_jax.data.case import of_phantom
-from isles_jax.pages import markup, pictures, stills, tmax, viewer
+from isles_jax.pages import markup, pictures, stills, terms, tmax, viewer
 from isles_jax.pages.pictures import Picture
-from isles_jax.prediction import expected, numbers
+from isles_jax.prediction import numbers
 from isles_jax.prediction.numbers import Prediction
 
 RESEARCH = "Research software, not for clinical use"
@@ -34,6 +34,7 @@ def page(prediction: Prediction) -> str:
     there = [name for name in prediction.task.channels if name not in prediction.case.absent]
     legend = markup.contour_legend(there, prediction.task.classes, styles)
     title = f"Case {prediction.case.name}"
+    found = f'<div class="numbers">{_volumes(prediction)}{_summary(prediction)}</div>'
     sections = [
         f'<p class="research" role="note">{RESEARCH}</p>',
         *_phantom(prediction),
@@ -41,10 +42,8 @@ def page(prediction: Prediction) -> str:
         _made(prediction),
         f'<p class="soft">Note: {escape(prediction.seen)}.</p>' if prediction.seen else "",
         _warnings(prediction.warnings, prediction.not_checked),
-        '<div class="numbers">',
-        _volumes(prediction),
-        _summary(prediction),
-        "</div>",
+        found,
+        f'<details class="screen"><summary>What these numbers mean</summary>{terms.explanations(found)}</details>',
         _slices(prediction, picture, legend),
         '<h2 class="screen">Every slice</h2>',
         viewer.viewer(prediction.task.channels, prediction.task.classes, [picture], AVERAGE, legend, {}),
@@ -86,13 +85,13 @@ def _warnings(sentences: Sequence[str], not_checked: Sequence[str]) -> str:
 
 def _volumes(prediction: Prediction) -> str:
     classes = prediction.classes
-    rows = {"volume, ml": [_text(one.ml) for one in classes]}
+    rows = {terms.term("volume", "ml"): [_text(one.ml) for one in classes]}
     if any(one.interval for one in classes):
         brain_ml = float(prediction.case.brain.sum() * prediction.case.voxel_ml)
         intervals = [_interval(one.interval, brain_ml) for one in classes]
-        rows[f"{expected.LEVEL:.0%} interval, ml"] = intervals
+        rows[terms.term(terms.INTERVAL, "ml")] = intervals
     if len(prediction.fold_labels) > 1:
-        rows["networks alone, ml"] = [_span(one.least_ml, one.most_ml) for one in classes]
+        rows[terms.term("networks alone", "ml")] = [_span(one.least_ml, one.most_ml) for one in classes]
     shares = {
         "coverage of such intervals": [one.coverage for one in classes],
         "Dice between networks": [one.agreement for one in classes],
@@ -100,7 +99,7 @@ def _volumes(prediction: Prediction) -> str:
     }
     for title, values in shares.items():
         if any(value is not None for value in values):
-            rows[title] = [_text(value) for value in values]
+            rows[terms.term(title)] = [_text(value) for value in values]
     head = [
         f'<span class="class" style="--colour: var(--{markup.class_colour(value)})"></span>{escape(one.name)}'
         for value, one in enumerate(classes, 1)
@@ -115,8 +114,8 @@ def _summary(prediction: Prediction) -> str:
     shown = [number for number in of_case if number.column not in ("case", "warnings")]
     items = ""
     for number in shown:
-        title = f"{number.title}, {number.unit}" if number.unit else number.title
-        items += f"<div><dt>{escape(title)}</dt><dd>{escape(_text(number.value))}</dd></div>"
+        title = terms.term(number.title, number.unit)
+        items += f"<div><dt>{title}</dt><dd>{escape(_text(number.value))}</dd></div>"
     source = ""
     if {"hypoperfused_ml", f"tmax_above_{tmax.CONTOUR_S:g}_s_ml"} <= {number.column for number in shown}:
         source += (
@@ -173,12 +172,14 @@ def _slices(prediction: Prediction, picture: Picture, legend: str) -> str:
     covered = f"{lesion[positions].sum()} of {lesion.sum()} slices with a predicted lesion"
     if alone_only.any():
         covered += f", {alone_only[positions].sum()} of {alone_only.sum()} where only a network alone has one"
-    sides = ", R and L are the patient’s sides" if picture.sides else ", sides unknown"
+    sides = (
+        "R and L are the patient’s sides, A is the front and P the back." if picture.sides else "The sides are unknown."
+    )
     bar = tmax.colour_bar() if tmax.CHANNEL in channels else ""
-    spared_note = '<p class="soft">No thin line is drawn inside a small lesion.</p>' if len(picture.results) > 1 else ""
+    spared_note = " No thin line is drawn inside a small lesion." if len(picture.results) > 1 else ""
     return (
-        f"<h2>{' and '.join(map(escape, channels))}: {covered}{sides}</h2>"
-        f'<div class="legends">{legend}{bar}{spared_note}</div>'
+        f"<h2>{' and '.join(map(escape, channels))}: {covered}</h2>"
+        f'<div class="legends">{legend}{bar}<p class="soft">{sides}{spared_note}</p></div>'
         f'<div class="slices" style="--columns: {-(-len(positions) // 2)}; --scans: {1 + len(channels)}">'
         f"{''.join(figures)}</div>"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from isles_jax import __version__
 from isles_jax.config import baseline, flatten, resolve, to_dict
-from isles_jax.pages import charts, markup
+from isles_jax.pages import charts, markup, terms
 from isles_jax.scoring import calls, comparison, run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
@@ -96,13 +96,14 @@ def what_was_run(study: Study) -> str:
     for label, run in study.runs.items():
         for call in run.calls:
             versions = f"isles_jax {call['isles_jax']}, jax {call['jax']}"
-            command = f"<code>{escape(_without_folders(call['command']))}</code>"
+            command = markup.command(_without_folders(call["command"]))
             items.append(f"<li>{escape(label)}, {call['date']}, {versions}, {_machine(call)}: {command}</li>")
             seconds = [call["seconds"][part] for part in calls.PARTS]
-            body.append([escape(label), call["date"], *(f"{one:.1f}" for one in (*seconds, sum(seconds)))])
+            shown = [f"{one:.1f}" if one else "–" for one in (*seconds, sum(seconds))]
+            body.append([escape(label), call["date"], *shown])
     if not items:
         return ""
-    head = ["system", "call", *calls.PARTS, "together"]
+    head = ["system", "call", *map(terms.term, (*calls.PARTS, "together"))]
     table = markup.table("Seconds of each part of a call", head, body, row_headers=2)
     return f'<h2>What was run</h2><ul class="notes">{"".join(items)}</ul>{table}'
 

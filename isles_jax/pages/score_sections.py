@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from isles_jax.metrics import Measure
-from isles_jax.pages import charts, markup
-from isles_jax.scoring import comparison, notes, scores
+from isles_jax.pages import charts, markup, terms
+from isles_jax.scoring import comparison, notes, scores, statistics
 from isles_jax.scoring import lesions as lesion_scores
 from isles_jax.scoring.comparison import Study
 
@@ -20,7 +19,7 @@ FACTOR_NAMES = {
 
 
 def dice(study: Study) -> str:
-    """The paper's Table 1 with intervals and the paper's numbers, charts with a dot for each case, and the notes."""
+    """The paper's Table 1 with intervals and the paper's numbers, and charts with a dot for each case."""
     columns = []
     strips = []
     for name in study.classes:
@@ -33,20 +32,36 @@ def dice(study: Study) -> str:
         }
         intervals = {label: (one.mean, one.interval) for label, one in means.items()}
         strips.append(f"<div><h3>{escape(name)}</h3>{charts.strip(by_case, intervals, paper, f'Dice of {name}')}</div>")
-    head = ["system", *map(escape, study.classes)]
+    head = ["system", *(f"{terms.heading(terms.DICE)} of {escape(name)}" for name in study.classes)]
     body = [[markup.system_name(label), *cells] for label, *cells in zip(study.rows, *columns, strict=True)]
-    caption = "Dice of each system: mean ± standard deviation over cases [95% interval of the mean]"
+    caption = f"Dice of each system: mean ± standard deviation over cases{_interval_text(study, ' of the mean')}"
     diamond = ""
     if any(study.paper(label, name) for label in study.runs for name in study.classes):
         caption += "; paper*: Table 1 of the paper"
         diamond = " A diamond is the paper’s number."
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
+    mark = "The bar is the mean with its 95% interval." if _has_intervals(study) else "The upright mark is the mean."
     return (
         f"<h2>Dice</h2>{markup.table(caption, head, body, css_class='dice')}"
-        f'<div class="grid">{"".join(strips)}</div><p class="soft">Each dot is a case. The bar is the mean with its '
-        f"95% interval.{diamond}</p><details><summary>How to read these numbers</summary>"
-        f'<ul class="notes">{items}</ul></details>'
+        f'<div class="grid">{"".join(strips)}</div><p class="soft">Each dot is a case. {mark}{diamond}</p>'
     )
+
+
+def how_to_read(study: Study, sections: str) -> str:
+    """The notes, and what the headings of the page's sections (HTML) mean, folded."""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes.notes(study))
+    return (
+        f'<details><summary>How to read these numbers</summary><ul class="notes">{items}</ul>'
+        f"{terms.explanations(sections)}</details>"
+    )
+
+
+def _has_intervals(study: Study) -> bool:
+    return len(study.case_names) >= statistics.LEAST_CASES
+
+
+def _interval_text(study: Study, of: str = "") -> str:
+    """What the brackets in a table are, for its caption; "" where there are too few cases for intervals."""
+    return f" [95% interval{of}]" if _has_intervals(study) else ""
 
 
 def _dice_cell(dice: comparison.Mean, paper: float | None) -> str:
@@ -63,10 +78,10 @@ def differences(study: Study) -> str:
         change = markup.signed(found.difference, found.interval)
         tests = [comparison.format_p(found.wilcoxon), comparison.format_p(found.bootstrap)]
         body.append([markup.system_name(label), escape(name), change, *tests])
-    head = ["system", "class", "difference of Dice", "p, Wilcoxon", "p, bootstrap"]
+    head = ["system", "class", *map(terms.term, ("difference of Dice", "p, Wilcoxon", "p, bootstrap"))]
     caption = (
-        f"Dice minus that of {study.reference}, paired over cases [95% interval of the mean]; p values have Holm’s "
-        "correction over the systems"
+        f"Dice minus that of {study.reference}, paired over cases{_interval_text(study, ' of the mean')}; "
+        "p values have Holm’s correction over the systems"
     )
     return (
         f"<h2>Differences from {escape(study.reference)}</h2>"
@@ -83,7 +98,7 @@ def _main_effects(study: Study) -> str:
         for factor, title in FACTOR_NAMES.items()
     ]
     head = ["factor", *map(escape, study.classes)]
-    caption = "Mean Dice of the four systems with a factor minus that of the four without it [95% interval]"
+    caption = f"Mean Dice of the four systems with a factor minus that of the four without it{_interval_text(study)}"
     return f"<h3>Main effects of the 2 × 2 × 2 design on Dice</h3>{markup.table(caption, head, body)}"
 
 
@@ -93,15 +108,9 @@ def measures(study: Study) -> str:
     body = [
         [markup.system_name(label), escape(name), *(f"{mean:.3f}" for mean in means)] for label, name, means in found
     ]
-    head = ["system", "class", *map(_heading, shown)]
+    head = ["system", "class", *map(terms.heading, shown)]
     caption = "Means over the cases of a fold, then over the folds"
     return f"<h2>Other measures</h2>{markup.table(caption, head, body, row_headers=2)}"
-
-
-def _heading(measure: Measure) -> str:
-    """A measure's title with its unit; pointing at it shows which values are better."""
-    text = escape(measure.heading)
-    return f'<abbr title="{measure.better} is better">{text}</abbr>' if measure.better else text
 
 
 def volumes(study: Study) -> str:
@@ -118,9 +127,10 @@ def volumes(study: Study) -> str:
         }
         drawn = "".join(charts.bland_altman(name, points))
         text += f'<h3>{escape(name)}</h3><div class="grid">{drawn}</div>'
+    limits = ", and the dashed lines are the 95% limits of agreement (Bland-Altman)" if _has_intervals(study) else ""
     return text + (
         '<p class="soft">Each dot is a case: the predicted minus the reference volume, over the mean of the two. The '
-        "solid line is the mean difference, and the dashed lines are the 95% limits of agreement (Bland-Altman).</p>"
+        f"solid line is the mean difference{limits}.</p>"
     )
 
 
@@ -134,14 +144,9 @@ def _volume_table(study: Study) -> str:
             limits = "–" if ends is None else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
             shares = [_share(found[key]) for key in ("ccc", "icc")]
             body.append([markup.system_name(label), escape(name), f"{found['difference_ml']:+.1f}", limits, *shares])
-    lin = "Lin’s concordance correlation coefficient; larger is better"
-    intraclass = "intraclass correlation, absolute agreement of single measurements; larger is better"
-    head = [
-        *("system", "class", "mean difference ml", "limits of agreement ml"),
-        f'<abbr title="{lin}">CCC</abbr>',
-        f'<abbr title="{intraclass}">ICC(A,1)</abbr>',
-    ]
-    caption = "Agreement of predicted and reference volumes over all cases (docs/scores.md defines the columns)"
+    explained = ("mean difference ml", "limits of agreement ml", "CCC", "ICC(A,1)")
+    head = ["system", "class", *map(terms.term, explained)]
+    caption = "Agreement of predicted and reference volumes over all cases"
     return markup.table(caption, head, body, row_headers=2)
 
 
@@ -156,8 +161,7 @@ def _mismatch_table(study: Study) -> str:
     ]
     if not body:
         return ""
-    kappa = '<abbr title="Cohen’s kappa, the agreement beyond chance; larger is better">kappa</abbr>'
-    head = ["system", "in both", "only by the reference", "only by the prediction", "in neither", kappa]
+    head = ["system", "in both", "only by the reference", "only by the prediction", "in neither", terms.term("kappa")]
     caption = (
         "Cases with a mismatch by the thresholds of DEFUSE 3 (core below 70 ml, ratio at least 1.8, mismatch at least "
         "15 ml); not for clinical use"
@@ -202,7 +206,8 @@ def calibration(study: Study) -> str:
         errors = [f"{curve['error']:.3f}" for curve in curves.values()]
         body.append([markup.system_name(label), *errors, _at_temperature(one.get("temperature"))])
         drawn.append(charts.reliability(label, {name: _bins(curve) for name, curve in curves.items()}))
-    head = ["system", "predicted class", *map(escape, names), "predicted class at a temperature"]
+    at_a_temperature = terms.term("predicted class at a temperature")
+    head = ["system", terms.term("predicted class"), *map(escape, names), at_a_temperature]
     caption = "Expected calibration error: mean difference of probability and frequency over the brain’s voxels"
     colours = {name: f"c{number % 6}" for number, name in enumerate(["predicted class", *names])}
     return (
@@ -210,8 +215,8 @@ def calibration(study: Study) -> str:
         f'<div class="grid">{"".join(drawn)}</div><p class="soft">Probabilities of held-out cases in ten bins. A bin '
         f"of fewer than {FEW_VOXELS} voxels is not drawn. On the dashed line, a probability of 0.7 is right in 70% of "
         "the voxels. Below it, the networks are too sure. A temperature T changes probabilities p to p^(1/T) over "
-        "their sum. The cases of each fold have that of the other folds. Where it gains, <code>predict --probabilities "
-        "--calibrated</code> uses it.</p>"
+        "their sum. The cases of each fold have that of the other folds. Where it gains, "
+        f"{markup.command('predict --probabilities --calibrated')} uses it.</p>"
     )
 
 
