@@ -31,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Imported here because NumPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.data import layouts, nifti, nnunet
+    from isles_jax.runtime.progress import say
 
     channels = tuple(options.channels.split(",")) if options.channels else ()
     how = nifti.Reading(resample=options.resample)
     dataset = layouts.load(options.input, channels, penumbra=options.penumbra, core=options.core, how=how)
-    print(dataset.headline)
+    say(dataset.headline)
     for note in dataset.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     nnunet.write(dataset, options.output)
     labels = ", ".join(f"{value} {name}" for value, name in enumerate(dataset.classes, 1))
     print(f"{options.output}: {len(dataset.cases)} cases, labels {labels}")

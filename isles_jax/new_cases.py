@@ -21,7 +21,7 @@ from isles_jax.prediction.inference import predict_folds, predict_labels
 from isles_jax.prediction.numbers import Prediction
 from isles_jax.runtime import files, interrupt, lock
 from isles_jax.runtime.command import InputError
-from isles_jax.runtime.progress import Bar
+from isles_jax.runtime.progress import Bar, say
 from isles_jax.scoring import calibration
 from isles_jax.training import checkpoint, parallel, weights
 from isles_jax.training.networks import make_forward
@@ -107,9 +107,9 @@ def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Pa
             folder.begin(output, names, new.origin, held, overwrite=options.overwrite)
         new.announce(run, len(names))
         if expectations.on_phantom(expected, task):
-            print(f"note: the networks were trained on {numbers.PHANTOM}")
+            say(f"note: the networks were trained on {numbers.PHANTOM}")
         for note in (*dataset.notes, *warning.notes(expected)):
-            print(f"note: {note}")
+            say(f"note: {note}")
         interrupt.advise("add --overwrite, or choose another --output")
         finished = new.predict(dataset.cases)
         with held():
@@ -119,9 +119,9 @@ def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Pa
         raise InputError("\n".join(warned))
     for name, _, seen in finished:
         if seen:
-            print(f"note: {name}: {seen}")
+            say(f"note: {name}: {seen}")
     for line in warned:
-        print(f"warning: {line}")
+        say(f"warning: {line}")
 
 
 def _require_temperature(run: epath.PathLike, expected: Mapping[str, Any]) -> None:
@@ -164,7 +164,7 @@ class _NewCases:
             notes.append("with flips")
         if smallest > 0:
             notes.append(f"no lesion below {smallest:g} ml")
-        print("; ".join([*notes, f"to {self.output}"]))
+        say("; ".join([*notes, f"to {self.output}"]))
 
     def predict(self, cases: Sequence[Case]) -> list[Finished]:
         """Predicts and writes the cases. While the network works on a case, a thread finishes the previous one."""

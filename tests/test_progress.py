@@ -45,6 +45,30 @@ def in_terminal(columns, code):
     return written.decode()
 
 
+MISTAKE = """
+from isles_jax.runtime.command import InputError, run_command
+def main():
+    raise InputError(MESSAGE)
+try:
+    run_command(main)
+except SystemExit as left:
+    assert left.code == 2
+"""
+
+
+def test_mistakes_and_notes_are_broken_between_words_on_a_terminal_alone():
+    message = "--config.learning_rate=1: found no such setting, expected --config.optimizer.learning_rate=1\nb: bad"
+    code = MISTAKE.replace("MESSAGE", repr(message))
+    lines = in_terminal(60, code).splitlines()
+    assert lines == [
+        "error: --config.learning_rate=1: found no such setting,",
+        "  expected --config.optimizer.learning_rate=1",
+        "b: bad",
+    ]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == f"error: {message}\n"
+
+
 def test_without_a_terminal_progress_is_plain_lines(capsys):
     with Bar("fold 0", 5, "step") as bar:
         for _ in range(5):

@@ -15,6 +15,7 @@ from isles_jax.pages import case_sections, case_table, markup, pictures, run_sec
 from isles_jax.pages.pictures import Picture
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.scoring import clinical, comparison, run_files
 from isles_jax.scoring.comparison import Study
 from isles_jax.scoring.run_files import Run
@@ -50,7 +51,7 @@ def write_report(
     if dataset:
         cases = pictures.make(dataset, study.runs, list(chosen.values()), _thresholds(dataset, study.first))
     for sentence in left_out:
-        print(f"note: {sentence}", file=sys.stderr)
+        say(f"note: {sentence}", sys.stderr)
     versions: dict[str, Mapping[str, str]] = {}
     damages: list[str] = []
     for label, run in study.runs.items():
@@ -73,7 +74,7 @@ def _read_data(run: Run) -> tuple[Dataset | None, list[str]]:
         how = layouts.reading(run.config, run.data)
         dataset = layouts.load(root, tuple(data.channels), **data.labels, how=how)
     except InputError as error:
-        print(f"note: {error}", file=sys.stderr)
+        say(f"note: {error}", sys.stderr)
         return None, ["The data of the run can no longer be read, so the page has no pictures of cases."]
     names = sorted(name for fold in run.folds for name in fold)
     cases = {case.name: case for case in dataset.cases}

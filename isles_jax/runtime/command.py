@@ -7,12 +7,13 @@ import io
 import os
 import re
 import select
+import shutil
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from isles_jax.runtime import interrupt
 
@@ -99,12 +100,12 @@ def run_command(main: Callable[[], None]) -> None:
             sys.stdout.flush()
         except KeyboardInterrupt as error:
             saved = str(error) if isinstance(error, interrupt.Interrupted) else ""
-            print(interrupt.message(saved), file=sys.stderr)
+            print(fitted(interrupt.message(saved), sys.stderr), file=sys.stderr)
             sys.exit(interrupt.exit_code())
         except Exception as error:
             problem = problem_of(error)
             if problem:
-                print(f"error: {problem}", file=sys.stderr)
+                print(fitted(f"error: {problem}", sys.stderr), file=sys.stderr)
                 sys.exit(2)
             if isinstance(error, BrokenPipeError) and _reader_of_stdout_has_ended():
                 # Python flushes stdout once more at exit, which would fail again.
@@ -126,6 +127,16 @@ def _refuse_environment() -> None:
     if problem:
         print(f"error: {problem}", file=sys.stderr or sys.stdout)
         sys.exit(2)
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """A line as it is printed to a stream: on a terminal it is broken between words, elsewhere it stays whole."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = text.splitlines()
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+    return "\n".join(textwrap.fill(line, width, **options) for line in lines)
 
 
 def problem_of(error: Exception) -> str:

@@ -1,25 +1,23 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from isles_jax.runtime.command import fitted
+
 Item = TypeVar("Item")
 
 
-def say(text: str) -> None:
-    """Prints a line. On a terminal it is broken between words, elsewhere it stays whole."""
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(text, flush=True)
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line to stdout, or to another stream, as `command.fitted` breaks it."""
+    stream = stream or sys.stdout
+    print(fitted(text, stream), file=stream, flush=True)
 
 
 def track(items: Sequence[Item], title: str, unit: str, at_least: int = 50) -> Iterator[Item]:

@@ -13,6 +13,7 @@ from isles_jax.data.folder import hint, is_nifti, list_folder, notes_of_volumes,
 from isles_jax.data.nifti import read_labels, read_volume
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.scoring import lesions
 from isles_jax.scoring.scores import Row, score_case
 
@@ -54,12 +55,12 @@ def score_folders(
         raise InputError(f"{predictions}: {found}{remedy}{hint(predictions, missing[0].lower())}")
     # A prediction's folder also holds maps, in folders below.
     for note in notes_of_volumes(predictions, below=False):
-        print(f"note: {predictions}: {note}", file=sys.stderr)
+        say(f"note: {predictions}: {note}", sys.stderr)
     if missing:
-        print(f"note: {counts} have no prediction and are not scored", file=sys.stderr)
+        say(f"note: {counts} have no prediction and are not scored", sys.stderr)
     extra = sorted(paths.keys() - cases.keys())
     if extra:
-        print(f"note: these predictions have no label and are not scored: {', '.join(extra)}", file=sys.stderr)
+        say(f"note: these predictions have no label and are not scored: {', '.join(extra)}", sys.stderr)
     rows = []
     lesion_rows = []
     for name, case in cases.items():
@@ -92,7 +93,7 @@ def _labelled_cases(
             paths = _volumes(labels)
             known = nnunet.classes_beside(labels)
             for note in notes_of_volumes(labels, below=True):
-                print(f"note: {labels}: {note}", file=sys.stderr)
+                say(f"note: {labels}: {note}", sys.stderr)
         if classes is None and values is None:
             classes, values = known or _occurring(paths, _volumes(predictions))
             classes = ("lesion",) if from_table and len(values) == 1 and not known else classes
@@ -108,7 +109,7 @@ def _labelled_cases(
     penumbra, core = values or (1, 2)
     dataset = layouts.load(labels, penumbra=penumbra, core=core)
     for note in dataset.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", sys.stderr)
     if classes and tuple(classes) != tuple(dataset.classes):
         raise InputError(f"--classes={','.join(classes)}: {labels} has the classes {','.join(dataset.classes)}")
     if values and tuple(values) != tuple(dataset.label_values):

@@ -22,6 +22,7 @@ from isles_jax.data import grid
 from isles_jax.data.case import check_names
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.training import checkpoint, parallel
 from isles_jax.training.state import variables_like
 from isles_jax.training.task import Task
@@ -192,7 +193,7 @@ def _parse(path: epath.Path, content: bytes, reader: Any, folds: Sequence[int] |
     if wrong:
         raise InputError(f"{path}: found {wrong} in its header, expected weights written by isles_jax.export")
     if "sha256" not in values:
-        print(f"note: {path}: an earlier version wrote it, without a checksum", file=sys.stderr)
+        say(f"note: {path}: an earlier version wrote it, without a checksum", sys.stderr)
     elif values["sha256"] != _digest(tensors, values):
         raise InputError(f"{path}: found another content than its checksum says, expected the file as it was written")
     task = Task.read(values)
