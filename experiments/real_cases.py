@@ -1,12 +1,16 @@
-"""Real cases of ISLES-2022, each left out once: does what holds on the phantom happen on patients, too?
+"""Systems on real cases of ISLES-2022, each left out once, with and without the help of a phantom.
 
 python -m experiments.real_cases --workdir=DIR --config.data.root=/data/isles2022
 
 Four cases show whether the software works on patients, and cannot show how well. So the table has every case, and no
-mean. The sizes are for four cases and two CPU cores.
+mean. The sizes are for four cases and two CPU cores. Three rows also learn from a phantom: it alone, before the
+patients, or beside them.
 """
 
+import copy
+import dataclasses
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +20,16 @@ from experiments import nnunet, peers
 from experiments.best import FLIPS, STRONGER
 from experiments.rows import Rows, changed_rows, run_rows
 from experiments.study import Seeds, refuse_table
+from isles_jax import predict
 from isles_jax.config import baseline
+from isles_jax.cross_validation import cross_validate
+from isles_jax.data import layouts
+from isles_jax.data.case import Case
+from isles_jax.runtime import files
 from isles_jax.runtime.command import Parser, run_command
-from isles_jax.scoring import scores
+from isles_jax.runtime.overrides import override
+from isles_jax.scoring import folders, scores
+from isles_jax.scoring.run_files import Run, read_run
 
 # A quarter of the paper's width. A fold trains on about 200 slices and sees each of them twenty times.
 SIZE = [
@@ -41,6 +52,18 @@ SYSTEMS = {
     "best": [*NOT_ADVERSARIAL, *FLIPS, *STRONGER],
     "unet": [*NOT_ADVERSARIAL, "--config.model.network=unet"],
 }
+# 18 phantom cases as large as the real ones. The first fold trains on twelve of them.
+PHANTOM = [
+    *NOT_ADVERSARIAL,
+    "--config.model.width=16",
+    "--config.data.phantom.layout=isles2022",
+    "--config.data.phantom.cases=18",
+    "--config.data.phantom.shape=(112,112,72)",
+    "--config.train.epochs=8",
+    "--config.fold=0",
+]
+# With phantom cases beside the real ones there are about four times as many slices.
+BESIDE_EPOCHS = "--config.train.epochs=5"
 COLUMNS = ("row", "seed", "case", "dice", "lesion_f1", "volume_pred_ml", "volume_true_ml")
 
 
@@ -62,8 +85,56 @@ def write(path: epath.Path, runs: Seeds) -> None:
     scores.write_csv(path, COLUMNS, lines)
 
 
+def learn_from_phantom(workdir: Path, bl6: Sequence[Run], overrides: Sequence[str]) -> dict[str, list[Run]]:
+    """Three rows: bl6 on a phantom alone, on patients after the phantom, and on both together."""
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    alone = override(copy.deepcopy(config), PHANTOM)
+    alone.name = "phantom"
+    cross_validate(alone, workdir / "phantom")
+    root = Path(bl6[0].config.data.root)
+    labels = workdir / "phantom_labels"
+    if not labels.exists():
+        predict.main([f"--workdir={workdir / 'phantom'}", "--folds=0", f"--input={root}", f"--output={labels}"])
+    rows, _ = folders.score_folders(labels, root)
+    runs = {"bl6 on the phantom alone": [dataclasses.replace(bl6[0], rows=rows)]}
+    after = {"bl6 after the phantom": [*NOT_ADVERSARIAL, f"--config.train.init={workdir / 'phantom'}"]}
+    runs |= run_rows(changed_rows(config, after, [*SIZE, *overrides]), epath.Path(workdir)) or {}
+    real = [name for fold in bl6[0].folds for name in fold]
+    folds = put_together(root, workdir / "phantom" / "phantom", bl6[0].folds, workdir / "both")
+    options = [*NOT_ADVERSARIAL, f"--config.folds_by={folds}", BESIDE_EPOCHS]
+    beside = changed_rows(config, {"both": options}, [*SIZE, *overrides, f"--config.data.root={workdir / 'both'}"])
+    cross_validate(beside["both"], workdir / "bl6 beside the phantom")
+    run = read_run(workdir / "bl6 beside the phantom")
+    run = dataclasses.replace(run, rows=[row for row in run.rows if row["case"] in real])
+    return runs | {"bl6 beside the phantom": [run]}
+
+
+def put_together(real: Path, phantom: Path, folds: Sequence[Sequence[str]], folder: Path) -> Path:
+    """Writes a table of real and phantom cases, cases.csv, to a folder, and returns the file with its folds.
+
+    Each fold holds out the real cases that it did, and its share of the phantom's patients.
+    """
+    cases = [case for root in (real, phantom) for case in layouts.load(root).cases]
+    patients = defaultdict(list)
+    for case in cases:
+        if not any(case.name in fold for fold in folds):
+            patients[case.patient].append(case.name)
+    mixed = [list(fold) for fold in folds]
+    for number, names in enumerate(patients.values()):
+        mixed[number % len(mixed)] += names
+    folder.mkdir(exist_ok=True)
+    scores.write_csv(folder / "cases.csv", ("case", "patient", "DWI", "ADC", "label"), [_paths(case) for case in cases])
+    files.write_json(folder / "folds.json", mixed)
+    return folder / "folds.json"
+
+
+def _paths(case: Case) -> dict[str, str]:
+    dwi, adc, label = (str(path.resolve()) for path in case.files)
+    return {"case": case.name, "patient": case.patient, "DWI": dwi, "ADC": adc, "label": label}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains five systems, and nnU-Net if asked to, on all real cases but one at a time, and scores each case."""
+    """Trains systems, and nnU-Net if asked to, on all real cases but one at a time, and scores each case."""
     parser = Parser(prog="python -m experiments.real_cases", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs and real_cases.csv are written")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default 1)")
@@ -75,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workdir = epath.Path(options.workdir)
     refuse_table(workdir / "real_cases.csv")
     runs = run_rows(real_rows(overrides), workdir, seeds=options.seeds) or {}
+    runs |= learn_from_phantom(options.workdir, runs["bl6"], overrides)
     if options.trainer:
         theirs = []
         for seed, run in enumerate(runs["bl6"]):

@@ -76,8 +76,9 @@ def run_rows(
     jobs = [(seed, name) for seed in range(seeds) for name in only or rows]
     unfinished = [job for job in jobs if not _is_finished(workdir, *job)]
     for seed, name in (job for job in jobs if job not in unfinished):
-        # Its data may have lain elsewhere: another machine may have trained it.
-        refuse_other(_with_seed(rows[name], seed), _run_folder(workdir, seed, name), (*FREE, "data.root"))
+        # Its data may have lain elsewhere: another machine may have trained it. A run finds the checksum itself.
+        free = (*FREE, "data.root", "train.init_sha256")
+        refuse_other(_with_seed(rows[name], seed), _run_folder(workdir, seed, name), free)
     start = time.monotonic()
     for number, (seed, name) in enumerate(unfinished):
         seconds_left = (time.monotonic() - start) / number * (len(unfinished) - number) if number else None

@@ -32,6 +32,7 @@ from experiments import (
 from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
+from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import comparison, run_files, scores, statistics
 
@@ -359,3 +360,35 @@ def test_the_table_of_the_real_cases_has_every_case(tmp_path, finished_runs):
         "|---|---|",
         "| bl1 | 0.50, 0.38, 15 ml |",
     ]
+
+
+@pytest.mark.slow
+def test_real_cases_alone_after_and_beside_a_phantom(tmp_path, monkeypatch, capsys):
+    tiny = ["--config.model.width=4", "--config.discriminator.width=4", "--config.train.batch_size=4"]
+    tiny += ["--config.train.epochs=1", "--config.data.phantom.shape=(32,32,6)"]
+    monkeypatch.setattr(real_cases, "SYSTEMS", {"bl6": real_cases.NOT_ADVERSARIAL})
+    phantom = [option for option in real_cases.PHANTOM if "shape" not in option]
+    monkeypatch.setattr(real_cases, "PHANTOM", [*phantom, *tiny, "--config.seed=1"])
+    # A phantom under other names stands for the patients.
+    write_phantom(tmp_path / "patients", cases=4, shape=(32, 32, 6), seed=0, difficulty=1.0, layout="isles2022")
+    (tmp_path / "patients" / "phantom.json").unlink()
+    for path in sorted((tmp_path / "patients").rglob("*phantom*"), key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(path.name.replace("phantom", "strokecase")))
+    workdir = tmp_path / "runs"
+    arguments = [f"--workdir={workdir}", f"--config.data.root={tmp_path / 'patients'}", *tiny]
+    real_cases.main(arguments)
+    first = (workdir / "real_cases.csv").read_bytes()
+    lines = results_page.read(workdir / "real_cases.csv")
+    names = ["bl6", *(f"bl6 {how} the phantom" for how in ("on", "after", "beside"))]
+    names[1] += " alone"
+    assert list(dict.fromkeys(line["row"] for line in lines)) == names
+    for name in names:
+        assert [line["case"] for line in lines if line["row"] == name] == [
+            f"sub-strokecase{number:04d}_ses-0001" for number in range(1, 5)
+        ]
+    folds = json.loads((workdir / "both" / "folds.json").read_text())
+    assert sorted(sum("phantom" in name for name in fold) for fold in folds) == [3, 5, 5, 5]
+    assert sorted(sum("strokecase" in name for name in fold) for fold in folds) == [1, 1, 1, 1]
+    # Called again, it only makes the table anew.
+    real_cases.main(arguments)
+    assert (workdir / "real_cases.csv").read_bytes() == first
