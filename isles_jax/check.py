@@ -9,11 +9,12 @@ if __name__ == "__main__":
     interrupt.listen()  # the other imports take a while
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from isles_jax.runtime import files
-from isles_jax.runtime.command import InputError, Parser, local_path, run_command
+from isles_jax.runtime.command import InputError, Parser, fitted, local_path, run_command
 
 EXAMPLE = """The exit code is 2 if training would refuse the data.
 
@@ -90,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _print(lines: Sequence[str]) -> bool:
     """Prints lines at once, before what follows; returns whether there are any."""
     for line in lines:
-        print(line, flush=True)
+        # A command stays whole, so that it can be copied.
+        print(line if line.startswith("isles-jax ") else fitted(line, sys.stdout), flush=True)
     return bool(lines)
 
 

@@ -1,14 +1,18 @@
 """What several test files share: data sets with known contents, tiny configurations, runs and processes."""
 
 import contextlib
+import fcntl
 import hashlib
 import html.parser
 import json
 import os
+import pty
 import re
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import jax
@@ -294,3 +298,22 @@ class ParsedPage(html.parser.HTMLParser):
         text = re.sub(r"(data:image/png;base64,|sha256-)[A-Za-z0-9+/=]*", "", self.source)
         assert not re.search(r"(?i)https?:|//[a-z]|@import|url\(", text)
         assert {"img", "iframe", "object", "embed"}.isdisjoint(self.tags)
+
+
+def in_terminal(columns, code):
+    """What a Python program writes to a terminal of so many columns."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=its, stderr=its, stdin=its, env=environment)
+    os.close(its)
+    written = b""
+    try:
+        while part := os.read(ours, 4096):
+            written += part
+    except OSError:  # the program has ended
+        pass
+    os.close(ours)
+    assert process.wait() == 0, written
+    return written.decode()

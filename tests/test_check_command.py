@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import OBLIQUE, ROOT, files_in, nnunet_folder, refused, save_volume, spes_folder, volumes
+from helpers import OBLIQUE, ROOT, files_in, in_terminal, nnunet_folder, refused, save_volume, spes_folder, volumes
 from isles_folder import LAYOUTS
 
 from isles_jax import check, convert
@@ -145,6 +145,19 @@ def test_mistakes_in_the_flags_are_one_line(flags, words, tmp_path, monkeypatch)
     own_folder(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     refused(lambda: check.main(["data", *flags]), tmp_path, words)
+
+
+def test_a_terminal_breaks_lines_between_words_and_leaves_the_command_whole(tmp_path, capsys):
+    root = own_folder(tmp_path / "data")
+    table = root / "cases.csv"
+    run(capsys, root, *IMAGES, *LABEL, "--output", table)
+    whole = run(capsys, table)
+    lines = in_terminal(50, f"from isles_jax import check\ncheck.main([{str(table)!r}])").splitlines()
+    assert " ".join(lines).split() == " ".join(whole).split()
+    assert lines[-1] == whole[-1]
+    assert len(lines[-1]) > 50
+    # A path alone may be longer than a line.
+    assert all(len(line) <= 50 or len(line.split()) == 1 for line in lines[:-1])
 
 
 # --- without patterns -------------------------------------------------------------------------------------------------

@@ -1,16 +1,11 @@
 """Progress on a terminal and elsewhere."""
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, in_terminal
 
 from isles_jax.runtime import progress
 from isles_jax.runtime.progress import Bar, track
@@ -24,25 +19,6 @@ with Bar("fold 1 (2 of 3)", 30000, "step", 10000, "compiling") as bar:
         time.sleep(0.02)
         bar.advance(100, "loss 0.4400")
 """
-
-
-def in_terminal(columns, code):
-    """What a Python program writes to a terminal of so many columns."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    environment |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=its, stderr=its, stdin=its, env=environment)
-    os.close(its)
-    written = b""
-    try:
-        while part := os.read(ours, 4096):
-            written += part
-    except OSError:  # the program has ended
-        pass
-    os.close(ours)
-    assert process.wait() == 0, written
-    return written.decode()
 
 
 MISTAKE = """
@@ -67,6 +43,11 @@ def test_mistakes_and_notes_are_broken_between_words_on_a_terminal_alone():
     ]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == f"error: {message}\n"
+
+
+def test_every_note_goes_the_way_that_breaks_it_between_words():
+    printed = [path.name for path in (ROOT / "isles_jax").rglob("*.py") if 'print(f"note: ' in path.read_text()]
+    assert printed == []
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys):

@@ -24,7 +24,7 @@ from isles_jax.data.case import Case, corners_apart_mm
 from isles_jax.data.folder import pointer
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
-from isles_jax.runtime.progress import track
+from isles_jax.runtime.progress import say, track
 
 # The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
 _GEOMETRY_FIELDS = (
@@ -134,7 +134,7 @@ def _open(path: Path) -> nib.Nifti1Image:
 
     def note(record: logging.LogRecord) -> bool:
         if record.levelno < nib.imageglobals.error_level:  # from this level on, it also raises an error
-            print(f"note: {path}: {record.getMessage()}", file=sys.stderr)
+            say(f"note: {path}: {record.getMessage()}", sys.stderr)
         return False
 
     nib.imageglobals.logger.addFilter(note)

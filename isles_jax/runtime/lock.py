@@ -17,6 +17,7 @@ from etils import epath
 
 from isles_jax.runtime import files, interrupt
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 
 NAME = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -96,7 +97,7 @@ def _open(path: epath.Path) -> int | None:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _UNUSED)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                print(f"note: {path}: no locks on this file system; nothing stops a second process", flush=True)
+                say(f"note: {path}: no locks on this file system; nothing stops a second process")
                 os.close(file)
                 return None
             if error.errno not in _TAKEN:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from isles_jax.runtime import interrupt
-from isles_jax.runtime.command import InputError, problem_of
+from isles_jax.runtime.command import InputError, fitted, problem_of
 
 # Seconds that an ending process waits for the others at most; JAX's own default is minutes.
 LEAVE_SECONDS = 30
@@ -160,7 +160,8 @@ def run(work: Callable[[], None]) -> None:
         if count() == 1:
             raise
         problem = problem_of(error)
-        print(f"error: {problem}" if problem else traceback.format_exc(), file=sys.stderr, flush=True)
+        text = fitted(f"error: {problem}", sys.stderr) if problem else traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
         os._exit(2 if problem else 1)  # a regular exit would first wait for the others
 
 

@@ -20,6 +20,7 @@ from etils import epath
 
 from isles_jax.runtime import files, processes
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 from isles_jax.training import failed_save, parallel
 from isles_jax.training.state import Network, State, variables_like
 from isles_jax.training.task import Task
@@ -281,7 +282,7 @@ def _newest(directory: epath.PathLike) -> tuple[int | None, list[str]]:
             return step, notes
         damages.append(damage)
         notes.append(f"{directory}/{step} is skipped: {damage}")
-        print(f"note: {notes[-1]}", file=sys.stderr, flush=True)
+        say(f"note: {notes[-1]}", sys.stderr)
     # The very first save may have been interrupted. Any other step without a manifest was complete once.
     saving = epath.Path(directory) / SAVING
     if not saved or (saving.exists() and [saving.read_text()] == list(map(str, saved))):

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.progress import say
 
 AXIS = "data"
 Options = dict[str, bool | str]
@@ -187,7 +188,7 @@ def _accepted(options: Options, more: Options, gain: str) -> Options:
     try:
         trial.lower(images, kernel).compile(compiler_options=options | more)
     except jax.errors.JaxRuntimeError as error:
-        print(f"note: this version of XLA refuses options that {gain} ({str(error).splitlines()[0]})")
+        say(f"note: this version of XLA refuses options that {gain} ({str(error).splitlines()[0]})")
         return options
     return options | more
 
