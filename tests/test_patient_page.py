@@ -185,6 +185,20 @@ def test_one_network_without_tmax_has_no_thin_lines_and_no_colours(without_tmax)
     assert "DWI and ADC: 0 of 0 slices with a predicted lesion" in body
 
 
+def test_one_network_is_not_said_to_agree_with_others(prediction):
+    between = Number("folds_dice", "Dice between networks, all classes", None)
+    together = dataclasses.replace(prediction, numbers=(*prediction.numbers, between))
+    single = dataclasses.replace(
+        together,
+        fold_labels=prediction.fold_labels[:1],
+        classes=tuple(dataclasses.replace(one, interval=None, coverage=None) for one in prediction.classes),
+    )
+    for one, said in ((together, True), (single, False)):
+        text = patient_page.page(one)
+        assert ("between networks" in text) == said
+        assert ("and how sure it is" in text) == said
+
+
 @pytest.mark.parametrize(
     "evil", ['</script><script>alert(1)</script><b onclick="x">&\'', "=cmd|' /C calc'!A0", "a/b c"]
 )

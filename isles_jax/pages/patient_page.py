@@ -105,13 +105,15 @@ def _volumes(prediction: Prediction) -> str:
         for value, one in enumerate(classes, 1)
     ]
     body = [[title, *cells] for title, cells in rows.items()]
-    return markup.table("Volume of each class, and how sure it is", ["class", *head], body)
+    caption = "Volume of each class, and how sure it is" if len(rows) > 1 else "Volume of each class"
+    return markup.table(caption, ["class", *head], body)
 
 
 def _summary(prediction: Prediction) -> str:
     of_case = [number for number in prediction.numbers if not number.of]
-    # These two stand elsewhere on the page.
-    shown = [number for number in of_case if number.column not in ("case", "warnings")]
+    # The first two stand elsewhere on the page. A single network has none to agree with.
+    left_out = ["case", "warnings", *(["folds_dice"] if len(prediction.fold_labels) == 1 else [])]
+    shown = [number for number in of_case if number.column not in left_out]
     items = ""
     for number in shown:
         title = terms.term(number.title, number.unit)

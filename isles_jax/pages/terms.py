@@ -44,7 +44,8 @@ MEANINGS = {
     f"should be at least {expected.LEVEL}",
     "Dice between networks": "how far the networks agree on this case, mean over their pairs, from 0 to 1; larger is "
     "better",
-    "Dice between networks, all classes": "the same, for all classes as one",
+    "Dice between networks, all classes": "how far the networks agree on this case with all classes as one, mean over "
+    "their pairs, from 0 to 1; larger is better",
     "Dice in cross-validation": "what the run’s held-out cases reached on average, from 0 to 1; this case may differ",
     "voxel": "the volume of one voxel, in ml",
     "brain": "the volume where any sequence differs from the background, with holes filled, in ml",
