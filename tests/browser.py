@@ -114,6 +114,14 @@ class Browser:
         command = {"cmd": "Page.printToPDF", "params": {"preferCSSPageSize": True}}
         return base64.b64decode(self._call("POST", "/goog/cdp/execute", command)["data"])
 
+    def paper_text(self):
+        """The text that the page shows on paper."""
+        self._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}})
+        try:
+            return self.run("return document.body.innerText")
+        finally:
+            self._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}})
+
     def log(self, kind):
         return self._call("POST", "/se/log", {"type": kind})
 

@@ -276,6 +276,15 @@ def test_table_of_every_case_sorts_by_keyboard_and_filters(view, report_file, fi
     assert view.run("return document.querySelector('[data-part=system]').value") == "bl1"
 
 
+def test_paper_says_nothing_of_what_only_a_screen_can_do(view, report_file):
+    open_page(view, report_file)
+    uses = ("sorts the rows", "opens the case in the viewer")
+    assert all(use in view.run("return document.body.innerText") for use in uses)
+    paper = view.paper_text()
+    assert "Scores of every case" in paper
+    assert not any(use in paper for use in uses)
+
+
 def test_print_opens_every_fold_and_keeps_the_colours_of_legends(view, report_file):
     open_page(view, report_file)
     folds = "[...document.querySelectorAll('details')]"

@@ -31,12 +31,13 @@ def section(study: Study, cases: Sequence[Picture]) -> str:
         + "</select></label>"
         for column, title, values in ((1, "system", study.rows), (2, "class", study.classes))
     )
-    caption = "Scores of every case. A column’s title sorts the rows by it"
+    use = "A column’s title sorts the rows by it"
     if shown:
-        caption += "; a case’s name opens the case in the viewer"
+        use += "; a case’s name opens the case in the viewer"
     return (
         f'<section id="cases"><h2>Every case</h2><p class="filters screen">{filters}</p>'
-        f"{markup.table(caption, buttons, body, row_headers=3, css_class='tall')}</section>"
+        f'<p class="soft screen">{use}.</p>'
+        f"{markup.table('Scores of every case', buttons, body, row_headers=3, css_class='tall')}</section>"
     )
 
 
