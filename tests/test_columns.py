@@ -11,6 +11,19 @@ def test_names_stand_to_the_left_and_numbers_to_the_right():
     ]
 
 
+def test_a_column_without_any_cell_is_left_out_with_its_heading():
+    assert columns.lines(["", "mean", "interval"], [["x", "1.5", ""], ["y", "2", ""]], 1) == [
+        "   mean",
+        "x   1.5",
+        "y     2",
+    ]
+    assert columns.lines(["", "mean", "interval"], [["x", "1.5", ""], ["y", "2", "a"]], 1) == [
+        "   mean  interval",
+        "x   1.5",
+        "y     2         a",
+    ]
+
+
 def test_columns_that_do_not_fit_follow_below_beside_the_names():
     assert columns.lines(["", "", "aaaa", "bbbb", "cccc"], [["x", "y", "1", "2", "3"]], 2, width=16) == [
         "      aaaa  bbbb",

@@ -210,6 +210,14 @@ def test_report_says_what_few_cases_cannot_show():
     assert "may still be real" not in limitations(30, 0)
 
 
+@pytest.mark.parametrize(("cases", "comparisons"), [(6, 0), (6, 1), (5, 0), (5, 1)])
+def test_notes_speak_of_the_coverage_and_the_width_of_intervals_only_where_there_are_some(cases, comparisons):
+    text = limitations(cases, comparisons)
+    assert ("95% interval" in text) == (cases == 6)
+    assert ("half-width" in text) == (cases == 6 and comparisons == 1)
+    assert ("resample cases" in text) == (cases == 6 or comparisons == 1)
+
+
 def test_a_difference_of_1_4_half_widths_is_found_in_four_studies_of_five(monkeypatch):
     """What the notes say of small differences, by simulation."""
     monkeypatch.setattr(statistics, "RESAMPLES", 400)

@@ -102,6 +102,7 @@ def test_fewer_than_six_cases_have_no_interval_in_the_table_and_on_the_page(fini
         html = score_sections.dice(study) + score_sections.differences(study)
         assert ("[0." in text) == ('class="interval"' in html) == ("95% interval 0." in html) == shown
         assert ("Fewer than 6 cases have no intervals" in " ".join(text.split())) != shown
+        assert ("95% interval" in text) == ("95% bootstrap interval" in " ".join(text.split())) == shown
         assert not any(line.endswith(" ") for line in text.splitlines())
 
 

@@ -6,7 +6,7 @@ from isles_jax.runtime.command import WIDTH
 
 
 def lines(heads: Sequence[str], rows: Sequence[Sequence[str]], names: int, width: int = WIDTH) -> list[str]:
-    """A table as lines of at most `width` characters.
+    """A table as lines of at most `width` characters. A column without any cell is left out, with its heading.
 
     Args:
       heads: the headings of all columns.
@@ -21,6 +21,8 @@ def lines(heads: Sequence[str], rows: Sequence[Sequence[str]], names: int, width
     alone = room < width / 3
     parts: list[list[int]] = [[]]
     for column in range(names, len(heads)):
+        if not any(row[column] for row in rows):
+            continue
         if parts[-1] and sum(widths[other] + 2 for other in (*parts[-1], column)) > (width if alone else room):
             parts.append([])
         parts[-1].append(column)

@@ -21,14 +21,20 @@ SMALL = 0.01
 def limitations(cases: int, comparisons: int) -> list[str]:
     """What a number of cases and of comparisons cannot show, one sentence each."""
     smallest = min(1.0, max(comparisons, 1) * statistics.smallest_wilcoxon_p(cases))
-    sentences = [
-        "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the folds' "
-        "networks share training cases.",
+    with_intervals = cases >= statistics.LEAST_CASES
+    sentences = []
+    if with_intervals or comparisons:
+        sentences.append(
+            "Intervals and tests resample cases, not trainings: they do not count the spread between seeds, and the "
+            "folds' networks share training cases."
+        )
+    if with_intervals:
         # Simulated with this package's own intervals (docs/scores.md).
-        "Where about one lesion in twenty is missed altogether, a 95% interval from 6 to 30 cases covers the true mean "
-        "in only about 87% of studies.",
-    ]
-    if comparisons:
+        sentences.append(
+            "Where about one lesion in twenty is missed altogether, a 95% interval from 6 to 30 cases covers the true "
+            "mean in only about 87% of studies."
+        )
+    if with_intervals and comparisons:
         sentences.append(
             "A difference that is not significant may still be real: a difference smaller than 1.4 times the "
             "half-width of its interval is missed in more than one study of five, even before Holm's correction."
@@ -74,11 +80,13 @@ def critics(run: Run) -> list[str]:
 def notes(study: Study) -> list[str]:
     """What a reader of the table must know, `limitations` included; one or two sentences each."""
     first = study.first
+    few = len(study.case_names) < statistics.LEAST_CASES
+    brackets = "" if few else "; [95% bootstrap interval of the mean]"
     texts = [
-        "± standard deviation over cases; [95% bootstrap interval of the mean]. If both masks are empty, Dice is 1 and "
-        "distances are 0; if one is empty, Dice is 0 and distances are the image's diagonal."
+        f"± standard deviation over cases{brackets}. If both masks are empty, Dice is 1 and distances are 0; if one is "
+        "empty, Dice is 0 and distances are the image's diagonal."
     ]
-    if len(study.case_names) < statistics.LEAST_CASES:
+    if few:
         texts.append(
             f"Fewer than {statistics.LEAST_CASES} cases have no intervals: even their whole range would miss the truth "
             "too often."
