@@ -19,6 +19,7 @@ from experiments import (
     critics,
     figures,
     first_weights,
+    ideas,
     intervals,
     nnunet,
     peers,
@@ -68,6 +69,16 @@ def test_the_way_to_best_leads_to_its_configuration():
         spec.loader.exec_module(module)
         assert choices[name] == flatten(module.get_config())
     assert len({tuple(str(value) for value in choice.values()) for choice in choices.values()}) == len(choices)
+
+
+def test_each_idea_is_valid_and_changes_best_alone():
+    rows_of_ideas = ideas.idea_rows([])
+    choices = {name: flatten(resolve(config)) for name, config in rows_of_ideas.items()}
+    assert choices["best"] == flatten(resolve(best.best_rows([])["best"]))
+    assert all(config.name == name for name, config in rows_of_ideas.items())
+    changed = {name: {key for key in choice if choice[key] != choices["best"][key]} for name, choice in choices.items()}
+    named = {name: {change.partition("=")[0][9:] for change in changes} for name, changes in ideas.IDEAS.items()}
+    assert {name: keys - {"name"} for name, keys in changed.items()} == named
 
 
 def test_each_choice_of_the_ablation_changes_one_key():
