@@ -93,8 +93,9 @@ def learn_from_phantom(workdir: Path, bl6: Sequence[Run], overrides: Sequence[st
     cross_validate(alone, workdir / "phantom")
     root = Path(bl6[0].config.data.root)
     labels = workdir / "phantom_labels"
-    if not labels.exists():
-        predict.main([f"--workdir={workdir / 'phantom'}", "--folds=0", f"--input={root}", f"--output={labels}"])
+    # A call that was stopped may have left some of them.
+    places = [f"--workdir={workdir / 'phantom'}", f"--input={root}", f"--output={labels}"]
+    predict.main([*places, "--folds=0", "--overwrite"])
     rows, _ = folders.score_folders(labels, root)
     runs = {"bl6 on the phantom alone": [dataclasses.replace(bl6[0], rows=rows)]}
     after = {"bl6 after the phantom": [*NOT_ADVERSARIAL, f"--config.train.init={workdir / 'phantom'}"]}
