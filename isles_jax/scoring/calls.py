@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from isles_jax import __version__
-from isles_jax.runtime import files, processes
+from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
 
 FOLDER = "calls"
@@ -83,10 +83,12 @@ class Call:
         try:
             yield
         except BaseException:
-            # What ended the block is said, and not that a full disk has no room for the record either.
-            with contextlib.suppress(InputError):
-                self._add(name, start, sum(compiled))
-            raise
+            # What ended the block is said, and not that a full disk has no room for the record either. After a signal,
+            # the process must not leave before it has said what was saved.
+            with interrupt.postponed():
+                with contextlib.suppress(InputError):
+                    self._add(name, start, sum(compiled))
+                raise
         finally:
             jax.monitoring.unregister_event_duration_listener(listen)
         self._add(name, start, sum(compiled))
