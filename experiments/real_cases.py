@@ -99,7 +99,7 @@ def learn_from_phantom(workdir: Path, bl6: Sequence[Run], overrides: Sequence[st
     rows, _ = folders.score_folders(labels, root)
     runs = {"bl6 on the phantom alone": [dataclasses.replace(bl6[0], rows=rows)]}
     after = {"bl6 after the phantom": [*NOT_ADVERSARIAL, f"--config.train.init={workdir / 'phantom'}"]}
-    runs |= run_rows(changed_rows(config, after, [*SIZE, *overrides]), epath.Path(workdir)) or {}
+    runs |= run_rows(changed_rows(config, after, [*SIZE, *overrides]), epath.Path(workdir))
     real = [name for fold in bl6[0].folds for name in fold]
     folds = put_together(root, workdir / "phantom" / "phantom", bl6[0].folds, workdir / "both")
     options = [*NOT_ADVERSARIAL, f"--config.folds_by={folds}", BESIDE_EPOCHS]
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peers.require("nnunetv2", "torch")
     workdir = epath.Path(options.workdir)
     refuse_table(workdir / "real_cases.csv")
-    runs = run_rows(real_rows(overrides), workdir, seeds=options.seeds) or {}
+    runs = run_rows(real_rows(overrides), workdir, seeds=options.seeds)
     runs |= learn_from_phantom(options.workdir, runs["bl6"], overrides)
     if options.trainer:
         theirs = []

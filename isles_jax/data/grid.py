@@ -98,7 +98,7 @@ def choose(setting: str, cases: Sequence[Case]) -> Target:
     else:
         wanted = np.broadcast_to([float(side) for side in setting.split(",")], 3)
     x, y, z = (round(float(side), 4) for side in wanted)
-    # Where nothing has to be resampled the slices stay whole, so that the results stay the same to the bit.
+    # Where nothing has to be resampled, the slices stay whole here; a run cuts them if that makes them smaller.
     return Target((x, y, z), any((_steps(case, (x, y, z)) != 1).any() for case in cases), axes)
 
 

@@ -20,8 +20,8 @@ GRIDS = ((1.0, 1.0), (1.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.25, 0.75), (1.0, 1.0
 # The last of every six scans is a second scan of the patient before.
 REPEATED = 6
 WITHOUT_LESION = (3, 8)
-# The kinds of patients, in turn.
-KINDS = ("territory", "single", "shower", "shower", "territory")
+# The kinds of patients of `emboli.KINDS`, in turn.
+IN_TURN = ("territory", "single", "shower", "shower", "territory")
 # Infarcts are placed on a grid of 4 mm, whatever the grid of the scan is.
 COARSE = (56, 56, 37)
 
@@ -37,7 +37,7 @@ def write_case(root: Path, index: int, shape: Sequence[int], difficulty: float, 
         for grid in (sides, COARSE)
     )
     patient, scan = np.random.default_rng([seed, number, 1]), np.random.default_rng([seed, index, 2])
-    infarcts = [] if number in WITHOUT_LESION else emboli.draw(KINDS[number % len(KINDS)], coarse, patient)
+    infarcts = [] if number in WITHOUT_LESION else emboli.draw(IN_TURN[number % len(IN_TURN)], coarse, patient)
     infarct_mm = emboli.depth_mm(infarcts, head, patient)
     dwi, adc = diffusion.scan(head, infarct_mm, patient.uniform(), difficulty, scan)
     mask = diffusion.read(head, infarct_mm, difficulty, scan)
