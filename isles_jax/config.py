@@ -75,7 +75,7 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     discriminator.learning_rate = 1e-3
 
     config.loss = loss = ml_collections.ConfigDict()
-    # Weight of cross-entropy. A weight of 0, for any of the six losses, leaves the loss out of the compiled step.
+    # Weight of cross-entropy. A loss with a weight of 0 is left out of the compiled step.
     loss.cross_entropy = 1.0
     # Weight of Lovasz-softmax.
     loss.lovasz = 1.0 if overlap else 0.0
@@ -227,8 +227,8 @@ _POSITIVE = (
     "train.log_every_steps",
     "train.checkpoint_every_steps",
 )
-# The losses that need no critic. At least one of them has a weight.
-_SUPERVISED = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
+# The losses that need no critic, each with a weight under `loss`. At least one weight is above 0.
+SUPERVISED = ("cross_entropy", "lovasz", "boundary", "dice", "focal")
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.dtype": ("float32", "float16"),
@@ -308,9 +308,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
         require(key, flat[key] % (train.steps_per_call or 1) == 0, multiple)
     for key, value in flat.items():
         require(key, type(value) not in (int, float) or value >= 0, "0 or more")
-    weights = tuple(config.loss[name] for name in _SUPERVISED)
+    weights = tuple(config.loss[name] for name in SUPERVISED)
     if not any(weights):
-        names = ", ".join(_SUPERVISED)
+        names = ", ".join(SUPERVISED)
         raise InputError(f"--config.loss: found {weights}, expected a weight above 0 for one of {names}")
 
 

@@ -104,6 +104,14 @@ def test_every_key_is_read():
     assert read >= KEYS, sorted(KEYS - read)
 
 
+def test_the_step_reads_only_keys_for_which_it_is_compiled():
+    """`plan` drops the others: runs that differ in them share one compilation."""
+    read = set()
+    for name in ("augment", "critics", "networks", "optimizers", "step", "task"):
+        read.update(keys_read(ast.parse((ROOT / "isles_jax" / "training" / f"{name}.py").read_text())))
+    assert {key for key in read & KEYS if key.split(".")[0] not in plan.STEP_KEYS} == {"data.missing"}
+
+
 def test_the_page_of_all_settings_is_made_of_the_comments():
     assert comments().keys() == flatten(baseline(residual=True, adversarial=True, overlap=True)).keys()
     assert PAGE.read_text() == page(), "run python docs/scripts/config_page.py"

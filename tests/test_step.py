@@ -6,6 +6,7 @@ import pytest
 from helpers import segmentation_case, task_of
 
 from isles_jax import losses
+from isles_jax.config import SUPERVISED
 from isles_jax.models import Discriminator, SUMNet
 from isles_jax.training import parallel
 from isles_jax.training.critics import _accuracy, _maps
@@ -71,6 +72,19 @@ def test_what_has_no_weight_is_absent(small_config):
         without, _, critics = trace(small_config(**{f"loss.{key}": 0.0}))
         assert len(without) < len(full)
         assert (critics == 0) == (key == "adversarial")
+
+
+def test_every_supervised_loss_with_a_weight_is_in_the_step_and_has_its_own(small_config):
+    weights = {name: 2.0**number for number, name in enumerate(SUPERVISED)}
+    config = small_config(**{f"loss.{name}": weight for name, weight in weights.items()})
+    found = {}
+
+    def supervised(logits, labels):
+        found.update(_supervised(config, logits, labels, labels >= 0, "data"))
+
+    logits, labels, _ = segmentation_case((4, 8, 8), 3)
+    jax.make_jaxpr(supervised, axis_env=[("data", 1)])(logits, labels)
+    assert {name: weight for name, (weight, _) in found.items()} == weights
 
 
 @pytest.mark.slow

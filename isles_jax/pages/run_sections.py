@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from isles_jax import __version__
-from isles_jax.config import baseline, flatten, resolve, to_dict
+from isles_jax.config import SUPERVISED, baseline, flatten, resolve, to_dict
 from isles_jax.pages import charts, markup, terms
 from isles_jax.scoring import calls, comparison, run_files
 from isles_jax.scoring.comparison import Study
@@ -15,7 +15,7 @@ from isles_jax.scoring.run_files import Run
 
 # The metrics of a training in groups: the heading and how the names begin, in the order of the page.
 GROUPS = {
-    "Losses": ("loss", "cross_entropy", "lovasz", "boundary", "dice", "focal"),
+    "Losses": ("loss", *SUPERVISED),
     "Critics": ("critic/", "critic_accuracy/", "adversarial/", "critic_gradient"),
     "Learning rate": ("learning_rate",),
 }
