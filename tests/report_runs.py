@@ -47,11 +47,12 @@ def make_run(workdir, dataset, split, cell, seed, root):
     return workdir
 
 
-def on_the_papers_data(run, width=64, cases=30, **data):
-    """A run as it would be on the data of the paper's Table 1, with networks of a width, or with other facts."""
+def on_the_papers_data(run, width=64, cases=30, loss=(), **data):
+    """A run as it would be on the data of the paper's Table 1, or with other networks, weights of losses or data."""
     rows = [row | {"case": f"{row['case']}-{n}"} for n in range(cases // 6) for row in run.rows]
     made = config.complete(config.to_dict(run.config))
     made.model.width = width
+    made.loss.update(dict(loss))
     return dataclasses.replace(run, rows=rows, rule=[], config=made, data=run.data | {"phantom": False} | data)
 
 

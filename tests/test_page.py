@@ -104,7 +104,9 @@ def test_the_papers_table_stands_beside_its_data_and_networks_alone(finished_run
     assert shown(on_the_papers_data(bl1), on_the_papers_data(proposed)) == ["0.881", "0.835"]
     assert shown(on_the_papers_data(bl1), on_the_papers_data(proposed, width=32)) == ["0.835"]
     assert shown(bl1, proposed) == []
-    for other in ({"phantom": True}, {"channels": ["DWI", "ADC", "FLAIR"]}, {"width": 32}, {"cases": 24}):
+    others = [{"phantom": True}, {"channels": ["DWI", "ADC", "FLAIR"]}, {"width": 32}, {"cases": 24}]
+    others += [{"loss": loss} for loss in ({"dice": 1.0}, {"cross_entropy": 0.0}, {"adversarial": 0.0})]
+    for other in others:
         assert shown(on_the_papers_data(proposed, **other)) == []
 
 

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from isles_jax.config import SUPERVISED, baseline
 from isles_jax.metrics import Measure
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import scores, statistics
@@ -74,7 +75,12 @@ class Study:
 
 def paper_dice(run: Run, class_name: str) -> float | None:
     """The Dice of the system with a run's name in the paper's Table 1; None unless the run has its parts and losses."""
-    if run.config.model.network != "sumnet" or factors_of(run) != CELLS.get(run.name):
+    cell = CELLS.get(run.name)
+    if cell is None or run.config.model.network != "sumnet" or factors_of(run) != cell:
+        return None
+    residual, adversarial, overlap = cell
+    weights = baseline(residual=residual, adversarial=adversarial, overlap=overlap).loss
+    if any(bool(run.config.loss[name]) != bool(weights[name]) for name in SUPERVISED):
         return None
     return PAPER[run.name].get(class_name)
 
@@ -152,8 +158,9 @@ def dice_means(rows: Mapping[str, Sequence[Row]], class_name: str) -> dict[str, 
 def factors_of(run: Run) -> tuple[bool, bool, bool]:
     """The run's cell of the 2 x 2 x 2 design, in the order of `statistics.FACTORS`."""
     config = run.config
+    adversarial = bool(config.discriminator.enabled and config.loss.adversarial)
     overlap = bool(config.loss.lovasz > 0 and config.loss.boundary > 0)
-    return bool(config.model.residual), bool(config.discriminator.enabled), overlap
+    return bool(config.model.residual), adversarial, overlap
 
 
 def design_effects(study: Study) -> dict[str, dict[str, tuple[float, statistics.Interval]]]:
