@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from isles_jax import config
 from isles_jax.cross_validation import cross_validate
 from isles_jax.runtime.command import InputError
 from isles_jax.training import checkpoint, initial, parallel, weights
+from isles_jax.training.networks import NETWORKS
 from isles_jax.training.state import init_state
 
 CLASSES = ("penumbra", "core")
@@ -79,8 +81,33 @@ def test_other_classes_start_a_new_output_layer(untrained_run, capsys):
     assert "its classes are penumbra, core, so the output layer starts anew" in capsys.readouterr().out
 
 
+class OfTwoLayers(nn.Module):
+    """A network whose last layer has a name of its own."""
+
+    num_classes: int = 3
+    divisor = 32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Conv(self.num_classes, (1, 1), name="last")(nn.Conv(4, (3, 3), name="body")(images))
+
+
+def test_the_output_layer_is_the_one_that_grows_with_the_classes(small_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "two", lambda config, size, num_classes, **_: OfTwoLayers(num_classes))
+    made = small_config(adversarial=False)
+    made.model.network = "two"
+    there, here = task_of(made, label_values=(1, 2)), task_of(made, ("lesion",))
+    saved = init_state(there, 10, 7)
+    checkpoint.save(tmp_path / "fold_0" / "checkpoints", parallel.replicate(saved), there.record() | {"fold": 0})
+    (tmp_path / "fold_0" / "DONE").touch()
+    network = init_state(here, 10, 0).segmenter
+    started = start(network, tmp_path, 0, here).params
+    assert same(started["body"], saved.segmenter.params["body"])
+    assert same(started["last"], network.params["last"])
+
+
 MISFITS = [
-    (CHANNELS, {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network of the same width"),
+    (CHANNELS, {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network with the same"),
     (CHANNELS, {"model.batch_norm": "none"}, r"there and None in this run|None there"),
     (CHANNELS, {"model.batch_norm": "all"}, r"None there and|there and None"),
     (("DWI", "FLAIR"), {"model.width": 8}, r"has the shape .* there and .* in this run; expected a network"),

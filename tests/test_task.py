@@ -2,12 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 from helpers import task_of
 
 from isles_jax.config import flatten, to_dict
 from isles_jax.data.grid import Target
 from isles_jax.training import networks
+from isles_jax.training.state import variables_like
 from isles_jax.training.task import Task
 
 
@@ -15,6 +18,21 @@ def test_the_same_network_is_compiled_once_for_all(small_config):
     forward = networks.make_forward(task_of(small_config()).segmenter())
     assert networks.make_forward(task_of(small_config()).segmenter()) is forward
     assert networks.make_forward(task_of(small_config(), ("lesion",)).segmenter()) is not forward
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_each_network_keeps_what_the_table_promises(name, small_config):
+    task = task_of(small_config(**{"model.network": name}), size=(40, 50))
+    height, width = task.padded_size
+    images = jnp.zeros((2, height, width, task.planes))
+    segmenter = task.segmenter()
+    made = jax.eval_shape(segmenter.init, jax.random.key(0), images)
+    assert made.keys() <= {"params", "batch_stats"}
+    logits, updates = jax.eval_shape(
+        lambda variables: segmenter.apply(variables, images, train=True, mutable=["batch_stats"]), variables_like(task)
+    )
+    assert (logits.shape, logits.dtype) == ((2, height, width, task.outputs), jnp.float32)
+    assert jax.tree.structure(updates.get("batch_stats", {})) == jax.tree.structure(made.get("batch_stats", {}))
 
 
 def test_a_task_is_what_its_record_says(small_config):

@@ -18,9 +18,6 @@ from isles_jax.training.state import Network, variables_like
 from isles_jax.training.task import Task
 from isles_jax.training.weights import Trained
 
-# The layer with one channel for each class.
-OUTPUT = "params/output/"
-
 
 def digest(path: epath.PathLike) -> str:
     """SHA-256 of a .safetensors file, or of the names and bytes of the tensors of a run's finished folds.
@@ -59,7 +56,8 @@ def start(network: Network, path: epath.PathLike, sha256: str, fold: int, task: 
     note = f"fold {fold}: starts from {origin} of {path}"
     there = trained.task
     if there.classes != task.classes:
-        source |= {name: value for name, value in here.items() if name.startswith(OUTPUT)}
+        outputs = _growing(task, dataclasses.replace(task, classes=(*task.classes, "one more")))
+        source |= {name: here[name] for name in outputs}
         note += f"; its classes are {', '.join(there.classes)}, so the output layer starts anew"
     if there.channels != task.channels:
         source |= _first_layer(source, here, there.channels, task)
@@ -81,7 +79,9 @@ def _first_layer(
     common channel, they are all tensors of these layers. A kernel that does not fit is left out.
     """
     shared = [name for name in task.channels if name in channels]
-    kernels = _first_kernels(task)
+    # The U-Net's shortcut has a kernel with an input for each channel, too.
+    wider = dataclasses.replace(task, channels=(*task.channels, "one more"))
+    kernels = [name for name in _growing(task, wider) if name.endswith("/kernel")]
     if not shared:
         layers = tuple(name.removesuffix("kernel") for name in kernels)
         return {name: value for name, value in here.items() if name.startswith(layers)}
@@ -95,13 +95,12 @@ def _first_layer(
     return made
 
 
-def _first_kernels(task: Task) -> list[str]:
-    """The names of the kernels with an input for each channel: the U-Net's shortcut has one, too."""
-    wider = dataclasses.replace(task, channels=(*task.channels, "one more"))
+def _growing(task: Task, wider: Task) -> list[str]:
+    """The names of the network's tensors that have another shape for a task with one channel or one class more."""
     ours, theirs = (
         {name: leaf.shape for name, leaf in flatten_dict(variables_like(one), sep="/").items()} for one in (task, wider)
     )
-    return [name for name in files.differing(ours, theirs) if name in ours and name.endswith("/kernel")]
+    return [name for name in files.differing(ours, theirs) if name in ours]
 
 
 def _taken(there: tuple[str, ...], here: tuple[str, ...]) -> str:
@@ -136,5 +135,5 @@ def _require_fit(path: epath.PathLike, source: Mapping[str, Any], here: Mapping[
         name = misfits[0]
         raise InputError(
             f"--config.train.init={path}: {name} has the shape {there.get(name)} there and {ours.get(name)} in this "
-            "run; expected a network of the same width and batch norm"
+            "run; expected a network with the same settings --config.model"
         )

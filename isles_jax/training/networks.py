@@ -29,8 +29,9 @@ def _unet(config: ml_collections.ConfigDict, size: tuple[int, int], **options: A
 
 
 # What makes the network that `model.network` names: (configuration, sides of the training slices, num_classes, dtype,
-# axis_name, conv) -> a module. It takes images [B, H, W, M] to float32 logits [B, H, W, num_classes]. H and W are
-# multiples of its attribute `divisor`.
+# axis_name, conv, norm) -> a module. The last five are as `SUMNet` has them. The module takes (images [B, H, W, M],
+# train) to float32 logits [B, H, W, num_classes], where H and W are multiples of its attribute `divisor`. It has no
+# variables but parameters and the running statistics of batch norm, and draws no random numbers.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"sumnet": _sumnet, "unet": _unet}
 
 
