@@ -92,9 +92,9 @@ class Measure(NamedTuple):
     Attributes:
       name: its key in `score`, and its column in tables of scores.
       title: what people call it.
-      value: computes it.
+      value: computes it; a finite number, also for empty masks.
       meaning: what it is, in words for a reader of the tables.
-      unit: of the value; "" for a share.
+      unit: of the value; "" for a share. A count has one, too, such as "lesions".
       better: "larger", "smaller" or "nearer to 0"; "" if none is.
       in_means: whether the tables of means show it.
       in_cases: whether the tables of single cases show it.
@@ -125,7 +125,8 @@ def _within(masks: Masks) -> float:
     return float((masks.distances <= masks.tolerance_mm + _ROUNDING_MM).mean())
 
 
-# The measures, in the order of their columns. P is the number of predicted voxels, T of true voxels, B of both.
+# The measures, in the order of their columns: a new one comes last. P is the number of predicted voxels, T of true
+# voxels, B of both.
 MEASURES = (
     # 2 B / (P + T); B / P; B / T.
     Measure(
@@ -261,7 +262,7 @@ def score(
         tolerance_mm,
         float(np.linalg.norm(spacing * prediction.shape)),
     )
-    return {measure.name: measure.value(masks) for measure in MEASURES}
+    return {measure.name: float(measure.value(masks)) for measure in MEASURES}
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -132,6 +132,16 @@ def test_perfect_prediction():
         assert scores[name] == 0
 
 
+def test_a_count_is_a_number_like_the_others(monkeypatch):
+    """A table writes fractions with six decimals, and takes no other numbers back."""
+    count = metrics.Measure("count", "count", lambda masks: int(masks.truth.sum()), "voxels of the reference", "voxels")
+    monkeypatch.setattr(metrics, "MEASURES", (*metrics.MEASURES, count))
+    truth = box((4, 5, 6), (1, 2), (1, 3), (1, 2))
+    scores = metrics.score(truth, truth, SPACING)
+    assert scores["count"] == 2
+    assert {type(value) for value in scores.values()} == {float}
+
+
 def test_both_empty():
     empty = np.zeros((4, 5, 6), bool)
     scores = metrics.score(empty, empty, SPACING)

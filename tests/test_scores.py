@@ -32,6 +32,7 @@ def test_cases_csv_has_the_promised_columns_and_comes_back(tmp_path):
     path = tmp_path / "cases.csv"
     scores.write_cases_csv(path, rows)
     promised = "case,fold,class,dice,precision,recall,assd_mm,hd_mm,hd95_mm,volume_true_ml,volume_pred_ml,lesion_f1,"
+    promised += "lesion_f1_iou,surface_dice,volume_difference_ml"
     assert path.read_text().startswith(promised)
     back = scores.read_cases_csv(path)
     for row, again in zip(rows, back, strict=True):

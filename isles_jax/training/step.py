@@ -132,7 +132,8 @@ def _weighted(scope: str, losses_of: Callable[[Array], Terms], logits: Array) ->
 def _supervised(config: ml_collections.ConfigDict, logits: Array, labels: Array, where: Array, axis_name: str) -> Terms:
     """The supervised losses that have a weight."""
     weights = config.loss
-    # A loss is a mean over this device's pixels. With this factor the mean over devices is the mean over all pixels.
+    # A loss that is a mean over this device's pixels gets this factor: then the mean over devices is the mean over all
+    # pixels. Dice and Lovasz-softmax are ratios of sums over pixels, and stay those of this device.
     count = where.sum().astype(jnp.float32)
     share = count / jnp.maximum(lax.pmean(count, axis_name), 1.0)
     lovasz = partial(losses.lovasz_softmax, per_image=weights.lovasz_per_image)
