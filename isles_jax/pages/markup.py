@@ -139,5 +139,5 @@ def signed(value: float, ends: Interval) -> str:
 
 def interval(ends: Interval, sign: str = "") -> str:
     """An interval after a space; "" if there is none. `sign` is "+" for differences."""
-    text = comparison.format_interval(ends, sign).strip()
+    text = comparison.format_interval(ends, sign)
     return f' <span class="interval">{text}</span>' if text else ""

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from isles_jax.data.case import Case, Dataset
+from isles_jax.data.isles import CHANNELS, CLASSES
 
 TMAX_SECONDS = 6.0
 # Candidate thresholds: multiples of the brain's median DWI.
 GRID = np.round(np.arange(0.80, 4.0001, 0.02), 2)
-SPES_CHANNELS = ("Tmax", "TTP", "DWI")
-SPES_CLASSES = ("penumbra", "core")
 
 
 def fit_core_threshold(
-    cases: Sequence[Case], channels: Sequence[str] = SPES_CHANNELS, classes: Sequence[str] = SPES_CLASSES
+    cases: Sequence[Case], channels: Sequence[str] = CHANNELS, classes: Sequence[str] = CLASSES
 ) -> float:
     """The threshold in `GRID` with the best mean Dice of the core over the cases; the lowest one if several are best.
 
@@ -50,7 +49,7 @@ def threshold_of_fold(dataset: Dataset, held_out: Sequence[str]) -> float:
 
 
 def clinical_rule(
-    case: Case, threshold: float, channels: Sequence[str] = SPES_CHANNELS, classes: Sequence[str] = SPES_CLASSES
+    case: Case, threshold: float, channels: Sequence[str] = CHANNELS, classes: Sequence[str] = CLASSES
 ) -> np.ndarray:
     """Segments a case by thresholds.
 
@@ -63,7 +62,7 @@ def clinical_rule(
     Returns:
       uint8 [X, Y, Z], 0 for background and the labels of `classes` for penumbra and core.
     """
-    penumbra, core = (list(classes).index(name) + 1 for name in SPES_CLASSES)
+    penumbra, core = (list(classes).index(name) + 1 for name in ("penumbra", "core"))
     at_risk = _at_risk(case, channels)
     bright = _relative_dwi(case, channels) > threshold
     return np.where(at_risk, np.where(bright, core, penumbra), 0).astype(np.uint8)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from isles_jax.config import SUPERVISED, baseline
+from isles_jax.data.isles import CHANNELS
 from isles_jax.metrics import Measure
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import scores, statistics
@@ -26,7 +27,6 @@ PAPER = {
 }
 CELLS = dict(zip(PAPER, itertools.product((False, True), repeat=3), strict=True))
 # The paper's data, the training cases of ISLES-2015 SPES, and the width of its networks.
-PAPER_CHANNELS = ("Tmax", "TTP", "DWI")
 PAPER_CASES = 30
 PAPER_WIDTH = 64
 RULE = "clinical rule"
@@ -68,7 +68,7 @@ class Study:
         run = self.runs.get(label)
         if run is None or run.data["phantom"] or run.config.model.width != PAPER_WIDTH:
             return None
-        if tuple(run.data["channels"]) != PAPER_CHANNELS or len(self.case_names) != PAPER_CASES:
+        if tuple(run.data["channels"]) != CHANNELS or len(self.case_names) != PAPER_CASES:
             return None
         return paper_dice(run, class_name)
 
@@ -201,12 +201,12 @@ def other_means(study: Study) -> tuple[list[Measure], list[tuple[str, str, list[
 
 def format_mean(mean: float, interval: statistics.Interval, sign: str = "") -> str:
     """A mean with its interval in brackets, if it has one; `sign` is "+" for differences."""
-    return f"{mean:{sign}.3f}{format_interval(interval, sign)}"
+    return f"{mean:{sign}.3f} {format_interval(interval, sign)}".rstrip()
 
 
 def format_interval(interval: statistics.Interval, sign: str = "") -> str:
-    """An interval in brackets, after a space; "" if there is none."""
-    return "" if interval is None else f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+    """An interval in brackets; "" if there is none."""
+    return "" if interval is None else f"[{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
 def format_p(p: float) -> str:

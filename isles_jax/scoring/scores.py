@@ -245,11 +245,11 @@ def mismatch(rows: Sequence[Row]) -> dict[str, Any] | None:
       The numbers of cases with a mismatch in "both", in the "reference_only", in the "predicted_only", in "neither",
       and "kappa", see `agreement.kappa`. None unless core and penumbra are among the classes.
     """
+    if not {"core", "penumbra"} <= {row["class"] for row in rows}:
+        return None
     found = {
         (row["case"], row["class"], name): row[name] for row in rows for name in ("volume_pred_ml", "volume_true_ml")
     }
-    if not {"core", "penumbra"} <= {row["class"] for row in rows}:
-        return None
     cases = list(dict.fromkeys(row["case"] for row in rows))
     predicted, true = (
         [all(agreement.defuse3(found[case, "core", name], found[case, "penumbra", name])) for case in cases]

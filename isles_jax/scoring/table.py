@@ -48,7 +48,7 @@ def _dice(study: Study, *, paper: bool) -> list[str]:
     rows = []
     for name in study.classes:
         for label, dice in comparison.dice_means(study.rows, name).items():
-            interval = comparison.format_interval(dice.interval).strip()
+            interval = comparison.format_interval(dice.interval)
             rows.append([label, name, f"{dice.mean:.3f} ± {dice.std:5.3f}", interval])
     published = [study.paper(label, name) for label, name, *_ in rows]
     if paper and any(published):
@@ -67,7 +67,7 @@ def _comparisons(study: Study) -> list[str]:
     rows = []
     for label, name, found in comparison.differences(study):
         tests = comparison.format_p(found.wilcoxon), comparison.format_p(found.bootstrap)
-        rows.append([label, name, f"{found.difference:+.3f}", _interval(found.interval), *tests])
+        rows.append([label, name, f"{found.difference:+.3f}", comparison.format_interval(found.interval, "+"), *tests])
     title = f"difference of Dice from {study.reference}; p with Holm's correction"
     heads = ["", "", "mean", "95% interval", "Wilcoxon p", "bootstrap p"]
     return [*_wrapped(title), *columns.lines(heads, rows, names=2)]
@@ -78,10 +78,6 @@ def _effects(effects: Mapping[str, Mapping[str, tuple[float, Interval]]]) -> lis
     for factor in statistics.FACTORS:
         for name, of_class in effects.items():
             effect, interval = of_class[factor]
-            rows.append([factor, name, f"{effect:+.3f}", _interval(interval)])
+            rows.append([factor, name, f"{effect:+.3f}", comparison.format_interval(interval, "+")])
     heads = ["", "", "mean", "95% interval"]
     return ["main effects of the design on Dice", *columns.lines(heads, rows, names=2)]
-
-
-def _interval(interval: Interval) -> str:
-    return comparison.format_interval(interval, "+").strip()
