@@ -9,7 +9,6 @@ from helpers import ROOT, SYSTEMS
 
 from isles_jax import config as config_module
 from isles_jax.config import baseline, begun, comments, complete, flatten, resolve, to_dict
-from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
 from isles_jax.training import plan
 from isles_jax.training.networks import NETWORKS
@@ -252,23 +251,3 @@ def test_a_run_whose_settings_this_version_cannot_take_does_not_go_on(change, wo
 def test_the_choices_of_the_settings_are_the_rows_of_the_tables():
     assert set(config_module._CHOICES["model.network"]) == NETWORKS.keys()
     assert set(config_module._CHOICES["optimizer.name"]) == OPTIMIZERS.keys()
-
-
-def test_a_batch_that_cannot_be_trained_is_refused():
-    config = baseline(residual=True, adversarial=True, overlap=True)
-    config.model.width = 64
-    for batch, words in ((11, "found 11, expected at most the 10"), (10, "which needs")):
-        config.train.batch_size = batch
-        with pytest.raises(InputError, match=words):
-            plan._check_batch(config, 10, 10**10, batch)
-    plan._check_batch(config, 10, 96 * 128, 10)
-
-
-def test_a_grid_that_does_not_fit_the_memory_is_refused(phantom_root, monkeypatch):
-    """The slices are measured before they are made: 0.1 mm would take a thousand times the memory of 1 mm."""
-    config = baseline(residual=True, adversarial=True, overlap=True)
-    config.model.width = 8
-    config.data.spacing_mm = "0.1"
-    monkeypatch.setattr(plan, "machine_memory", lambda: 10**8)
-    with pytest.raises(InputError, match=r"--config.data.spacing_mm: found '0.1', which needs \d+ GB of slices"):
-        plan.prepare(resolve(config), layouts.load(phantom_root))

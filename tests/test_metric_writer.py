@@ -110,9 +110,6 @@ def test_a_bucket_is_refused():
         require_tensorboard("gs://bucket/run")
 
 
-# --- the pictures ----------------------------------------------------------------------------------------------------
-
-
 def test_scalars_are_json_lines(tmp_path):
     writer = MetricWriter(tmp_path / "fold_0", 0)
     writer.write_scalars(10, {"loss": 0.5, "lovasz": float("nan")})

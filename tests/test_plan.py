@@ -1,11 +1,15 @@
-"""What a new run works on: the size of its slices."""
+"""What a new run works on: the size of its slices, and what is too large."""
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from isles_jax.config import baseline, resolve
+from isles_jax.data import layouts
 from isles_jax.data.case import Case, make_dataset
 from isles_jax.data.slices import largest_sides
+from isles_jax.runtime.command import InputError
+from isles_jax.training import plan
 from isles_jax.training.plan import prepare
 
 
@@ -47,3 +51,23 @@ def test_a_run_that_has_begun_keeps_its_grid(small_config, tmp_path):
     target = prepare(config, dataset).task.target
     made = prepare(config, dataset, target._replace(crop=False))
     assert made.task.size == largest_sides(dataset.cases) == (100, 100)
+
+
+def test_a_batch_that_cannot_be_trained_is_refused():
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.model.width = 64
+    for batch, words in ((11, "found 11, expected at most the 10"), (10, "which needs")):
+        config.train.batch_size = batch
+        with pytest.raises(InputError, match=words):
+            plan._check_batch(config, 10, 10**10, batch)
+    plan._check_batch(config, 10, 96 * 128, 10)
+
+
+def test_a_grid_that_does_not_fit_the_memory_is_refused(phantom_root, monkeypatch):
+    """The slices are measured before they are made: 0.1 mm would take a thousand times the memory of 1 mm."""
+    config = baseline(residual=True, adversarial=True, overlap=True)
+    config.model.width = 8
+    config.data.spacing_mm = "0.1"
+    monkeypatch.setattr(plan, "machine_memory", lambda: 10**8)
+    with pytest.raises(InputError, match=r"--config.data.spacing_mm: found '0.1', which needs \d+ GB of slices"):
+        prepare(resolve(config), layouts.load(phantom_root))
