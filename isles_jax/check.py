@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads a data set as training would, and says what it is, what looks odd, and how to train on it."""
     options = _parse(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.data import build, layouts, survey, table
+    from isles_jax.data import build, layouts, proposal, survey, table
     from isles_jax.data.nifti import Reading
 
     files.check_data(options.data)
@@ -70,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print(build.write(Path(data), options.output, *texts, overwrite=options.overwrite))
         data = str(options.output)
     channels = tuple(options.channels.split(",")) if options.channels else ()
-    if not layouts.is_known(data, channels) and _print(build.proposed(Path(data))):
+    if not layouts.is_known(data, channels) and _print(proposal.described(Path(data))):
         raise InputError(f"{data}: fits no known layout; expected one, or the table that the command above writes")
     how = Reading(resample=options.resample, missing=options.missing == "zero")
     dataset = layouts.load(data, channels, penumbra=options.penumbra, core=options.core, how=how)
     _print(survey.survey(dataset))
     if dataset.layout != table.LAYOUT and all(case.labels is None for case in dataset.cases):
         # The labels may have other names than those of the layout.
-        _print(["", *build.proposed(Path(data), with_label=True)])
+        _print(["", *proposal.described(Path(data), with_label=True)])
     settings = {
         "data.channels": channels,
         "data.labels.penumbra": options.penumbra,

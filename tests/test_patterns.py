@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from isles_jax.data import patterns
-from isles_jax.data.patterns import Row, match, parse, table_text
+from isles_jax.data import patterns, table
+from isles_jax.data.patterns import Row, match, parse
 from isles_jax.runtime.command import InputError
 
 COMPOSED = "Müller, Jörg"
@@ -283,7 +283,7 @@ def test_names_with_spaces_commas_quotes_and_accents(typed, tmp_path):
     assert notes == ()
     assert rows[1].files == {"DWI": f"{COMPOSED}/dwi größe.nii", "label": f"masks/{DECOMPOSED}.nii"}
     assert all((tmp_path / path).is_file() for row in rows for path in row.files.values())
-    lines = list(csv.reader(io.StringIO(table_text(rows, ["DWI"]))))
+    lines = list(csv.reader(io.StringIO(table.text([row.cells for row in rows], ["DWI"]))))
     assert lines == [["case", "DWI", "label"], *([row.case, *row.files.values()] for row in rows)]
     make(tmp_path / "own", f"1/{COMPOSED}.nii", f"2/{DECOMPOSED}.nii")
     assert len(match(tmp_path / "own", {"DWI": "{case}/" + typed + ".nii"})[0]) == 2
@@ -296,7 +296,8 @@ def test_a_name_that_is_not_utf8(tmp_path):
 
 def test_the_text_of_the_table():
     rows = [Row("1", "p1", "", {"DWI": "1/dwi.nii", "label": "1/m.nii"}), Row("2", "", "", {"ADC": "2/adc.nii"})]
-    assert table_text(rows, ["DWI", "ADC"], {"penumbra": 1, "core": 2}) == (
+    cells = [row.cells for row in rows]
+    assert table.text(cells, ["DWI", "ADC"], {"penumbra": 1, "core": 2}) == (
         "# classes: penumbra=1, core=2\ncase,patient,DWI,ADC,label\n1,p1,1/dwi.nii,,1/m.nii\n2,,,2/adc.nii,\n"
     )
-    assert table_text(rows[1:], ["ADC"]) == "case,ADC\n2,2/adc.nii\n"
+    assert table.text(cells[1:], ["ADC"]) == "case,ADC\n2,2/adc.nii\n"

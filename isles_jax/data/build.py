@@ -1,10 +1,10 @@
-"""Writes the table of a folder with any names, by patterns; proposes the patterns of a folder."""
+"""Writes the table of a folder with any names, by patterns."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from isles_jax.data import patterns, proposal, table
+from isles_jax.data import patterns, table
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
@@ -36,10 +36,8 @@ def write(
     rows, notes = patterns.match(root, by_name, label)
     # A link is followed before "..", so that the way leads from the folder in which the table really lies.
     way = os.path.relpath(os.path.realpath(root), os.path.realpath(output.parent))
-    placed = [
-        row._replace(files={name: Path(way, path).as_posix() for name, path in row.files.items()}) for row in rows
-    ]
-    content = patterns.table_text(placed, tuple(by_name), named)
+    cells = [row.cells | {name: Path(way, path).as_posix() for name, path in row.files.items()} for row in rows]
+    content = table.text(cells, tuple(by_name), named)
     files.refuse_foreign(output, lambda there: _is_ours(output, there), "a table of cases")
     same = output.is_file() and output.read_bytes() == content.encode()
     if files.is_there(output) and not (same or overwrite):
@@ -66,38 +64,5 @@ def _is_ours(path: Path, content: bytes) -> bool:
         there = table.parse(path)
     except InputError:
         return False
-    columns = (*there.channels, table.LABEL)
-    rows = [
-        patterns.Row(
-            row.case,
-            row.cells.get("patient", ""),
-            row.cells.get("site", ""),
-            {column: row.cells[column] for column in columns if row.cells.get(column)},
-        )
-        for row in there.rows
-    ]
-    return bool(there.channels) and patterns.table_text(rows, there.channels, there.classes).encode() == content
-
-
-def proposed(root: Path, *, with_label: bool = False) -> list[str]:
-    """Lines with the patterns that the files of a folder seem to have, and the command that writes their table.
-
-    Args:
-      root: the folder.
-      with_label: only if a pattern of labels is found.
-
-    Returns:
-      No lines if no patterns are found.
-    """
-    found = proposal.propose(root)
-    if found is None or (with_label and not found.label):
-        return []
-    columns = {**found.images, **({table.LABEL: found.label} if found.label else {})}
-    width = max(map(len, columns))
-    return [
-        f"The files of {root} seem to be these, for each case:",
-        *(f"  {name:{width}}  {pattern}" for name, pattern in columns.items()),
-        *(f"doubt: {doubt}" for doubt in found.doubts),
-        "If so, this command writes a table of them:",
-        proposal.command(root, found),
-    ]
+    written = table.text([row.cells for row in there.rows], there.channels, there.classes)
+    return bool(there.channels) and written.encode() == content

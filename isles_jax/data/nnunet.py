@@ -131,7 +131,7 @@ def _write_files(dataset: Dataset, temporary: Path) -> None:
     marker = phantom_marker(dataset.root, dataset.cases)
     if marker:
         shutil.copyfile(marker, temporary / marker.name)
-    known = table.text(dataset.cases)
+    known = table.text_of_patients(dataset.cases)
     if known:
         (temporary / table.NAME).write_text(known, encoding="utf-8")
     content = {

@@ -1,4 +1,4 @@
-"""From patterns to a table: finds the files of each case in a folder, and writes them as the text of cases.csv.
+"""From patterns to the rows of a table: finds the files of each case in a folder.
 
 A pattern is a path below the folder, such as `sub-{case}/ses-{session}/dwi/*_dwi.nii.gz`:
 
@@ -10,8 +10,6 @@ A case is named by {case}, or by {patient} if no pattern has {case}; with {sessi
 PATIENT_SESSION. Letters with accents are the same in their composed and decomposed forms (NFC, NFD).
 """
 
-import csv
-import io
 import itertools
 import re
 import unicodedata
@@ -20,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from isles_jax.data.folder import list_folder, note, stem, walk
-from isles_jax.data.table import LABEL, RESERVED
+from isles_jax.data.table import LABEL, ORIGIN, RESERVED
 from isles_jax.runtime.command import InputError
 
 _PLACEHOLDERS = ("case", "patient", "session", "site")
@@ -49,6 +47,11 @@ class Row(NamedTuple):
     patient: str
     site: str
     files: dict[str, str]
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """{column: cell} of the table."""
+        return {"case": self.case, "patient": self.patient, "site": self.site, **self.files}
 
 
 class _Pattern(NamedTuple):
@@ -146,27 +149,6 @@ def match(root: Path, images: Mapping[str, str], label: str = "") -> tuple[list[
     return rows, tuple(notes)
 
 
-def table_text(rows: Sequence[Row], channels: Sequence[str], classes: Mapping[str, int] = {}) -> str:
-    """The content of cases.csv, with the paths as the rows have them.
-
-    Args:
-      rows: one for each case.
-      channels: the columns of the images, in this order.
-      classes: {name: integer in the label volumes}; without them, the table does not name classes.
-    """
-    columns = [key for key in ("patient", "site") if any(getattr(row, key) for row in rows)]
-    names = [*channels, *([LABEL] if any(LABEL in row.files for row in rows) else [])]
-    output = io.StringIO()
-    if classes:
-        output.write(f"# classes: {', '.join(f'{name}={value}' for name, value in classes.items())}\n")
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(["case", *columns, *names])
-    for row in rows:
-        known = [getattr(row, key) for key in columns]
-        writer.writerow([row.case, *known, *(row.files.get(name, "") for name in names)])
-    return output.getvalue()
-
-
 def _compile(column: str, text: str) -> _Pattern:
     """The pattern of a column; an InputError if it is none."""
     flag = f'--label "{text}"' if column == LABEL else f'--images "{column}={text}"'
@@ -229,7 +211,7 @@ def _hits(root: Path, path: str, patterns: Mapping[str, _Pattern]) -> dict[str, 
 def _two_files(first: _File, second: _File) -> str:
     """The message on two files that one pattern matches for one case."""
     message = f"{first.pattern.flag}: two files for the case {'_'.join(first.key)}: {first.path}, {second.path}"
-    differing = next((name for name in ("patient", "site") if _differ(name, first, second)), "")
+    differing = next((name for name in ORIGIN if _differ(name, first, second)), "")
     if differing:
         return f"{message}; expected cases whose names are different for each {differing}"
     better = "" if _stem(first) == _stem(second) else _with_session(first, second)
@@ -309,7 +291,7 @@ def _row(files: Mapping[str, _File], patterns: Mapping[str, _Pattern]) -> Row:
     first = next(iter(ordered.values()))
     case = "_".join(first.key)
     known = {}
-    for name in ("patient", "site"):
+    for name in ORIGIN:
         said = [file for file in ordered.values() if name in file.pattern.names]
         other = next((file for file in said if _differ(name, said[0], file)), None)
         if other:
@@ -335,7 +317,7 @@ def _missing(rows: Sequence[Row], patterns: Mapping[str, _Pattern]) -> list[str]
         without = [row.case for row in rows if column not in row.files]
         if without:
             notes.append(f"{pattern.flag}: no file for {_first(without)}")
-    for name in ("patient", "site"):
+    for name in ORIGIN:
         unknown = [row.case for row in rows if not getattr(row, name)]
         if 0 < len(unknown) < len(rows):
             notes.append(f"the {name} is not known of {_first(unknown)}: no file there whose pattern has {{{name}}}")

@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 import nibabel as nib
 import numpy as np
 
+from isles_jax.data import table
 from isles_jax.data.folder import stem, walk
 from isles_jax.data.patterns import match, parse
 from isles_jax.data.templates import KNOWN, LABEL, SESSION, Names, Reading, read, readings, tells, words_of
@@ -65,8 +66,32 @@ def command(root: Path, proposal: Proposal) -> str:
     """The command, quoted for a POSIX shell, that writes the table of a proposal."""
     images = [f"{channel}={pattern}" for channel, pattern in proposal.images.items()]
     label = ["--label", proposal.label] if proposal.label else []
-    table = str(root / "cases.csv")
-    return shlex.join(["isles-jax", "check", str(root), "--images", *images, *label, "--output", table])
+    output = str(root / table.NAME)
+    return shlex.join(["isles-jax", "check", str(root), "--images", *images, *label, "--output", output])
+
+
+def described(root: Path, *, with_label: bool = False) -> list[str]:
+    """Lines with the patterns that the files of a folder seem to have, and the command that writes their table.
+
+    Args:
+      root: the folder.
+      with_label: only if a pattern of labels is found.
+
+    Returns:
+      No lines if no patterns are found.
+    """
+    found = propose(root)
+    if found is None or (with_label and not found.label):
+        return []
+    columns = {**found.images, **({table.LABEL: found.label} if found.label else {})}
+    width = max(map(len, columns))
+    return [
+        f"The files of {root} seem to be these, for each case:",
+        *(f"  {name:{width}}  {pattern}" for name, pattern in columns.items()),
+        *(f"doubt: {doubt}" for doubt in found.doubts),
+        "If so, this command writes a table of them:",
+        command(root, found),
+    ]
 
 
 def _name(path: Path) -> str:

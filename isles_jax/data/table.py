@@ -32,8 +32,10 @@ from isles_jax.runtime.command import InputError
 NAME = "cases.csv"
 LAYOUT = "table"
 LABEL = "label"
+# Whose scan a case is, and where it was made.
+ORIGIN = ("patient", "site")
 # Columns that are no channels.
-RESERVED = ("case", "patient", "site", LABEL)
+RESERVED = ("case", *ORIGIN, LABEL)
 # A column with one of these names holds labels, which belong into the column `label`.
 LABEL_WORDS = ("labels", "mask", "msk", "seg", "segmentation", "lesion", "roi", "ot", "gt", "truth")
 # How the line with the classes begins, and how people write it.
@@ -366,7 +368,7 @@ def apply(dataset: Dataset) -> Dataset:
     if not path.is_file():
         return dataset
     table = parse(path)
-    known = [column for column in table.columns if column in ("patient", "site")]
+    known = [column for column in table.columns if column in ORIGIN]
     if not known:
         found = ", ".join(table.columns)
         raise InputError(f"{path}: has the columns {found}; expected case, and patient or site or both")
@@ -384,14 +386,32 @@ def apply(dataset: Dataset) -> Dataset:
     return replace(dataset, cases=tuple(map(with_facts, dataset.cases)), notes=notes)
 
 
-def text(cases: Sequence[Case]) -> str:
-    """The file for these cases; "" if nothing is known of any patient or site."""
-    columns = [key for key in ("patient", "site") if any(getattr(case, key) for case in cases)]
-    if not columns:
-        return ""
+# --- a table as text --------------------------------------------------------------------------------------------------
+
+
+def text(rows: Sequence[Mapping[str, str]], channels: Sequence[str] = (), classes: Mapping[str, int] = {}) -> str:
+    """The content of cases.csv.
+
+    Args:
+      rows: {column: cell} of each case. Cells may be left out, except `case`. The columns `patient`, `site` and `label`
+        are written if a row has such a cell.
+      channels: the columns of the images, in this order.
+      classes: {name: integer in the label volumes}; without them, the table does not name classes.
+    """
+    names = ("case", *ORIGIN, *channels, LABEL)
+    columns = [name for name in names if name in channels or any(row.get(name) for row in rows)]
     output = io.StringIO()
+    if classes:
+        output.write(f"{CLASSES} {', '.join(f'{name}={value}' for name, value in classes.items())}\n")
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(["case", *columns])
-    # A case whose patient is not known is a patient of its own.
-    writer.writerows([case.name, *(getattr(case, key) or case.name for key in columns)] for case in cases)
+    writer.writerow(columns)
+    writer.writerows([row.get(column, "") for column in columns] for row in rows)
     return output.getvalue()
+
+
+def text_of_patients(cases: Sequence[Case]) -> str:
+    """The file with the patients and sites of these cases; "" if nothing is known of any."""
+    known = [key for key in ORIGIN if any(getattr(case, key) for case in cases)]
+    # A case whose patient is not known is a patient of its own.
+    rows = [{"case": case.name} | {key: getattr(case, key) or case.name for key in known} for case in cases]
+    return text(rows) if known else ""
