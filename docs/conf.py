@@ -46,6 +46,7 @@ docs/config
 docs/losses
 docs/api
 docs/method
+docs/phantom
 docs/scores
 docs/limits
 ```

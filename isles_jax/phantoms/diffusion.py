@@ -1,6 +1,6 @@
 """The diffusion scans of the phantom in the layout of ISLES-2022, and the label of its reader.
 
-docs/data.md gives the numbers and what they were compared with.
+docs/phantom.md gives the numbers and what they were compared with.
 """
 
 import numpy as np

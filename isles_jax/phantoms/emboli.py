@@ -1,6 +1,6 @@
 """The infarcts of the phantom in the layout of ISLES-2022: what an embolus leaves when it breaks up.
 
-docs/data.md gives the numbers and what they were compared with.
+docs/phantom.md gives the numbers and what they were compared with.
 """
 
 from typing import NamedTuple

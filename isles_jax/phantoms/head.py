@@ -1,6 +1,6 @@
 """The head of the phantom in the layout of ISLES-2022: a folded brain with its fissures, ventricles and hind brain.
 
-docs/data.md gives the numbers and what they were compared with.
+docs/phantom.md gives the numbers and what they were compared with.
 """
 
 from typing import NamedTuple

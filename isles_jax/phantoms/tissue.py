@@ -1,6 +1,6 @@
 """The tissue of a phantom's patient: the anatomy, and an occlusion with its collaterals.
 
-docs/data.md gives the equations, the numbers and their sources.
+docs/phantom.md gives the equations, the numbers and their sources.
 """
 
 from typing import NamedTuple
