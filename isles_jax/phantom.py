@@ -9,6 +9,7 @@ if __name__ == "__main__":
     interrupt.listen()  # the other imports take a while
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from isles_jax.config import baseline
 from isles_jax.runtime.command import InputError, Parser, local_path, run_command
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--shape={options.shape}: expected three numbers, as in {shape}") from None
     if options.figure and options.layout != "spes":
         raise InputError(f"--figure: found --layout={options.layout}, expected spes")
+    if options.figure and find_spec("matplotlib") is None:
+        install = "pip install matplotlib, or uv run --extra report"
+        raise InputError(f"matplotlib is not installed, expected it for --figure: {install}")
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.phantoms import phantom
 

@@ -224,6 +224,8 @@ def test_a_pattern_without_a_file(tmp_path):
     refused(root, {"DWI": "{case}/dwi.nii.gz"}, "masks/{case}.nii.gz", "--label", "the closest is")
     make(root, "p01/t2.mha")
     refused(root, {"T2": "{case}/t2.mha"}, "", "p01/t2.mha is in a format that is not read; SimpleITK")
+    make(root, f"masks/{DECOMPOSED}.nii.bz2")
+    refused(root, {"T2": "masks/{case}" + COMPOSED[-3:] + ".nii.bz2"}, "", f"{DECOMPOSED}.nii.bz2 is packed")
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty", {"DWI": "{case}.nii"}).endswith("/empty")
     refused(tmp_path / "nowhere", {"DWI": "{case}.nii"}, "", "nowhere: cannot be read as a folder")

@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 from isles_jax.phantoms import perfusion
 
 FLOWS = np.array([60.0, 25.0, 12.0, 4.0])
-
-
 MTTS = np.array([4.0, 5.0, 9.0, 14.0])
-
-
 DELAYS = np.array([0.0, 2.2, 5.0, 11.3])
-
-
 ARRIVAL, WIDTH = 10.0, 1.5
 
 
@@ -29,7 +23,8 @@ def test_arterial_input():
     arterial = perfusion.arterial_input(times, ARRIVAL, WIDTH).astype(np.float64)
     assert arterial.max() == pytest.approx(perfusion.ARTERIAL_PEAK, rel=1e-5)
     assert times[arterial.argmax()] == pytest.approx(ARRIVAL + 3 * WIDTH, abs=0.02)
-    assert arterial.sum() * 0.001 == pytest.approx(perfusion.ARTERIAL_PEAK * perfusion.AREA * WIDTH, rel=1e-5)
+    area = 6 * (np.e / 3) ** 3 * perfusion.ARTERIAL_PEAK * WIDTH
+    assert arterial.sum() * 0.001 == pytest.approx(area, rel=1e-5)
     assert (arterial[times <= ARRIVAL] == 0).all()
 
 

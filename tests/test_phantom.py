@@ -154,6 +154,15 @@ def test_the_command(tmp_path, capsys):
         command([f"--output={tmp_path / 'c'}", "--shape=much"])
 
 
+def test_without_matplotlib_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = [f"--output={tmp_path / 'a'}", "--cases=1", "--shape=16x16x4"]
+    with pytest.raises(InputError, match="matplotlib is not installed, expected it for --figure: pip install"):
+        command([*arguments, "--figure"])
+    assert not list(tmp_path.iterdir())
+    command(arguments)
+
+
 @pytest.fixture(scope="module")
 def default(tmp_path_factory):
     """The phantom of the main job."""

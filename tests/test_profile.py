@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import OBLIQUE, TURNED, header_of, random_case
+from helpers import OBLIQUE, SHAPE, TURNED, header_of, random_case, save_volume, spes_folder, volumes
 
 from isles_jax.data import layouts, orientation, profile
 from isles_jax.data.case import Case
@@ -98,3 +98,25 @@ def test_norms_are_the_ranges_over_labelled_cases(phantom_root):
     assert profile.norms({"cases": {}, "channels": ["DWI"]}) == {
         "cases": 0, "ranges": {}, "axes": [], "turned_to": ""
     }  # fmt: skip
+
+
+def test_describe_is_json_and_changes_with_the_data(tmp_path):
+    root = spes_folder(tmp_path)
+    first = profile.describe(layouts.load(root, penumbra=1, core=2))
+    assert json.loads(json.dumps(first)) == first
+    case = first["cases"]["b"]
+    labels = volumes(seed=1)["OT"]
+    ml = abs(np.linalg.det(OBLIQUE[:3, :3])) / 1000
+    expected = {"penumbra": (labels == 1).sum() * ml, "core": (labels == 2).sum() * ml}
+    assert case["volume_ml"] == pytest.approx(expected, abs=1e-3)
+    assert case["shape"] == list(SHAPE)
+    dwi = volumes(seed=1)["DWI"]
+    assert case["percentiles"]["DWI"] == pytest.approx(np.percentile(dwi[dwi > 0], [0.5, 50, 99.5]), rel=1e-4)
+    assert set(case["sha256"]) == {"Tmax.nii", "TTP.nii", "DWI.nii", "OT.nii"}
+    assert profile.describe(layouts.load(root, penumbra=1, core=2)) == first
+    changed = volumes(seed=1)["Tmax"]
+    changed[4, 4, 2] += 1
+    save_volume(root / "b" / "Tmax.nii", changed)
+    second = profile.describe(layouts.load(root, penumbra=1, core=2))
+    assert second["cases"]["b"] != case
+    assert second["cases"]["a"] == first["cases"]["a"]

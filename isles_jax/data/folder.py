@@ -27,7 +27,7 @@ _POINTERS = {
 }
 # A file without an ending, or with a number in its place, such as the names that scanners give.
 _NO_ENDING = re.compile(r"[^.]+|.*\.\d+")
-# So many files with one reason are named in a note.
+# So many names stand in a sentence.
 _NAMED = 3
 
 
@@ -160,9 +160,14 @@ def holds_images(folder: Path) -> bool:
 
 def note(reason: str, names: Sequence[str]) -> str:
     """A note on files that are not read, for one reason."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     each = "each of them " if len(names) > 1 else ""
-    return f"not read: {', '.join(names[:_NAMED])}{more}; {each}{reason}"
+    return f"not read: {listed(names)}; {each}{reason}"
+
+
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return between.join(names[:_NAMED]) + more
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:

@@ -21,8 +21,6 @@ from isles_jax.runtime.command import InputError
 SAME = 0.05
 # Slices thicker than this many times a voxel's shorter side in the plane are never interpolated between.
 THICK = 3.0
-
-
 # No scanner makes smaller or larger voxels.
 SIDES_MM = (0.01, 100.0)
 

@@ -93,11 +93,10 @@ def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
     return any(all(_named(files, name) for name in names) for files in every for names in sets)
 
 
-def fits(root: Path, channels: tuple[str, ...]) -> bool:
-    """Whether a folder in `root` has one file for each channel; without channels, for each of a challenge."""
-    sets = [channels] if channels else [layout.channels for layout in LAYOUTS]
+def fits(root: Path) -> bool:
+    """Whether a folder in `root` has one file for each sequence of a challenge."""
     every = map(_nifti_files, case_folders(root))
-    return any(all(len(_named(files, name)) == 1 for name in names) for files in every for names in sets)
+    return any(all(len(_named(files, name)) == 1 for name in layout.channels) for files in every for layout in LAYOUTS)
 
 
 def case_folders(root: Path) -> list[Path]:

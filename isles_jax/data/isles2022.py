@@ -46,8 +46,7 @@ def fits(root: Path, channels: tuple[str, ...] = CHANNELS) -> bool:
 def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
     """Whether some case of the folder has a file for each channel."""
     wanted = {channel.lower() for channel in channels}
-    trees = [_grouped(subject) for subject in subjects(root)] or [_grouped(root, depth=0)]
-    return any(wanted <= files.keys() for tree in trees for files in tree.values())
+    return any(wanted <= files.keys() for tree in _trees(root) for files in tree.values())
 
 
 def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: Reading = AS_USUAL) -> Dataset:
@@ -146,8 +145,7 @@ def _cases(root: Path, channels: tuple[str, ...]) -> dict[str, Files]:
 
 def _masks(root: Path) -> dict[str, list[Path]]:
     """{key of a case: its masks}."""
-    trees = [_grouped(folder) for folder in subjects(root)] or [_grouped(root, depth=0)]
-    trees += [_grouped(folder) for folder in mask_folders(root)[1:]]
+    trees = [*_trees(root), *(_grouped(folder) for folder in mask_folders(root)[1:])]
     by_key: dict[str, Files] = {}
     for name, files in (item for tree in trees for item in tree.items()):
         if not any(word in name for word in _NO_LESION):
@@ -164,6 +162,11 @@ def _is_vague(mask: Path) -> bool:
 def _key(name: str) -> str:
     """The name of a case without what BIDS adds to that of a derivative."""
     return "_".join(part for part in name.split("_") if not part.startswith(_DERIVED))
+
+
+def _trees(root: Path) -> list[dict[str, Files]]:
+    """The files of each subject; those of the folder alone if it is flat."""
+    return [_grouped(subject) for subject in subjects(root)] or [_grouped(root, depth=0)]
 
 
 def _grouped(folder: Path, depth: int = _DEPTH) -> dict[str, Files]:

@@ -1,5 +1,6 @@
 """Recognises the layout of a folder of cases, reads the folder, and checks the labels."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ def load(
       channels: to be read, in this order; none for all those of the layout.
       penumbra: its integer in a SPES label volume.
       core: its integer in a SPES label volume.
-      how: the images are read. ADC as it is stored is read only from an nnU-Net folder.
+      how: the images are read. Only in a table or an nnU-Net folder can ADC be read as it is stored.
 
     Returns:
       All cases; the labels of a case without a reference are None.
@@ -78,8 +79,8 @@ def _instead(root: Path, channels: tuple[str, ...]) -> str:
     if below:
         return f"expected the folder of a data set, such as {below}"
     if found:
-        return f"{wanted}, for which this command makes a proposal: isles-jax check {root}"
-    return f'{wanted}: isles-jax check {root} --images "DWI={{case}}/dwi.nii.gz" --output {root / table.NAME}'
+        return f"{wanted}, for which this command makes a proposal: {shlex.join(['isles-jax', 'check', str(root)])}"
+    return f"{wanted}: {proposal.command(root, proposal.EXAMPLE)}"
 
 
 def is_known(root: epath.PathLike, channels: tuple[str, ...] = ()) -> bool:
@@ -92,8 +93,9 @@ def is_known(root: epath.PathLike, channels: tuple[str, ...] = ()) -> bool:
     if files.is_bucket(root) or table.is_table(root):
         return True
     path = Path(root)
-    of_2022 = isles2022.fits(path) and isles2022.holds_case(path, channels or isles2022.CHANNELS)
-    return (path / "dataset.json").is_file() or of_2022 or isles.fits(path, channels)
+    wanted = channels or isles2022.CHANNELS
+    of_2022 = isles2022.fits(path, wanted) and isles2022.holds_case(path, wanted)
+    return (path / "dataset.json").is_file() or of_2022 or isles.fits(path)
 
 
 def load_images(path: epath.PathLike, channels: tuple[str, ...], how: Reading = AS_USUAL) -> Dataset:

@@ -54,7 +54,7 @@ BACKGROUND_TOLERANCE = 1e-3
 # along the axes, as those between surfaces are, are wrong by about a twentieth at most.
 SHEARED = 0.05
 # The longest side that NIfTI-1, the format of what is written, can hold.
-_LONGEST_SIDE = 32767
+LONGEST_SIDE = 32767
 
 Item = TypeVar("Item")
 
@@ -293,8 +293,7 @@ def find_background(volume: np.ndarray) -> tuple[float, np.ndarray]:
     """The value of a volume outside the head, and where the volume has it.
 
     It is the value of three quarters of the voxels along the twelve edges of the box, to a tolerance, unless the whole
-    volume has it.
-    Where there is no such value, as in an image that was not skull-stripped, it is 0.
+    volume has it. Where there is no such value, as in an image that was not skull-stripped, it is 0.
 
     Args:
       volume: float32 [X, Y, Z], finite.
@@ -351,8 +350,8 @@ def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(f"{path}: shape {_times(shape)}; expected three axes, none of them empty")
-    if max(shape) > _LONGEST_SIDE:
-        raise InputError(f"{path}: shape {_times(shape)}; expected sides of at most {_LONGEST_SIDE}")
+    if max(shape) > LONGEST_SIDE:
+        raise InputError(f"{path}: shape {_times(shape)}; expected sides of at most {LONGEST_SIDE}")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: holds {image.get_data_dtype()}; expected integers or real numbers")
     unit = int(image.header["xyzt_units"]) & 7

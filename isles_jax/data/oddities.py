@@ -15,11 +15,10 @@ from scipy import ndimage
 from isles_jax import metrics
 from isles_jax.data import grid, orientation
 from isles_jax.data.case import Case, Dataset
+from isles_jax.data.folder import listed
 from isles_jax.data.profile import profile, volume_ml
 from isles_jax.runtime.progress import track
 
-# So many cases are named in a line.
-_NAMED = 3
 # With fewer cases, one of them cannot be compared with what the others have in common.
 _LEAST_CASES = 3
 # A channel with no more different values is a label, or constant.
@@ -165,13 +164,7 @@ def oddities(found: Sequence[Facts], dataset: Dataset) -> list[str]:
 def _line(what: str, cases: Mapping[str, str]) -> list[str]:
     """The sentence on some cases, {name: what is seen}; none without cases."""
     named = [f"{name} ({seen})" if seen else name for name, seen in cases.items()]
-    return [f"{what}: {_first(named, ', ')}"] if named else []
-
-
-def _first(names: Sequence[str], between: str) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return between.join(names[:_NAMED]) + more
+    return [f"{what}: {listed(named)}"] if named else []
 
 
 def _copies(found: Sequence[Facts]) -> list[str]:
@@ -187,7 +180,7 @@ def _copies(found: Sequence[Facts]) -> list[str]:
             cases = list(dict.fromkeys(case for case, _, _ in group))
             mirrored = len({stored for _, _, stored in group}) > 1
             how = "the same voxels, once mirrored," if mirrored else "the same voxels"
-            names.setdefault((how, _first(cases, " = ")), {}).update(dict.fromkeys(name for _, name, _ in group))
+            names.setdefault((how, listed(cases, " = ")), {}).update(dict.fromkeys(name for _, name, _ in group))
     lines: dict[str, dict[str, str]] = {}
     for (how, cases_text), volumes in names.items():
         lines.setdefault(f"{how} in {', '.join(volumes)}", {})[cases_text] = ""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from isles_jax.data.folder import list_folder, note, stem, walk
+from isles_jax.data.folder import list_folder, listed, note, stem, walk
 from isles_jax.data.table import LABEL, ORIGIN, RESERVED
 from isles_jax.runtime.command import InputError
 
@@ -29,8 +29,6 @@ _SPECIAL = re.compile(r"(\*\*/|\*\*|[*?]|\{[^{}/]*\})")
 _STARS = {"**/": "((?:[^/]+/)*)", "**": "(.+)", "*": "([^/]*)", "?": "([^/])"}
 # How Python shows the bytes of a name that is not in UTF-8.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
-# So many cases are named in a note.
-_NAMED = 3
 
 
 class Row(NamedTuple):
@@ -152,7 +150,7 @@ def match(root: Path, images: Mapping[str, str], label: str = "") -> tuple[list[
 def _compile(column: str, text: str) -> _Pattern:
     """The pattern of a column; an InputError if it is none."""
     flag = f'--label "{text}"' if column == LABEL else f'--images "{column}={text}"'
-    path = PurePosixPath(unicodedata.normalize("NFC", text))
+    path = PurePosixPath(_composed(text))
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{flag}: expected a path below the folder, without .. and without / at its beginning")
     joined = next((part for part in path.parts if "**" in part and part != "**"), "")
@@ -194,11 +192,10 @@ def _check_kinds(patterns: Mapping[str, _Pattern]) -> None:
 
 def _hits(root: Path, path: str, patterns: Mapping[str, _Pattern]) -> dict[str, _File]:
     """{column: the file} for the pattern that matches a file; an InputError if there are two."""
-    composed = unicodedata.normalize("NFC", path)
     hits = {
         column: _File(path, found, pattern)
         for column, pattern in patterns.items()
-        if (found := pattern.regex.fullmatch(composed))
+        if (found := pattern.regex.fullmatch(_composed(path)))
     }
     if len(hits) > 1:
         first, second = (file.pattern.flag for file in list(hits.values())[:2])
@@ -249,7 +246,8 @@ def _with_session(first: _File, second: _File) -> str:
 def _closest(pattern: _Pattern, every: Iterable[tuple[str, str]]) -> str:
     """The end of the message on a pattern without a file: the file that comes closest; "" in an empty folder."""
     literal = _words(" ".join(piece for piece in pattern.pieces if not _SPECIAL.fullmatch(piece)))
-    unread = next((f"; {path} is {reason}" for path, reason in every if reason and pattern.regex.fullmatch(path)), "")
+    hits = (f"; {path} is {reason}" for path, reason in every if reason and pattern.regex.fullmatch(_composed(path)))
+    unread = next(hits, "")
     paths = [path for path, reason in every if not reason]
     if unread or not paths:
         return unread
@@ -261,7 +259,11 @@ def _closest(pattern: _Pattern, every: Iterable[tuple[str, str]]) -> str:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"[^\W_]+", text.lower()))
+    return set(re.findall(r"[^\W_]+", _composed(text).lower()))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _add_sessions(cells: _Cells, patterns: Mapping[str, _Pattern]) -> None:
@@ -316,14 +318,9 @@ def _missing(rows: Sequence[Row], patterns: Mapping[str, _Pattern]) -> list[str]
     for column, pattern in patterns.items():
         without = [row.case for row in rows if column not in row.files]
         if without:
-            notes.append(f"{pattern.flag}: no file for {_first(without)}")
+            notes.append(f"{pattern.flag}: no file for {listed(without)}")
     for name in ORIGIN:
         unknown = [row.case for row in rows if not getattr(row, name)]
         if 0 < len(unknown) < len(rows):
-            notes.append(f"the {name} is not known of {_first(unknown)}: no file there whose pattern has {{{name}}}")
+            notes.append(f"the {name} is not known of {listed(unknown)}: no file there whose pattern has {{{name}}}")
     return notes
-
-
-def _first(cases: Sequence[str]) -> str:
-    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
-    return ", ".join(cases[:_NAMED]) + more

@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 
 from isles_jax.data import table
-from isles_jax.data.folder import stem, walk
+from isles_jax.data.folder import listed, stem, walk
 from isles_jax.data.patterns import match, parse
-from isles_jax.data.templates import KNOWN, LABEL, SESSION, Names, Reading, read, readings, tells, words_of
+from isles_jax.data.templates import KNOWN, LABEL_WORD, SESSION, Names, Reading, read, readings, tells, words_of
 from isles_jax.runtime.command import InputError
 
 # Words of a mask that is no label, and names of the parts of a data set, which are no sites.
@@ -43,7 +43,10 @@ class Proposal(NamedTuple):
 
     images: dict[str, str]
     label: str
-    doubts: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+
+
+EXAMPLE = Proposal({"DWI": "{case}/dwi.nii.gz"}, "")
 
 
 def propose(root: Path) -> Proposal | None:
@@ -225,7 +228,7 @@ def _channels_and_label(
     shares: dict[str, float] = {}
     for template, pattern in patterns.items():
         content, shares[template] = _content(paths[template])
-        word = any(LABEL.fullmatch(word) for word in own[template])
+        word = any(LABEL_WORD.fullmatch(word) for word in own[template])
         if content == "volume":
             channels.append(template)
             if word:
@@ -267,6 +270,5 @@ def _content(paths: Sequence[Path]) -> tuple[str, float]:
 
 
 def _some(texts: Iterable[object]) -> str:
-    """The first three texts, sorted, and how many more there are."""
-    every = sorted(set(map(str, texts)))
-    return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+    """The first of the different texts, sorted, and how many more there are."""
+    return listed(sorted(set(map(str, texts))))

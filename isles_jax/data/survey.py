@@ -131,7 +131,8 @@ def training_command(dataset: Dataset, root: str, settings: Mapping[str, Any]) -
       settings: {key: value} of the configuration, by which it was read. Those that are not the default are named.
 
     Raises:
-      InputError: the data set cannot be trained; see `fitting_folds`.
+      InputError: the data set cannot be trained: it has labels of fewer than two patients, or no lesion in the
+        training cases of a fold.
     """
     defaults = baseline(residual=True, adversarial=True, overlap=True)
     usual = flatten(defaults)
@@ -155,11 +156,7 @@ def _flag(value: Any) -> str:
 
 
 def _fitting_folds(dataset: Dataset, wanted: int, seed: int) -> int:
-    """The number of folds in which a data set can be trained: `wanted`, or fewer if it has fewer patients.
-
-    Raises:
-      InputError: it has labels of fewer than two patients; the training cases of a fold hold no lesion.
-    """
+    """The number of folds in which a data set can be trained: `wanted`, or fewer if it has fewer patients."""
     labelled = {case.name: case for case in dataset.cases if case.labels is not None}
     groups = folds.group(list(labelled.values()), "patient")
     patients = len(set(groups.values()))

@@ -18,7 +18,7 @@ _EDGE = "\0"
 # Words that say what a file holds, and words that name a session: those of BIDS, of follow-up, and dates.
 _SEQUENCES = "DWI ADC FLAIR T1 T2 T1w T2w T1c Tmax TTP CBF CBV MTT rCBF rCBV PWI SWI GRE CT NCCT CTA CTP TOF"
 KNOWN = {name.lower(): name for name in _SEQUENCES.split()}
-LABEL = re.compile(
+LABEL_WORD = re.compile(
     r"[^\W\d]*(mask|msk|seg|label|lesion|läsion|truth|annot)[^\W\d]*\d?|rois?|vois?|ot|gt|manual|stroke|infar[ck]t",
     re.IGNORECASE,
 )
@@ -142,7 +142,7 @@ def words_of(text: str) -> list[str]:
 
 def tells(word: str) -> bool:
     """Whether a word says what a file holds."""
-    return word.lower() in KNOWN or bool(LABEL.fullmatch(word))
+    return word.lower() in KNOWN or bool(LABEL_WORD.fullmatch(word))
 
 
 def read(names: Names, some: Iterable[str], roles: tuple[tuple[str, frozenset[str]], ...]) -> Reading:
@@ -207,5 +207,5 @@ def _with_more_roles(names: Names, some: Sequence[str], reading: Reading) -> Rea
 
 def _may_be_sessions(reading: Reading, texts: Iterable[str]) -> bool:
     """Whether texts of which a case has several may be its sessions, and not its channels: labels have them, too."""
-    labels = [template for template in reading.templates if any(map(LABEL.fullmatch, words_of(template)))]
+    labels = [template for template in reading.templates if any(map(LABEL_WORD.fullmatch, words_of(template)))]
     return all(map(SESSION.fullmatch, texts)) or any("{session}" in template for template in labels)

@@ -19,8 +19,6 @@ import numpy as np
 SAMPLES = 48
 INTERVAL = 1.5
 TIMES = (INTERVAL * np.arange(SAMPLES)).astype(np.float32)
-# Area of a gamma-variate of peak 1 and width 1: 3! (e / 3)^3.
-AREA = 6 * float(np.exp(3)) / 27
 # Peak arterial concentration, mM; transverse relaxivity in tissue, 1/(s mM); echo time, s.
 ARTERIAL_PEAK = 6.0
 RELAXIVITY = 87.0
@@ -28,7 +26,7 @@ ECHO_TIME = 0.03
 
 
 def arterial_input(times: np.ndarray, arrival: float, width: float) -> np.ndarray:
-    """The gamma-variate C_a in mM at `times`: peak at arrival + 3 * width, area ARTERIAL_PEAK * AREA * width."""
+    """The gamma-variate C_a in mM at `times`: peak at arrival + 3 * width, area 6 (e / 3)^3 * ARTERIAL_PEAK * width."""
     u = np.maximum(times - arrival, 0) / width
     return np.asarray(ARTERIAL_PEAK * (u / 3) ** 3 * np.exp(3 - u), np.float32)
 

@@ -3,7 +3,7 @@
 Each patient of SPES (`tissue.py`) has a brain of grey matter, white matter and ventricles, and an occlusion of one
 middle cerebral artery with collaterals. The scans are a DWI and a perfusion series, from which Tmax and TTP are
 computed as clinical software does (`perfusion.py`). Each patient of ISLES-2022 (`isles2022.py`) has a folded brain
-(`head.py`) with infarcts by emboli (`emboli.py`), and the scans are DWI and ADC (`diffusion.py`). docs/data.md gives
+(`head.py`) with infarcts by emboli (`emboli.py`), and the scans are DWI and ADC (`diffusion.py`). docs/phantom.md gives
 the equations, the numbers and their sources.
 """
 
@@ -20,7 +20,7 @@ from etils import epath
 
 from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
-from isles_jax.data.nifti import machine_memory
+from isles_jax.data.nifti import LONGEST_SIDE, machine_memory
 from isles_jax.phantoms import isles2022 as isles2022_phantom
 from isles_jax.phantoms.scans import make_patient, save
 from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
@@ -31,8 +31,6 @@ from isles_jax.runtime.files import copy, is_bucket, new_folder
 _AT_ONCE = 2
 # The memory that a patient takes, in bytes for each voxel of the shape that is asked for; measured, and rounded up.
 _VOXEL_BYTES = {"spes": 1000, "isles2022": 450}
-# The longest side that NIfTI-1 can hold.
-_LONGEST_SIDE = 32767
 
 
 def provide(root: epath.Path, *, begun: bool, **settings: Any) -> bool:
@@ -105,9 +103,9 @@ def write_phantom(
 def _check_size(shape: Sequence[int], at_once: int, layout: str) -> None:
     """Raises an InputError if a side is too long for the files, or if the volumes cannot fit the memory."""
     largest = 1.0 if layout == "spes" else max(in_plane for in_plane, _ in isles2022_phantom.GRIDS)
-    if largest * max(shape) > _LONGEST_SIDE:
+    if largest * max(shape) > LONGEST_SIDE:
         found = f"phantom: a side of {max(shape)} voxels"
-        raise InputError(f"{found}; expected at most {_LONGEST_SIDE / largest:.0f}, because NIfTI holds no more")
+        raise InputError(f"{found}; expected at most {LONGEST_SIDE / largest:.0f}, because NIfTI holds no more")
     needed = at_once * math.prod(shape) * _VOXEL_BYTES[layout]
     memory = machine_memory()
     if needed > memory:
@@ -137,16 +135,9 @@ def _write_case(root: Path, index: int, shape: Sequence[int], difficulty: float,
 
 
 def write_figure(root: Path, path: Path) -> None:
-    """Draws up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels as contours on the DWI.
+    """Draws up to six patients of a SPES folder: Tmax, TTP, DWI, and the labels as contours on the DWI."""
+    import matplotlib
 
-    Raises:
-      InputError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        install = "pip install matplotlib, or uv run --extra report"
-        raise InputError(f"matplotlib is not installed, expected it for --figure: {install}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

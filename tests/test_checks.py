@@ -1,0 +1,50 @@
+"""The check of the labels against the images."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import save_volume, spes_folder
+
+from isles_jax.data import checks, layouts
+from isles_jax.runtime.command import InputError
+
+
+def test_the_label_check_needs_all_three_facts(tmp_path):
+    dataset = layouts.load(spes_folder(tmp_path), penumbra=1, core=2)
+
+    def changed(case, channel, factor, where):
+        images = case.images.copy()
+        images[where(case), channel] *= factor
+        return dataclasses.replace(case, images=images)
+
+    def every(change):
+        return dataclasses.replace(dataset, cases=tuple(change(case) for case in dataset.cases))
+
+    checks.verify_labels(every(lambda case: changed(case, 2, 1.5, lambda c: c.labels == 2)))
+    for change in (
+        lambda case: changed(case, 2, 0.3, lambda c: c.labels == 2),  # core darker than penumbra
+        lambda case: changed(case, 0, 0.1, lambda c: c.labels == 1),  # Tmax of penumbra below the healthy brain's
+        lambda case: dataclasses.replace(case, labels=np.where(case.labels == 1, 2, case.labels)),  # core the larger
+    ):
+        with pytest.raises(InputError, match="would not agree either"):
+            checks.verify_labels(every(change))
+    checks.verify_labels(every(lambda case: dataclasses.replace(case, labels=None)))
+
+
+def test_swapped_integers_and_nested_files_are_caught_on_the_phantom(phantom_root, tmp_path):
+    right = layouts.load(phantom_root, penumbra=1, core=2)
+    assert right.phantom
+    with pytest.raises(InputError, match=r"--config.data.labels.penumbra=1 --config.data.labels.core=2 would agree"):
+        layouts.load(phantom_root, penumbra=2, core=1)
+    for case in right.cases:
+        folder = tmp_path / case.name
+        for index, word in enumerate(right.channels):
+            save_volume(folder / f"{word}.nii", case.images[..., index], case.affine)
+        save_volume(folder / "penumbralabel.nii", (case.labels > 0).astype(np.uint8), case.affine)
+        save_volume(folder / "corelabel.nii", (case.labels == 2).astype(np.uint8), case.affine)
+    nested = layouts.load(tmp_path, penumbra=1, core=2)
+    assert not nested.phantom
+    assert any("the penumbra files contain the core (100% of it)" in note for note in nested.notes)
+    for case, expected in zip(nested.cases, right.cases, strict=True):
+        np.testing.assert_array_equal(case.labels, expected.labels)
