@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,16 @@ def phantom_root(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data") / "phantom"
     write_phantom(root, cases=6, shape=(32, 32, 8), difficulty=1.0, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_cases():
+    """The folder with four cases of ISLES-2022."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "isles2022"
+    root = Path(os.environ.get("ISLES_JAX_ISLES2022", beside))
+    if not root.is_dir():
+        pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
     return root
 
 

@@ -47,30 +47,6 @@ def test_made_where_there_are_none_and_else_read(tmp_path):
     assert read_or_make(path, names, 2, 7) == [["a", "b"], ["c", "d"]]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("[", "not a readable list of folds"),
-        ("7", "not a readable list of folds"),
-        ('{"a": 1}', "expected 2 lists of case names"),
-        ("[[1, 2], [3]]", "expected 2 lists of case names"),
-        ('["ab", "c"]', "expected 2 lists of case names"),
-        ('[["a", "b", "c"]]', "holds 1 folds; expected 2"),
-        ('[["a"], ["b"]]', "does not hold the case c"),
-        ('[["a", "d"], ["b", "c"]]', "holds a case that the data lack, d"),
-        ('[["a", "b"], ["b", "c"]]', "holds twice the case b"),
-        ('[["a", "b", "c"], []]', "one of its folds is empty"),
-    ],
-)
-def test_folds_that_do_not_fit(content, words, tmp_path):
-    path = tmp_path / "folds.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match=words) as caught:
-        read_or_make(path, ["a", "b", "c"], 2, 0)
-    assert "\n" not in str(caught.value)
-    assert path.read_text() == content
-
-
 # --- patients, sites, and folds of one's own -------------------------------------------------------------------------
 
 
@@ -127,26 +103,35 @@ def test_folds_of_the_users_own_are_checked_and_kept(tmp_path):
     assert read_or_make(path, names, 2, 0, groups, given_file) == wanted, "the run has its own copy"
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('[["a"], ["b", "c"]]', "p has cases in two folds; expected all of them in one"),
-        ('[["a", "b", "c"]]', "holds 1 folds; expected 2"),
-        ('[["a", "b"], ["c", "x"]]', "a case that the data lack, x"),
-        ('[["a", "b"], []]', "does not hold the case c"),
-        ('[["a", "b"], ["c", "c"]]', "holds twice the case c"),
-        ('[{"val": ["a", "b"]}, {"train": ["c"]}]', "expected 2 lists of case names"),
-        ('{"folds": 2}', "expected 2 lists of case names"),
-        ("nothing", "not a readable list of folds"),
-        (None, "not a readable list of folds"),
-    ],
-)
-def test_folds_of_the_users_own_that_do_not_fit(content, words, tmp_path):
-    own = tmp_path / "own.json"
+UNFIT = [
+    ("[", "not a readable list of folds"),
+    ("7", "not a readable list of folds"),
+    (None, "not a readable list of folds"),
+    ('{"a": 1}', "expected 2 lists of case names"),
+    ("[[1, 2], [3]]", "expected 2 lists of case names"),
+    ('["ab", "c"]', "expected 2 lists of case names"),
+    ('[{"val": ["a", "b"]}, {"train": ["c"]}]', "expected 2 lists of case names"),
+    ('[["a", "b", "c"]]', "holds 1 folds; expected 2"),
+    ('[["a", "b"], []]', "does not hold the case c"),
+    ('[["a", "b", "x"], ["c"]]', "holds a case that the data lack, x"),
+    ('[["a", "b"], ["b", "c"]]', "holds twice the case b"),
+    ('[["a", "b", "c"], []]', "one of its folds is empty"),
+    ('[["a"], ["b", "c"]]', "p has cases in two folds; expected all of them in one"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), UNFIT)
+@pytest.mark.parametrize("name", ["folds.json", "own.json"])
+def test_folds_that_do_not_fit(name, content, words, tmp_path):
+    """In a run, and in a file of the user's own."""
+    path, own = tmp_path / name, tmp_path / "own.json"
     if content is not None:
-        own.write_text(content)
+        path.write_text(content)
+    elif name == "folds.json":
+        path.mkdir()
     with pytest.raises(InputError, match=words) as caught:
         read_or_make(tmp_path / "folds.json", ["a", "b", "c"], 2, 0, {"a": "p", "b": "p", "c": "c"}, own)
     assert "\n" not in str(caught.value)
-    assert str(own) in str(caught.value)
-    assert not (tmp_path / "folds.json").exists()
+    assert str(path) in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == [name] * (path.exists())
+    assert content is None or path.read_text() == content

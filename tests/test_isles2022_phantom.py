@@ -1,9 +1,7 @@
 """The phantom as ISLES-2022: what the set is mixed of, how near it is to patients, and a whole run on it."""
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -190,11 +188,8 @@ def in_numbers(case):
     }
 
 
-def test_it_is_as_near_to_patients_as_patients_to_each_other(fine):
-    root = Path(os.environ.get("ISLES_JAX_ISLES2022", Path(__file__).parents[2] / "shared" / "data" / "isles2022"))
-    if not root.is_dir():
-        pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
-    real = [in_numbers(case) for case in layouts.load(root).cases]
+def test_it_is_as_near_to_patients_as_patients_to_each_other(fine, real_cases):
+    real = [in_numbers(case) for case in layouts.load(real_cases).cases]
     made = [in_numbers(case) for case in fine if (case.labels == 1).any()]
     for name in real[0]:
         values = [numbers[name] for numbers in real]

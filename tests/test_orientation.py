@@ -1,7 +1,6 @@
 """Cases that are stored along different axes: brought to one orientation without loss, and back to their own."""
 
 import csv
-import itertools
 import json
 from dataclasses import replace
 
@@ -17,12 +16,6 @@ from isles_jax.data import grid, layouts, orientation
 from isles_jax.data.grid import Target
 from isles_jax.data.slices import make_slices
 
-ALL = [
-    "".join(letters[side] for letters, side in zip(pairs, sides, strict=True))
-    for pairs in itertools.permutations(("LR", "PA", "IS"))
-    for sides in itertools.product((0, 1), repeat=3)
-]
-
 
 def labelled(affine, seed=0):
     case = random_case((9, 8, 6), seed=seed, affine=affine)
@@ -36,7 +29,7 @@ def by_place(volume, affine):
     return dict(zip(map(tuple, places + 0.0), volume.reshape(len(places), -1).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("axes", ALL)
+@pytest.mark.parametrize("axes", orientation.ALL)
 @pytest.mark.parametrize("affine", [OBLIQUE, TURNED], ids=["left-handed", "right-handed"])
 def test_every_voxel_keeps_its_place_and_comes_back(affine, axes):
     case = labelled(affine)
@@ -92,7 +85,7 @@ def test_spacing_is_compared_along_the_networks_axes():
 def test_the_network_sees_the_same_slices_however_a_case_is_stored(target):
     case = labelled(OBLIQUE)
     expected = make_slices((case,), (32, 32), target)
-    for axes in ALL:
+    for axes in orientation.ALL:
         stored = orientation.turned(case, axes)
         seen = make_slices((stored,), (32, 32), target)
         for one, other in zip(seen, expected, strict=True):

@@ -276,11 +276,9 @@ def build(root, shape):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_and_its_answer_agree(name, tmp_path):
+def test_a_shape_and_its_answer_agree(name):
     """Every file of the rows exists and holds what its column says; cases have different names."""
     shape = SHAPES[name]
-    build(tmp_path, shape)
-    assert sum(path.is_file() for path in tmp_path.rglob("*.nii*")) == len(shape.files)
     rows = shape.rows or []
     assert len({row.case for row in rows}) == len(rows)
     for row in rows:

@@ -1,3 +1,5 @@
+"""Slices: normalised, padded to one size and stacked, and drawn as batches of which half holds lesion."""
+
 from dataclasses import replace
 
 import nibabel as nib

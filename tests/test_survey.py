@@ -1,9 +1,7 @@
 """What is said of a data set: its ranges, what looks odd, and the command that trains on it."""
 
 import dataclasses
-import os
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,12 +28,8 @@ def spes(phantom_root):
 
 
 @pytest.fixture
-def real():
-    """Four real cases of ISLES-2022."""
-    root = Path(os.environ.get("ISLES_JAX_ISLES2022", Path(__file__).parents[2] / "shared" / "data" / "isles2022"))
-    if not root.is_dir():
-        pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
-    return layouts.load(root)
+def real(real_cases):
+    return layouts.load(real_cases)
 
 
 def odd(dataset):
