@@ -55,13 +55,15 @@ def phantom_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def real_cases():
-    """The folder with four cases of ISLES-2022."""
+def real_set():
+    """Four cases of ISLES-2022; a test skips where they are not there."""
+    from isles_jax.data import layouts
+
     beside = Path(__file__).parents[2] / "shared" / "data" / "isles2022"
     root = Path(os.environ.get("ISLES_JAX_ISLES2022", beside))
     if not root.is_dir():
         pytest.skip("the cases of ISLES-2022 are not there; the variable ISLES_JAX_ISLES2022 names their folder")
-    return root
+    return layouts.load(root)
 
 
 @pytest.fixture(scope="session")

@@ -188,8 +188,8 @@ def in_numbers(case):
     }
 
 
-def test_it_is_as_near_to_patients_as_patients_to_each_other(fine, real_cases):
-    real = [in_numbers(case) for case in layouts.load(real_cases).cases]
+def test_it_is_as_near_to_patients_as_patients_to_each_other(fine, real_set):
+    real = [in_numbers(case) for case in real_set.cases]
     made = [in_numbers(case) for case in fine if (case.labels == 1).any()]
     for name in real[0]:
         values = [numbers[name] for numbers in real]

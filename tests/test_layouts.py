@@ -246,10 +246,10 @@ STORED = {
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_a_real_case_is_the_same_however_it_is_stored(kind, real_cases, small_config, tmp_path):
+def test_a_real_case_is_the_same_however_it_is_stored(kind, real_set, small_config, tmp_path):
     change, place = STORED[kind]
-    expected = next(case for case in layouts.load(real_cases).cases if case.patient == "sub-strokecase0009")
-    for path in sorted(real_cases.rglob("sub-strokecase0009*.nii.gz")):
+    expected = next(case for case in real_set.cases if case.patient == "sub-strokecase0009")
+    for path in sorted(real_set.root.rglob("sub-strokecase0009*.nii.gz")):
         if "flair" not in path.name:
             target = tmp_path / f"{place(*path.name.removesuffix('.nii.gz').split('_'))}.nii"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -268,9 +268,8 @@ def test_a_real_case_is_the_same_however_it_is_stored(kind, real_cases, small_co
     np.testing.assert_array_equal(answers[0], orientation.turned_back(answers[1], case, "LAS"))
 
 
-def test_real_cases_are_read(real_cases, tmp_path):
-    root = real_cases
-    cases = {case.patient: case for case in layouts.load(root).cases}
+def test_real_cases_are_read(real_set, tmp_path):
+    cases = {case.patient: case for case in real_set.cases}
     # Files of real scanners: all say where left is, and have a background of 0 around a brain of a brain's size.
     assert all(case.oriented and case.backgrounds == (0.0, 0.0) for case in cases.values())
     assert all(1000 < case.brain.sum() * case.voxel_ml < 1800 for case in cases.values())
@@ -278,7 +277,7 @@ def test_real_cases_are_read(real_cases, tmp_path):
     assert case.images.shape == (112, 112, 73, 2)
     assert (case.labels == 1).sum() == 523
     assert 0.7 < np.median(case.images[..., 1][case.brain]) < 1.1
-    convert.main([f"--input={root}", f"--output={tmp_path / 'raw'}"])
+    convert.main([f"--input={real_set.root}", f"--output={tmp_path / 'raw'}"])
     for old, new in zip(cases.values(), layouts.load(tmp_path / "raw").cases, strict=True):
         np.testing.assert_array_equal(new.images, old.images)
         np.testing.assert_array_equal(new.labels, old.labels)

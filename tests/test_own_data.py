@@ -1,16 +1,15 @@
 """The trees and commands of docs/data.md for data of one's own: each is made, checked and read as the page says."""
 
-import json
 import re
 import shlex
 
 import numpy as np
 import pytest
-from helpers import OBLIQUE, ROOT, TINY, save_volume
+from helpers import OBLIQUE, ROOT, save_volume
 from isles_folder import images
 
 from isles_jax import cli
-from isles_jax.data import layouts, table
+from isles_jax.data import layouts
 from isles_jax.runtime.command import InputError
 
 PAGE = (ROOT / "docs" / "data.md").read_text()
@@ -74,18 +73,6 @@ def test_a_tree_becomes_a_table_by_the_command_of_the_page(tmp_path, monkeypatch
         assert one.name == other.name
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
-
-
-def test_the_first_tree_is_trained_by_the_command_of_the_page(tmp_path, monkeypatch, capsys):
-    tree, commands = TREES[0]
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path, tree.split())
-    check, train = (shlex.split(command) for command in commands.splitlines())
-    cli.main(check[1:])
-    cli.main([*train[1:], "--workdir=run", *(f"--config.{key}={value}" for key, value in TINY.items())])
-    assert "mydata/cases.csv" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "data.json").read_text())["layout"] == table.LAYOUT
-    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_the_tree_of_nnunet_is_read_with_the_description_of_the_page(tmp_path):

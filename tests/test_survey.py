@@ -27,11 +27,6 @@ def spes(phantom_root):
     return layouts.load(phantom_root)
 
 
-@pytest.fixture
-def real(real_cases):
-    return layouts.load(real_cases)
-
-
 def odd(dataset):
     return oddities.oddities(oddities.measure(dataset), dataset)
 
@@ -58,9 +53,9 @@ def test_nothing_looks_odd_in_a_phantom_but_labels_without_a_lesion(phantom):
     assert odd(phantom) == ([f"the label holds no lesion: {', '.join(empty)}"] if empty else [])
 
 
-def test_nothing_looks_odd_in_real_cases(real):
-    assert odd(real) == []
-    assert [line for line in survey.survey(real) if line.startswith("odd")] == ["odd: nothing"]
+def test_nothing_looks_odd_in_real_cases(real_set):
+    assert odd(real_set) == []
+    assert [line for line in survey.survey(real_set) if line.startswith("odd")] == ["odd: nothing"]
 
 
 def test_copied_cases_are_named_once(spes):
@@ -157,15 +152,15 @@ def test_mixed_grids_are_not_odd(spes):
     ("axes", "sides"),
     [((1,), "front and back"), ((2,), "top and bottom"), ((1, 2), "front and back, top and bottom")],
 )
-def test_a_brain_that_is_back_to_front_or_upside_down_is_named(axes, sides, real):
-    case = real.cases[2]
-    lines = odd(planted(real, 2, images=np.flip(case.images, axes), labels=np.flip(case.labels, axes)))
+def test_a_brain_that_is_back_to_front_or_upside_down_is_named(axes, sides, real_set):
+    case = real_set.cases[2]
+    lines = odd(planted(real_set, 2, images=np.flip(case.images, axes), labels=np.flip(case.labels, axes)))
     assert lines == [f"the brain looks like those of the others only with its sides exchanged: {case.name} ({sides})"]
 
 
-def test_left_and_right_of_a_single_brain_are_too_alike_to_tell(real):
-    case = real.cases[2]
-    assert odd(planted(real, 2, images=case.images[::-1], labels=case.labels[::-1])) == []
+def test_left_and_right_of_a_single_brain_are_too_alike_to_tell(real_set):
+    case = real_set.cases[2]
+    assert odd(planted(real_set, 2, images=case.images[::-1], labels=case.labels[::-1])) == []
 
 
 @pytest.mark.parametrize("change", [lambda v: v * 20, lambda v: v / 20, lambda v: v + 1e5])
