@@ -5,8 +5,10 @@ import shlex
 
 import numpy as np
 import pytest
+from helpers import random_case
 
 from isles_jax.data import layouts, oddities, orientation, survey
+from isles_jax.data.case import make_dataset
 from isles_jax.phantoms.phantom import write_phantom
 from isles_jax.runtime import overrides
 from isles_jax.runtime.command import InputError
@@ -220,6 +222,19 @@ def test_tmax_in_tenths_does_not_look_like_seconds(spes):
     )
     [line] = [line for line in survey.survey(tenths) if line.startswith("units")]
     assert line.startswith("units        Tmax not in seconds, by its values (up to 1")
+
+
+def test_the_unit_of_adc_is_told_where_adc_has_values(tmp_path):
+    """An ADC map may cover a small part of what DWI shows."""
+    cases = []
+    for name, unit in (("a", 1.0), ("b", 1.0), ("c", 25.0)):
+        case = random_case((12, 11, 6))
+        adc = np.where(case.brain & (np.arange(12) < 4)[:, None, None], 0.8 * unit, 0)
+        images = np.stack([case.images[..., 2], adc], axis=-1).astype(np.float32)
+        cases.append(dataclasses.replace(case, name=name, images=images))
+    for count, text in ((2, ""), (3, ", in another unit in 1 cases")):
+        dataset = make_dataset(tmp_path, tuple(cases[:count]), ("DWI", "ADC"), ("lesion",), (1,))
+        assert f"units        ADC in 1e-3 mm2/s{text}" in survey.survey(dataset)
 
 
 def test_kinds_are_counted_and_many_kinds_are_a_range(phantom):

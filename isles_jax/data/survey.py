@@ -78,14 +78,13 @@ def _counts(texts: Iterable[str]) -> str:
 def _units(dataset: Dataset, found: Sequence[Facts]) -> str:
     """What the values of ADC and Tmax say of their units; the notes say which files have another unit of ADC."""
     units = []
-    for name in dataset.channels:
-        percentiles = [facts.profile["percentiles"][name] for facts in found if name in facts.values]
-        _, medians, highest = np.array(percentiles).reshape(-1, 3).T
-        if name == "ADC" and len(medians):
-            other = sum(not 0.1 <= median < 10 for median in medians)
+    for number, name in enumerate(dataset.channels):
+        having = [case for case in dataset.cases if name not in case.absent]
+        if name == "ADC" and having:
+            other = sum(adc.unit_of(case.images[..., number]) != adc.UNIT for case in having)
             units.append(f"ADC in {adc.UNIT}" + f", in another unit in {other} cases" * bool(other))
-        if name == "Tmax" and len(medians):
-            high = float(np.median(highest))
+        if name == "Tmax" and having:
+            high = np.median([facts.profile["percentiles"][name][-1] for facts in found if name in facts.values])
             long = f"Tmax not in seconds, by its values (up to {high:.3g})"
             units.append(long if high > _LONGEST_TMAX_S else "Tmax in seconds, by its values")
     return "; ".join(units)
