@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isles_jax.runtime import files
-from isles_jax.runtime.command import InputError, Parser, fitted, local_path, run_command
+from isles_jax.runtime.command import InputError, Parser, add_data_flags, fitted, local_path, run_command
 
 EXAMPLE = """The exit code is 2 if training would refuse the data.
 
@@ -27,13 +27,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="isles-jax check", description=main.__doc__, epilog=EXAMPLE)
     data = "a folder or bucket in any layout, or a table (.csv)"
     parser.add_argument("data", metavar="FOLDER_OR_TABLE", help=data)
-    names = "channels to read, with commas between them; default: all those of the layout"
-    parser.add_argument("--channels", default="", metavar="NAMES", help=names)
-    integer = "the integer that marks %s in label volumes of SPES (default %%(default)s)"
-    parser.add_argument("--penumbra", type=int, default=1, metavar="INTEGER", help=integer % "penumbra")
-    parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")
-    grids = "bring sequences on other grids to that of the first one, by the headers"
-    parser.add_argument("--resample", action="store_true", help=grids)
+    add_data_flags(parser)
     missing = "what a table's empty cell is: a mistake (refuse, the default), or a channel of zeros (zero)"
     parser.add_argument("--missing", choices=("refuse", "zero"), default="refuse", help=missing)
     table = parser.add_argument_group("to write a table of a folder with any names")
@@ -69,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = (options.images, options.label, options.classes)
         _print(build.write(Path(data), options.output, *texts, overwrite=options.overwrite))
         data = str(options.output)
-    channels = tuple(options.channels.split(",")) if options.channels else ()
+    channels = options.channels
     if not layouts.is_known(data, channels) and _print(proposal.described(Path(data))):
         raise InputError(f"{data}: fits no known layout; expected one, or the table that the command above writes")
     how = Reading(resample=options.resample, missing=options.missing == "zero")

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
-from isles_jax.runtime.command import Parser, local_path, run_command
+from isles_jax.runtime.command import Parser, add_data_flags, local_path, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,21 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     folder = "a new folder, such as nnUNet_raw/Dataset015_SPES"
     parser.add_argument("--output", type=local_path, required=True, metavar="DIR", help=folder)
-    integer = "the integer that marks %s in the input's label volumes (default %%(default)s)"
-    parser.add_argument("--penumbra", type=int, default=1, metavar="INTEGER", help=integer % "penumbra")
-    parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")
-    names = "channels to write, with commas between them; default: those of the layout"
-    parser.add_argument("--channels", default="", metavar="NAMES", help=names)
-    grids = "bring sequences on other grids to that of the first one, by the headers"
-    parser.add_argument("--resample", action="store_true", help=grids)
+    add_data_flags(parser)
     options = parser.parse_args(arguments)
     # Imported here because NumPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.data import layouts, nifti, nnunet
     from isles_jax.runtime.progress import say
 
-    channels = tuple(options.channels.split(",")) if options.channels else ()
     how = nifti.Reading(resample=options.resample)
-    dataset = layouts.load(options.input, channels, penumbra=options.penumbra, core=options.core, how=how)
+    dataset = layouts.load(options.input, options.channels, penumbra=options.penumbra, core=options.core, how=how)
     say(dataset.headline)
     for note in dataset.notes:
         say(f"note: {note}")

@@ -254,7 +254,7 @@ def test_channels_and_integers_reach_the_command(tmp_path, capsys):
         labels = volumes(seed="abc".index(name))["OT"]
         path.unlink()
         save_volume(path, np.array([0, 4, 1], np.uint8)[labels])
-    lines = run(capsys, root, "--penumbra=4", "--core=1", "--channels=DWI,Tmax")
+    lines = run(capsys, root, "--penumbra=4", "--core=1", "--channels=DWI, Tmax")
     expected = [
         "--config.data.labels.core=1",
         "--config.data.labels.penumbra=4",

@@ -76,6 +76,24 @@ def add_folds_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=numbers, metavar="NUMBERS", help=folds)
 
 
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how a data set is read.
+
+    The value DWI,ADC of --channels becomes ("DWI", "ADC"); without the flag, the value is ().
+    """
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(name.strip() for name in text.split(",")) if text else ()
+
+    channels = "channels to read, with commas between them; default: all those of the layout"
+    parser.add_argument("--channels", type=names, default=(), metavar="NAMES", help=channels)
+    integer = "the integer that marks %s in label volumes of SPES (default %%(default)s)"
+    parser.add_argument("--penumbra", type=int, default=1, metavar="INTEGER", help=integer % "penumbra")
+    parser.add_argument("--core", type=int, default=2, metavar="INTEGER", help=integer % "core")
+    grids = "bring sequences on other grids to that of the first one, by the headers"
+    parser.add_argument("--resample", action="store_true", help=grids)
+
+
 def local_path(text: str) -> Path:
     """A flag's value as a path on this machine; an empty one or a path with a scheme, as s3://..., is a mistake."""
     if not text or "://" in text:
