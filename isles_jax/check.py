@@ -47,6 +47,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise InputError(f"--{flag}: found no --images beside it, expected patterns from which the table is made")
     if options.images and options.output is None:
         raise InputError("--images: found no --output beside it, expected a name for the table, such as cases.csv")
+    if options.images and not Path(options.data).is_dir():
+        raise InputError(f"{options.data}: found no folder on this machine, expected one for --images")
     return options
 
 

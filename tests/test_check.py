@@ -147,6 +147,17 @@ def test_mistakes_in_the_flags_are_one_line(flags, words, tmp_path, monkeypatch)
     refused(lambda: check.main(["data", *flags]), tmp_path, words)
 
 
+@pytest.mark.parametrize("place", ["gs://bucket/data", "data/cases.csv", "nowhere"])
+def test_patterns_need_a_folder_on_this_machine(place, tmp_path, monkeypatch):
+    own_folder(tmp_path / "data")
+    (tmp_path / "data" / "cases.csv").write_text("case,DWI\np3,p3/dwi.nii.gz\n")
+    monkeypatch.chdir(tmp_path)
+    flags = [place, *IMAGES, "--output", "x.csv"]
+    refused(
+        lambda: check.main(flags), tmp_path, f"^{place}: found no folder on this machine, expected one for --images$"
+    )
+
+
 def test_a_terminal_breaks_lines_between_words_and_leaves_the_command_whole(tmp_path, capsys):
     root = own_folder(tmp_path / "data")
     table = root / "cases.csv"

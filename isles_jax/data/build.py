@@ -32,7 +32,6 @@ def write(
         raise InputError(f"{output}: expected a name for the table that ends in .csv")
     by_name = patterns.parse(images)
     named = _classes(classes)
-    files.check_folder(root)
     rows, notes = patterns.match(root, by_name, label)
     # A link is followed before "..", so that the way leads from the folder in which the table really lies.
     way = os.path.relpath(os.path.realpath(root), os.path.realpath(output.parent))
