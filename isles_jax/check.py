@@ -56,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads a data set as training would, and says what it is, what looks odd, and how to train on it."""
     options = _parse(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
-    from isles_jax.data import build, layouts, proposal, survey, table
+    from isles_jax.data import layouts, patterns, proposal, survey, table
     from isles_jax.data.nifti import Reading
 
     files.check_data(options.data)
     data = options.data
     if options.images:
         texts = (options.images, options.label, options.classes)
-        _print(build.write(Path(data), options.output, *texts, overwrite=options.overwrite))
+        _print(patterns.write(Path(data), options.output, *texts, overwrite=options.overwrite))
         data = str(options.output)
     channels = options.channels
     if not layouts.is_known(data, channels) and _print(proposal.described(Path(data))):

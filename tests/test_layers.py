@@ -13,7 +13,7 @@ ORDER = (
     "runtime.files", "runtime.lock", "runtime.processes", "config",
     "data.case", "data.adc", "data.orientation", "data.profile", "data.folder", "data.resample", "data.nifti",
     "data.checks", "data.folds", "data.grid", "data.slices", "data.table", "data.isles", "data.isles2022",
-    "data.nnunet", "data.patterns", "data.templates", "data.proposal", "data.build", "data.layouts",
+    "data.nnunet", "data.patterns", "data.templates", "data.proposal", "data.layouts",
     "data.oddities", "data.survey",
     "phantoms.perfusion", "phantoms.tissue", "phantoms.scans", "phantoms.head", "phantoms.emboli",
     "phantoms.diffusion", "phantoms.isles2022", "phantoms.phantom",

@@ -1,4 +1,4 @@
-"""From patterns to the rows of a table: finds the files of each case in a folder.
+"""From patterns to a table: finds the files of each case in a folder with any names, and writes cases.csv.
 
 A pattern is a path below the folder, such as `sub-{case}/ses-{session}/dwi/*_dwi.nii.gz`:
 
@@ -11,15 +11,18 @@ PATIENT_SESSION. Letters with accents are the same in their composed and decompo
 """
 
 import itertools
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from isles_jax.data import table
 from isles_jax.data.folder import list_folder, listed, note, stem, walk
 from isles_jax.data.table import LABEL, ORIGIN, RESERVED
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.files import is_there, refuse_foreign, write_atomic
 
 _PLACEHOLDERS = ("case", "patient", "session", "site")
 _EXPECTED = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
@@ -145,6 +148,64 @@ def match(root: Path, images: Mapping[str, str], label: str = "") -> tuple[list[
     _check_names(rows)
     notes = [*_missing(rows, patterns), *(note(reason, paths) for reason, paths in unread.items())]
     return rows, tuple(notes)
+
+
+def write(
+    root: Path, output: Path, images: Sequence[str], label: str = "", classes: str = "", *, overwrite: bool = False
+) -> list[str]:
+    """Writes the table of a folder with any names.
+
+    Args:
+      root: the folder.
+      output: the table, a name that ends in .csv, inside of the folder or outside.
+      images: CHANNEL=PATTERN for each channel.
+      label: the pattern of the label volumes; "" for none.
+      classes: NAME=INTEGER with commas between them; "" for one class.
+      overwrite: replace a table that this function has written, and that differs.
+
+    Returns:
+      Lines for the user: what was written, and notes.
+
+    Raises:
+      InputError: a pattern is wrong, or files do not fit the patterns; `output` is another file, or another table.
+    """
+    if output.suffix.lower() != ".csv":
+        raise InputError(f"{output}: expected a name for the table that ends in .csv")
+    by_name = parse(images)
+    named = _classes(classes)
+    rows, notes = match(root, by_name, label)
+    # A link is followed before "..", so that the way leads from the folder in which the table really lies.
+    way = os.path.relpath(os.path.realpath(root), os.path.realpath(output.parent))
+    cells = [row.cells | {name: Path(way, path).as_posix() for name, path in row.files.items()} for row in rows]
+    content = table.text(cells, tuple(by_name), named)
+    refuse_foreign(output, lambda there: _is_ours(output, there), "a table of cases")
+    same = output.is_file() and output.read_bytes() == content.encode()
+    if is_there(output) and not (same or overwrite):
+        raise InputError(f"{output}: holds another table than these patterns give; --overwrite replaces it")
+    if not same:
+        write_atomic(output, content)
+    done = "holds this table already" if same else "written"
+    return [f"{output}: {done}, {len(rows)} cases", *(f"note: {note}" for note in notes)]
+
+
+def _classes(text: str) -> dict[str, int]:
+    """The classes of --classes; an InputError if they are none."""
+    named = table.integers(text) if text else {}
+    if named is None or "" in named:
+        raise InputError(
+            f"--classes={text}: expected names with different integers from 1 to 255, such as penumbra=1,core=2"
+        )
+    return named
+
+
+def _is_ours(path: Path, content: bytes) -> bool:
+    """Whether a table is, byte by byte, as `write` writes it: nobody has added a column or a comment to it."""
+    try:
+        there = table.parse(path)
+    except InputError:
+        return False
+    written = table.text([row.cells for row in there.rows], there.channels, there.classes)
+    return bool(there.channels) and written.encode() == content
 
 
 def _compile(column: str, text: str) -> _Pattern:
