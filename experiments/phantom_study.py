@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.copy(path, options.output)
     figures.draw(options.output)
     if options.output.resolve() == results_page.FOLDER.resolve():
-        results_page.main()
+        results_page.main([])
     print(f"\n{options.output}")
 
 

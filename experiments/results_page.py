@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.intervals import CHOSEN, RATIO
+from isles_jax.runtime.command import Parser, run_command
 from isles_jax.scoring import comparison, statistics
 
 PAGE = Path(__file__).with_name("RESULTS.md")
@@ -189,12 +190,13 @@ def fill(text: str, folder: Path = FOLDER) -> str:
     return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", table_of, text, flags=re.DOTALL)
 
 
-def main() -> None:
-    """Writes the pages anew."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the tables into the pages anew."""
+    Parser(prog="python -m experiments.results_page", description=main.__doc__).parse_args(arguments)
     for page in PAGES:
         page.write_text(fill(page.read_text()))
         print(page)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

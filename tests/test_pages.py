@@ -1,29 +1,59 @@
-"""The commands of the pages: the shell runs them with stand-ins for the programs, and every flag exists."""
+"""What the pages, the docstrings and --help name: commands, flags, settings and files. The shell runs the blocks."""
 
+import argparse
 import importlib
 import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 from helpers import ROOT, SYSTEMS
 
+from isles_jax import cli
 from isles_jax.config import baseline, flatten
+from isles_jax.runtime import overrides
 
 PAGES = sorted(
     str(path.relative_to(ROOT)) for folder in (".", "docs", "experiments") for path in (ROOT / folder).glob("*.md")
 )
 TEXT = {page: (ROOT / page).read_text().replace("\\\n", " ") for page in PAGES}
 BLOCKS = {page: re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for page, text in TEXT.items()}
-# The flags that some page gives to a module of ours, by module; also in `code`, and within a quoted argument.
-FLAGS: dict[str, set[str]] = {}
-# The history of changes also names modules that have gone.
-TODAY = "\n".join(text for page, text in TEXT.items() if page != "CHANGELOG.md")
-for words in re.findall(r"-m ((?:isles_jax|experiments)\.[^`\n]*)", TODAY):
-    FLAGS.setdefault(words.split()[0].rstrip("'\"."), set()).update(re.findall(r"--([\w.-]+)", words))
+CODE = ("isles_jax", "experiments", "configs")
+# The history of changes also names what has gone.
+TODAY = [page for page in PAGES if page != "CHANGELOG.md"]
+# The code within the lines of a page.
+SPANS = {
+    (page, " ".join(span.split()))
+    for page in TODAY
+    for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", TEXT[page], flags=re.DOTALL))
+}
+
+
+def commands():
+    """Every command of ours that a reader is shown, as (module, argument, ...)."""
+    lines = [line for page in TODAY for block in BLOCKS[page] for line in block.splitlines()]
+    lines += [span for _, span in SPANS]
+    for folder in CODE:
+        for path in (ROOT / folder).rglob("*.py"):
+            # Docstrings, and the examples at the end of --help.
+            texts = re.findall(r'"""(.*?)"""', path.read_text(), re.DOTALL)
+            lines += "\n".join(texts).replace("\\\\\n", " ").splitlines()
+    found = set()
+    for line in lines:
+        # What the shell computes is a number here.
+        line = re.sub(r"\$\{.*?\}|\$\(\(.*?\)\)", "1", line)
+        # In quotes for another machine, a command ends with the quotes.
+        for program, name, rest in re.findall(r"(-m (?=isles_jax|experiments)|isles-jax )([\w.]+)([^`]*)", line):
+            rest = rest.rstrip("\"'") if rest.count('"') % 2 else rest
+            module = name if program.startswith("-m") else f"isles_jax.{cli.COMMANDS[name][0]}"
+            found.add((module, *shlex.split(rest)))
+    return sorted(found)
+
+
 # What a page leaves to its reader, or another page sets.
 VARIABLES = {"ROW": "bl1", "TPU": "isles", "ZONE": "zone", "TYPE": "type", "RUNTIME": "runtime", "BUCKET": "gs://b"}
 STAND_IN = f"""#!{sys.executable}
@@ -79,14 +109,59 @@ def test_table1_on_tpus_has_a_machine_for_every_row(shell):
     assert [call[5] for call in calls] == [f"table1-{row}" for row in SYSTEMS]
 
 
-@pytest.mark.parametrize("module", FLAGS)
-def test_every_flag_of_a_page_exists(module, capsys):
-    keys = {flag for flag in FLAGS[module] if flag.startswith("config.")}
-    known = flatten(baseline(residual=True, adversarial=True, overlap=True)).keys()
-    assert {key.removeprefix("config.") for key in keys} <= known | {"KEY"}
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(module).main(["--help"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    for flag in FLAGS[module] - keys:
-        assert re.search(rf"--{flag}\b", shown), flag
+class StoppedError(Exception):
+    """A command has come to the parsing of its flags."""
+
+
+def parser_of(module):
+    """The parser of a command, and whether the command also takes settings, --config.KEY=VALUE."""
+
+    def stop(takes_settings):
+        def parse(parser, *_):
+            raise StoppedError(parser, takes_settings)
+
+        return parse
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop(False))
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop(True))
+        with pytest.raises(StoppedError) as stopped:
+            importlib.import_module(module).main([])
+    return stopped.value.args
+
+
+COMMANDS = commands()
+PROGRAMS = [str(path) for folder in (*CODE, "docs", "tests") for path in (ROOT / folder).rglob("*.py")]
+SETTINGS = {f"--config.{key}" for key in flatten(baseline(residual=True, adversarial=True, overlap=True))}
+# Flags of Docker, Apptainer and XLA, and a file of other authors.
+THEIRS = {"lovasz_losses.py", "--containall", "--net", "--user", "--volume", "--xla_gpu_autotune_level"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_is_understood(command):
+    module, *words = command
+    settings = [word for word in words if word.startswith("--config.")]
+    parser, takes_settings = parser_of(module)
+    assert takes_settings or not settings
+    if not words or words[-1].endswith("="):
+        # The page names a part of a command.
+        for action in parser._actions:
+            action.required = False
+    options = parser.parse_args([word for word in words if word not in settings])
+    # The file exists, and has these keys with values of these types.
+    overrides.read(getattr(options, "config", None) or overrides.DEFAULT, settings)
+
+
+def test_every_flag_that_a_page_names_is_one():
+    modules = {module for module, *_ in COMMANDS}
+    assert modules >= {f"isles_jax.{name}" for name, _ in cli.COMMANDS.values()}
+    known = SETTINGS.union(THEIRS, *(parser_of(module)[0]._option_string_actions for module in modules))
+    named = {re.match(r"--[\w.-]+", span)[0] for _, span in SPANS if span.startswith("--")}
+    assert named > {"--config.folds_by", "--minutes"}
+    assert named <= known
+
+
+@pytest.mark.parametrize("page", TODAY)
+def test_every_program_that_a_page_names_is_there(page):
+    for name in re.findall(r"(?<=[`=\s])[a-z][a-z0-9_/]*\.py\b", TEXT[page]):
+        assert any(path.endswith(f"/{name}") for path in PROGRAMS) or name in THEIRS, name
