@@ -31,6 +31,7 @@ CONTENTS = """
 :caption: Use it
 
 docs/data
+docs/run
 docs/patient
 docs/container
 docs/gpu

@@ -47,7 +47,7 @@ def cross_validate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -
 
     Args:
       config: the whole configuration, as `config.baseline` makes it.
-      workdir: a folder or bucket; the README lists what is written there.
+      workdir: a folder or bucket; docs/run.md lists what is written there.
 
     Returns:
       The Dice as a table, where the report is, and a command to go on with; or a line that names the folds that are
