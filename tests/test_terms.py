@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import random_case
+from helpers import ROOT, random_case
 
 from isles_jax import metrics
 from isles_jax.pages import terms
@@ -44,7 +44,7 @@ def test_every_measure_in_a_table_is_explained_with_its_unit_and_what_is_better(
         assert meaning.endswith(f"; {measure.better} is better") == bool(measure.better)
 
 
-def test_every_number_of_a_new_case_has_a_meaning():
+def test_every_number_of_a_new_case_has_a_meaning_on_its_page_and_in_the_documentation():
     case = random_case((6, 5, 4))
     labels = np.zeros((6, 5, 4), np.uint8)
     labels[1:3, 1:3, 1:3] = 1
@@ -57,3 +57,8 @@ def test_every_number_of_a_new_case_has_a_meaning():
     assert len(titles) > 15
     for title in titles:
         assert re.fullmatch(r'<abbr title=".{12,}">.*</abbr>', terms.term(title)), title
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "patient.md").read_text()))
+    columns = {number.column.replace(number.of, "CLASS") if number.of else number.column for number in found}
+    # One line of the page stands for each of these groups.
+    columns -= {column for column in columns if re.match("defuse3_|tmax_above_(6|8|10)_", column)}
+    assert columns <= documented
