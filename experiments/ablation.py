@@ -6,7 +6,6 @@ The choices are those that the paper leaves open, and the compute type. With the
 row `proposed` is not trained again.
 """
 
-import sys
 from collections.abc import Sequence
 
 from experiments.rows import Rows, changed_rows
@@ -38,7 +37,7 @@ def ablation_rows(overrides: Sequence[str]) -> Rows:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains the proposed system with one choice changed at a time and compares each with the default."""
-    command("ablation", main.__doc__, ablation_rows, sys.argv[1:] if arguments is None else arguments)
+    command("ablation", main.__doc__, ablation_rows, arguments)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from experiments.benchmarks import loss_times, network, pipeline
 from experiments.benchmarks.timing import ACCELERATOR, describe_machine, keep_memory, matrix_limit, one_line
 from experiments.benchmarks.workload import DTYPES
 from isles_jax.runtime import files
-from isles_jax.runtime.command import run_command
+from isles_jax.runtime.command import Parser, run_command
 from isles_jax.training import parallel
 
 # The order is that of worth for its time on a GPU, where compilation is most of it. What comes last may be left out.
@@ -55,7 +55,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; the default sizes suit the device: SPES's on an accelerator, a part of it on CPU."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__, formatter_class=_Help)
+    parser = Parser(prog="python -m experiments.benchmark")
+    parser.description, parser.formatter_class = __doc__, _Help
     add = parser.add_argument
     add("subject", choices=[*SUBJECTS, "all"], help="what is timed")
     add("--runs", type=int, default=12, help="runs of each function")

@@ -9,7 +9,6 @@ patients, or beside them.
 
 import copy
 import dataclasses
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +37,8 @@ SIZE = [
     "--config.discriminator.width=8",
     "--config.train.epochs=20",
 ]
-# Name of the row: what differs from configs/proposed.py.
 NOT_ADVERSARIAL = ["--config.discriminator.enabled=False", "--config.loss.adversarial=0"]
+# Name of the row: what differs from configs/proposed.py.
 SYSTEMS = {
     "bl1": [
         *NOT_ADVERSARIAL,
@@ -64,6 +63,8 @@ PHANTOM = [
 ]
 # With phantom cases beside the real ones there are about four times as many slices.
 BESIDE_EPOCHS = "--config.train.epochs=5"
+# Of the table of real and phantom cases together.
+BOTH = ("case", "patient", "DWI", "ADC", "label")
 COLUMNS = ("row", "seed", "case", "dice", "lesion_f1", "volume_pred_ml", "volume_true_ml")
 
 
@@ -124,9 +125,16 @@ def put_together(real: Path, phantom: Path, folds: Sequence[Sequence[str]], fold
     for number, names in enumerate(patients.values()):
         mixed[number % len(mixed)] += names
     folder.mkdir(exist_ok=True)
-    scores.write_csv(folder / "cases.csv", ("case", "patient", "DWI", "ADC", "label"), [_paths(case) for case in cases])
+    scores.write_csv(folder / "cases.csv", BOTH, [_paths(case) for case in cases])
     files.write_json(folder / "folds.json", mixed)
     return folder / "folds.json"
+
+
+def refuse_outputs(workdir: epath.Path) -> None:
+    """Raises an InputError if one of the tables that this study writes is there and is not an earlier one."""
+    refuse_table(workdir / "real_cases.csv")
+    starts_so = ",".join(BOTH).encode()
+    files.refuse_foreign(workdir / "both" / "cases.csv", lambda content: content.startswith(starts_so), "a table")
 
 
 def _paths(case: Case) -> dict[str, str]:
@@ -140,12 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs and real_cases.csv are written")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default 1)")
     parser.add_argument("--trainer", help="also run nnU-Net with this one of its trainers (needs the extra `peers`)")
-    arguments = sys.argv[1:] if arguments is None else arguments
     options, overrides = parser.parse_known_args(arguments)
     if options.trainer:
         peers.require("nnunetv2", "torch")
     workdir = epath.Path(options.workdir)
-    refuse_table(workdir / "real_cases.csv")
+    refuse_outputs(workdir)
     runs = run_rows(real_rows(overrides), workdir, seeds=options.seeds)
     runs |= learn_from_phantom(options.workdir, runs["bl6"], overrides)
     if options.trainer:

@@ -20,7 +20,7 @@ def command(
     stem: str,
     description: str,
     make_rows: Callable[[Sequence[str]], Rows],
-    arguments: Sequence[str],
+    arguments: Sequence[str] | None,
     reference: str = "proposed",
 ) -> None:
     """Runs the rows of a study and, when all are finished, writes their table.
@@ -29,7 +29,7 @@ def command(
       stem: the name of the study's module, and of the files with the table.
       description: for --help.
       make_rows: makes the rows from the --config.KEY=VALUE among the arguments.
-      arguments: the command line.
+      arguments: the command line; None: that of the process.
       reference: the row that the others are compared with.
     """
     parser = Parser(

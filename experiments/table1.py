@@ -4,7 +4,6 @@ python -m experiments.table1 --workdir=DIR --config.data.root=/data/SPES2015_Tra
 """
 
 import itertools
-import sys
 from collections.abc import Sequence
 
 from experiments.rows import Rows
@@ -32,7 +31,7 @@ def table_rows(overrides: Sequence[str]) -> Rows:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains the eight systems of the paper on one data set and writes its Table 1. Run it again to resume."""
-    command("table1", main.__doc__, table_rows, sys.argv[1:] if arguments is None else arguments)
+    command("table1", main.__doc__, table_rows, arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from helpers import checksums, random_case, refused, save_case, tiny_config
 
-from experiments import benchmark, critics, phantom_study, results_page, study, table1
+from experiments import benchmark, critics, phantom_study, real_cases, results_page, study, table1
 from experiments.benchmarks import ahead
 from isles_jax import convert, evaluate, export, predict, report
 from isles_jax import phantom as phantom_command
@@ -237,6 +237,11 @@ def test_a_study_replaces_its_own_tables_alone(tmp_path):
         (tmp_path / name).write_text("row,mine\n")
         refused(lambda: study.refuse_outputs(files.location(tmp_path), "table1"), tmp_path, name)
         refused(lambda: table1.main([f"--workdir={tmp_path}"]), tmp_path, name)
+        (tmp_path / name).unlink()
+    (tmp_path / "both").mkdir()
+    for name in ("real_cases.csv", "both/cases.csv"):
+        (tmp_path / name).write_text("case,mine\n")
+        refused(lambda: real_cases.main([f"--workdir={tmp_path}"]), tmp_path, name)
         (tmp_path / name).unlink()
     (tmp_path / "critics.csv").write_text("row,mine\n")
     refused(lambda: critics.write(tmp_path / "critics.csv", {}), tmp_path, "critics")

@@ -159,11 +159,11 @@ def _unusual(label: str, run: Run) -> str:
     residual, adversarial, overlap = comparison.factors_of(run)
     default = baseline(residual=residual, adversarial=adversarial, overlap=overlap)
     default.data.root = run.config.data.root
-    usual = flatten(to_dict(resolve(default)))
+    usual, own = (flatten(to_dict(config)) for config in (resolve(default), run.config))
     found = [
         f"{key} {value!r} (default {usual[key]!r})"
         for key, value in _shown(run).items()
-        if key in usual and key != "data.root" and usual[key] != flatten(to_dict(run.config))[key]
+        if key in usual and key != "data.root" and usual[key] != own[key]
     ]
     return escape(f"{label}: {', '.join(found) or 'the defaults'}.")
 
