@@ -171,6 +171,17 @@ def test_losses_that_cannot_be_compiled_are_eager_and_said_so(monkeypatch, refus
     assert torch_functions._losses("compiled, autocast", 3, labels) == (eager, note)
 
 
+@pytest.mark.slow
+def test_pytorch_computes_the_same_from_the_same_weights():
+    pytest.importorskip("torch")
+    options = benchmark.parse(["agreement", "--width=8", "--size", "64", "64", "--conv=lax"])
+    options.batch, options.pytorch = 4, ["eager"]
+    differences = network.check_agreement(options)
+    assert set(differences) == {"bl5, logits", "bl5, loss", "proposed, logits", "proposed, loss"}
+    # The adversarial losses are a thousandth of the whole.
+    assert max(differences.values()) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What the command measures on a tiny network."""

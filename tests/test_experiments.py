@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import re
 import shutil
@@ -34,10 +33,10 @@ from isles_jax.config import flatten, resolve, to_dict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
 from isles_jax.phantoms.phantom import write_phantom
+from isles_jax.runtime import overrides
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import comparison, run_files, scores, statistics
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "data.phantom.cases": 4, "data.phantom.shape": (32, 32, 4), "model.width": 4, "discriminator.width": 4,
     "train.epochs": 1, "train.batch_size": 4, "folds": 2,
@@ -49,10 +48,7 @@ def test_the_rows_are_the_files_in_configs():
     systems = table1.table_rows([])
     assert list(systems) == list(comparison.PAPER)
     for name, config in systems.items():
-        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert flatten(config) == flatten(module.get_config())
+        assert flatten(config) == flatten(overrides.read(f"configs/{name}.py", []))
 
 
 def test_overrides_reach_every_row():
@@ -64,10 +60,7 @@ def test_overrides_reach_every_row():
 def test_the_way_to_best_leads_to_its_configuration():
     choices = {name: flatten(config) for name, config in best.best_rows([]).items()}
     for name in ("bl6", "best"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert choices[name] == flatten(module.get_config())
+        assert choices[name] == flatten(overrides.read(f"configs/{name}.py", []))
     assert len({tuple(str(value) for value in choice.values()) for choice in choices.values()}) == len(choices)
 
 
@@ -89,10 +82,10 @@ def test_each_choice_of_the_ablation_changes_one_key():
     assert len({tuple(str(value) for value in choice.values()) for choice in choices.values()}) == len(choices)
 
 
-@pytest.mark.parametrize("overrides", [["--config.modl.width=3"], ["--config.model.width=wide"], ["nonsense"]])
-def test_a_wrong_override_is_refused(overrides):
+@pytest.mark.parametrize("wrong", [["--config.modl.width=3"], ["--config.model.width=wide"], ["nonsense"]])
+def test_a_wrong_override_is_refused(wrong):
     with pytest.raises(InputError, match=r"modl|wide|nonsense"):
-        table1.table_rows(overrides)
+        table1.table_rows(wrong)
 
 
 def test_a_wrong_row_or_fold_is_refused_before_anything_is_written(tmp_path):
@@ -347,10 +340,7 @@ def test_a_missing_tool_is_named_with_the_extra_that_has_it(monkeypatch, tmp_pat
 def test_the_rows_of_the_real_cases_are_the_files_in_configs():
     rows_of = real_cases.real_rows([])
     for name in ("bl1", "bl6", "proposed", "best"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        theirs, ours = flatten(module.get_config()), flatten(rows_of[name])
+        theirs, ours = flatten(overrides.read(f"configs/{name}.py", [])), flatten(rows_of[name])
         changed = {key for key in theirs if theirs[key] != ours[key]}
         assert changed == {"folds", "model.width", "discriminator.width", "train.epochs"}
 

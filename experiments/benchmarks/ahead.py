@@ -352,14 +352,14 @@ def _is_list_of_reports(content: bytes) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__)
+    settings = "--config=FILE and --config.KEY=VALUE as for python -m isles_jax.main"
+    parser = Parser(prog="python -m experiments.benchmarks.ahead", description=__doc__, epilog=settings)
     parser.add_argument("--config", default=overrides.DEFAULT, help="as of the main command")
     parser.add_argument("--target", required=True, help=f"{', '.join(CHIPS)}; a TPU with its topology, as in v5e:2x4")
     parser.add_argument("--slices", type=int, default=2130, help="slices of the data set; SPES's 30 cases have 2130")
     parser.add_argument("--size", type=_size, default=(96, 128), help="of a slice, multiples of 32, as in 96x128")
     parser.add_argument("--inference", action="store_true", help="compile inference alone")
     parser.add_argument("--output", type=Path, help="also append the report to this JSON file, a list of reports")
-    parser.epilog = "--config=FILE and --config.KEY=VALUE as for python -m isles_jax.main"
     options, rest = parser.parse_known_args(arguments)
     if options.output:
         files.refuse_foreign(options.output, _is_list_of_reports, "a list of reports")

@@ -80,15 +80,20 @@ def adversarial_step(
     """
     optimizer = adam(segmenter, lr=1e-3, weight_decay=1e-5)
     network = wrap(segmenter)
-    wrapped = [(view, critic, wrap(critic), adam(critic, lr=1e-4, betas=(0.5, 0.999))) for view, critic in critics]
+    wrapped = [(view, critic, wrap(critic), adam(critic, lr=1e-3, betas=(0.5, 0.999))) for view, critic in critics]
+
+    def one_hot(classes: Tensor, like: Tensor) -> Tensor:
+        return F.one_hot(classes, like.shape[1]).movedim(-1, 1).to(like.dtype)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with cast():
             logits = network(images)
         logits = logits.float()
         inside = (labels >= 0)[:, None]
-        real = (F.one_hot(labels.clamp(0), logits.shape[1]).movedim(-1, 1) * inside).float()
-        fake = logits.softmax(1) * inside
+        real = one_hot(labels.clamp(0), logits) * inside
+        # Zeros and ones with the gradient of the probabilities, as `discriminator.hard`.
+        probabilities = logits.softmax(1)
+        fake = (one_hot(logits.argmax(1), logits) + probabilities - probabilities.detach()) * inside
         for view, critic, verdict, critic_optimizer in wrapped:
             critic_optimizer.zero_grad(set_to_none=True)
             with cast():

@@ -39,9 +39,9 @@ def make_config(options: argparse.Namespace, system: str, **keys: object) -> ml_
     return configs.resolve(config)
 
 
-def make_task(config: ml_collections.ConfigDict, size: tuple[int, int] | None = None) -> Task:
-    """What the networks of a configuration are for: SPES, in slices of a size."""
-    return Task(config, CHANNELS, CLASSES, size=size)
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """What the networks of a configuration are for: SPES."""
+    return Task(config, CHANNELS, CLASSES)
 
 
 def fast_keys() -> dict[str, Any]:
