@@ -1,7 +1,9 @@
 """Settings of JAX for all tests and their processes, and the data, networks and runs that several test files use."""
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,15 +27,24 @@ else:
     # The tolerances are those of float32, and the processes of a test share the device.
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+# JAX makes many objects while it traces. At Python's own threshold of 700 new ones, an eighth of a test's time would be
+# the search for garbage.
+gc.set_threshold(50_000)
 MAIN_PROCESS = "PYTEST_XDIST_WORKER" not in os.environ
 if MAIN_PROCESS:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="isles_jax_tests_")
+    CACHES = tempfile.mkdtemp(prefix="isles_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{CACHES}/jax"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    if sys.dont_write_bytecode:
+        # Each of more than a hundred commands would translate the whole source of JAX and of SciPy, which takes twice
+        # as long as to import it. What Python translates is kept here, and not beside the source.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{CACHES}/python"
 
 
 def pytest_unconfigure(config):
     if MAIN_PROCESS:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+        shutil.rmtree(CACHES, ignore_errors=True)
 
 
 def pytest_ignore_collect(collection_path, config):
