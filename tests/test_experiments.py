@@ -368,8 +368,10 @@ def test_real_cases_alone_after_and_beside_a_phantom(tmp_path, monkeypatch, caps
     tiny = ["--config.model.width=4", "--config.discriminator.width=4", "--config.train.batch_size=4"]
     tiny += ["--config.train.epochs=1", "--config.data.phantom.shape=(32,32,6)"]
     monkeypatch.setattr(real_cases, "SYSTEMS", {"bl6": real_cases.NOT_ADVERSARIAL})
-    phantom = [option for option in real_cases.PHANTOM if "shape" not in option]
-    monkeypatch.setattr(real_cases, "PHANTOM", [*phantom, *tiny, "--config.seed=1"])
+    phantom = [option for option in real_cases.PHANTOM if "phantom.shape" not in option]
+    few = ["--config.data.phantom.cases=6", "--config.seed=1"]
+    monkeypatch.setattr(real_cases, "PHANTOM", [*phantom, *tiny, *few])
+    monkeypatch.setattr(real_cases, "BESIDE_EPOCHS", "--config.train.epochs=1")
     # A phantom under other names stands for the patients.
     write_phantom(tmp_path / "patients", cases=4, shape=(32, 32, 6), seed=0, difficulty=1.0, layout="isles2022")
     (tmp_path / "patients" / "phantom.json").unlink()
@@ -388,7 +390,7 @@ def test_real_cases_alone_after_and_beside_a_phantom(tmp_path, monkeypatch, caps
             f"sub-strokecase{number:04d}_ses-0001" for number in range(1, 5)
         ]
     folds = json.loads((workdir / "both" / "folds.json").read_text())
-    assert sorted(sum("phantom" in name for name in fold) for fold in folds) == [3, 5, 5, 5]
+    assert sorted(sum("phantom" in name for name in fold) for fold in folds) == [1, 1, 1, 3]
     assert sorted(sum("strokecase" in name for name in fold) for fold in folds) == [1, 1, 1, 1]
     # Called again, it only makes the table anew.
     real_cases.main(arguments)
