@@ -139,11 +139,17 @@ def test_scanned_steps_are_the_same_steps(small_config):
     close(scanned.segmenter.params, state.segmenter.params, 1e-3)
 
 
+@pytest.fixture(scope="module")
+def of_cpu(small_config):
+    """A configuration, and what a step in the form for CPUs makes of it."""
+    config = small_config(**{"augment.enabled": False, "loss.adversarial": 1.0})
+    return config, *run(config, [[0, 1, 2, 3]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_the_forms_for_accelerators_are_the_same_step(small_config, take_form, platform):
-    config = small_config(**{"augment.enabled": False, "loss.adversarial": 1.0})
-    expected, values = run(config, [[0, 1, 2, 3]])
+def test_the_forms_for_accelerators_are_the_same_step(of_cpu, take_form, platform):
+    config, expected, values = of_cpu
     take_form(platform)
     got, got_values = run(config, [[0, 1, 2, 3]], platform=platform)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
