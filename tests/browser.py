@@ -61,7 +61,7 @@ class Browser:
         # A proxy named in the environment must not be asked for an address on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=600) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise RuntimeError(json.load(error)["value"]["message"]) from error
@@ -132,7 +132,7 @@ class Browser:
 
     def wait(self, script, *arguments):
         """Waits until the script returns something true."""
-        for _ in range(100):
+        for _ in range(600):
             if self.run(script, *arguments):
                 return
             time.sleep(0.1)
@@ -161,7 +161,7 @@ def open_browser(folder):
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([shutil.which("chromedriver"), f"--port={port}"], **silent) as driver:
         try:
-            for _ in range(100):
+            for _ in range(600):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                     break
                 time.sleep(0.1)

@@ -211,7 +211,7 @@ def send(name):
 def run_main(body):
     """The finished process of a command whose main function has this body."""
     code = f"{COMMAND}\ndef main():\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "run_command(main)\n"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def environment(devices):

@@ -213,7 +213,7 @@ command.run_command(main)
 def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(saved):
     directory, state = saved
     command = [sys.executable, "-c", FILLED, str(directory)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {directory}/8: cannot be written (File too large); the checkpoints before are kept\n"

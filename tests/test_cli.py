@@ -28,7 +28,7 @@ finally:
 
 def call(*arguments, cwd=ROOT):
     command = [sys.executable, "-m", "isles_jax.main", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def test_help_explains_every_flag():
@@ -153,7 +153,7 @@ def test_a_missing_sequence_is_named_before_anything_is_done(tmp_path, phantom_r
 
 def isles_jax(*arguments):
     command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_the_script_is_declared_in_the_package():

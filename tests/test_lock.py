@@ -53,7 +53,7 @@ def test_a_fold_is_held_until_its_process_is_gone_however_it_goes(holder, tmp_pa
 def test_the_command_is_refused_in_one_line(holder, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "isles_jax.main", f"--workdir={run}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {run}: found another process at work on fold 0, ")
     assert done.stderr.count("\n") == 1
@@ -107,7 +107,7 @@ def test_the_whole_folder_is_taken_only_where_no_other_process_is(holder, tmp_pa
     with lock.hold(tmp_path / "run", folds(1)) as held:
         assert held.take_all()
         command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), "2"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
         assert "another process at work on fold 2" in done.stderr
 
 

@@ -306,7 +306,7 @@ def test_a_killed_command_leaves_whole_files(scored_run, tmp_path, number):
     while len(list(out.glob("case*.json"))) < 3 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     written = [path for path in out.iterdir() if not path.name.startswith(".")]
     assert len([path for path in written if path.suffix == ".json"]) >= 3

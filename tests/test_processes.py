@@ -63,7 +63,7 @@ def test_a_signal_to_one_process_makes_all_leave_at_the_same_place(name, cluster
         while (line := process.stderr.readline()) != "ready\n":
             assert line, "it ended"
     both[1].send_signal(signal.Signals[name])
-    errors = [process.communicate(timeout=100)[1] for process in both]
+    errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [143, 143]
     last_line = r"stopped by SIGTERM: turn (\d+); to go on, run the same command again\n$"
     turns = [re.search(last_line, text)[1] for text in errors]
