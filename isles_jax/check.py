@@ -28,7 +28,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     data = "a folder or bucket in any layout, or a table (.csv)"
     parser.add_argument("data", metavar="FOLDER_OR_TABLE", help=data)
     add_data_flags(parser)
-    missing = "what a table's empty cell is: a mistake (refuse, the default), or a channel of zeros (zero)"
+    missing = "what a sequence that a case lacks is: a mistake (refuse, the default), or a channel of zeros (zero)"
     parser.add_argument("--missing", choices=("refuse", "zero"), default="refuse", help=missing)
     table = parser.add_argument_group("to write a table of a folder with any names")
     images = (

@@ -27,6 +27,7 @@ from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts, orientation
 from isles_jax.data.grid import Target
+from isles_jax.data.nifti import Reading
 from isles_jax.prediction.inference import predict_case
 from isles_jax.runtime.command import InputError
 
@@ -464,6 +465,51 @@ def few(labels):
     made = np.zeros_like(labels)
     made[tuple(np.argwhere(labels)[0])] = 1
     return made
+
+
+def last_case_without(root, channel, kind):
+    """Removes the file of a channel of the last case; returns the path that it had."""
+    word = "_0001" if kind == "nnU-Net" else channel.lower()
+    path = [path for path in sorted(root.rglob("*.nii*")) if re.search(rf"(?<![a-z]){word}[._]", path.name.lower())][-1]
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_case_of_a_folder_may_lack_a_sequence_if_that_is_asked_for(kind, tmp_path):
+    _, channels, build = LAYOUTS[kind]
+    build(tmp_path)
+    whole = layouts.load(tmp_path)
+    lost = last_case_without(tmp_path, channels[1], kind)
+    with pytest.raises(
+        InputError, match=r"; --config.data.missing=zero \(check: --missing=zero\) trains without some$"
+    ):
+        layouts.load(tmp_path)
+    how = Reading(missing=True)
+    dataset = layouts.load(tmp_path, how=how)
+    new = layouts.load_images(tmp_path, dataset.channels, how)
+    assert dataset.channels == channels
+    assert [case.name for case in dataset.cases] == [case.name for case in whole.cases]
+    assert [case.absent for case in dataset.cases] == [(), (), (channels[1],)]
+    for case, before, image in zip(dataset.cases, whole.cases, new.cases, strict=True):
+        np.testing.assert_array_equal(case.labels, before.labels)
+        assert image.absent == case.absent
+        for index, channel in enumerate(channels):
+            expected = np.zeros_like(before.images[..., 0]) if channel in case.absent else before.images[..., index]
+            np.testing.assert_array_equal(case.images[..., index], expected)
+            np.testing.assert_array_equal(image.images[..., index], expected)
+    # What cannot be read is not missing.
+    lost.symlink_to("nowhere.nii.gz")
+    with pytest.raises(InputError, match="a link to nowhere; 'git annex get'"):
+        layouts.load(tmp_path, how=how)
+
+
+def test_a_case_without_any_sequence_is_refused_whatever_is_asked_for(tmp_path):
+    siss(tmp_path / "siss")
+    for path in sorted((tmp_path / "siss" / "case_2").rglob("*MR_*.nii")):
+        path.unlink()
+    with pytest.raises(InputError, match=r"case_2: no FLAIR.nii or .nii.gz, alone .*; found [^;]*OT[^;]*$"):
+        layouts.load(tmp_path / "siss", how=Reading(missing=True))
 
 
 def test_sites_come_from_the_table(tmp_path):

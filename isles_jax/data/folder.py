@@ -27,6 +27,8 @@ _POINTERS = {
 }
 # A file without an ending, or with a number in its place, such as the names that scanners give.
 _NO_ENDING = re.compile(r"[^.]+|.*\.\d+")
+# What a message on a case without one of the sequences says of it.
+MISSING = "--config.data.missing=zero (check: --missing=zero) trains without some"
 # So many names stand in a sentence.
 _NAMED = 3
 
@@ -71,14 +73,37 @@ def only(folder: Path, what: str, files: Sequence[Path], name: str, others: Sequ
       others: the NIfTI files of the case.
     """
     if not files:
-        found = ", ".join(path.name for path in others) or "no NIfTI file"
-        # The files of a case lie together.
-        place = Path(os.path.commonpath([path.parent for path in others])) if others else folder
-        raise InputError(f"{folder}: no {name}; found {found}{hint(place, what.split()[0].lower()) or hint(place)}")
+        raise InputError(_no_file(folder, what, name, others))
     if len(files) > 1:
         first, second = (path.relative_to(folder) if path.is_relative_to(folder) else path for path in files[:2])
         raise InputError(f"{folder}: {len(files)} files for {what} ({first}, {second}); expected one")
     return files[0]
+
+
+def only_if_there(
+    folder: Path, what: str, files: Sequence[Path], name: str, others: Sequence[Path], *, missing: bool
+) -> Path | None:
+    """As `only`, for the file of a sequence; None with `missing` if the case has no such file.
+
+    A file of the sequence that cannot be read, such as a link to nowhere, is not a missing one.
+    """
+    if files:
+        return only(folder, what, files, name, others)
+    unread = hint(_place(folder, others), what.split()[0].lower())
+    if missing and not unread:
+        return None
+    raise InputError(_no_file(folder, what, name, others) + f"; {MISSING}" * (not unread))
+
+
+def _place(folder: Path, others: Sequence[Path]) -> Path:
+    """Where the files of a case lie together."""
+    return Path(os.path.commonpath([path.parent for path in others])) if others else folder
+
+
+def _no_file(folder: Path, what: str, name: str, others: Sequence[Path]) -> str:
+    found = ", ".join(path.name for path in others) or "no NIfTI file"
+    place = _place(folder, others)
+    return f"{folder}: no {name}; found {found}{hint(place, what.split()[0].lower()) or hint(place)}"
 
 
 def hint(folder: Path, word: str = "") -> str:

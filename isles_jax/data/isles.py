@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isles_jax.data.case import Case, Dataset, make_dataset
-from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, stem
+from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, only_if_there, stem
 from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, read_labels, with_labels
 from isles_jax.runtime.command import InputError
 
@@ -126,9 +126,15 @@ def _recognise(root: Path, folders: list[Path]) -> Layout:
 
 
 def _read_images(folder: Path, channels: tuple[str, ...], how: Reading) -> Case:
-    """Reads a case without labels; an InputError unless each channel has exactly one file."""
+    """Reads a case without labels; an InputError unless each channel has one file (with `how.missing`, or none)."""
     files = _nifti_files(folder)
-    paths = [_only(folder, channel, _named(files, channel), files) for channel in channels]
+    found = {channel: _named(files, channel) for channel in channels}
+    if not any(found.values()):
+        _only(folder, channels[0], [], files)  # raises
+    paths = [
+        only_if_there(folder, channel, found[channel], _expected(channel), files, missing=how.missing)
+        for channel in channels
+    ]
     _check_one_patient(folder, channels, paths)
     return read_images(_name(folder), paths, channels, how._replace(adc_as_stored=False))
 
@@ -138,9 +144,9 @@ def _name(folder: Path) -> str:
     return Path(os.path.abspath(folder)).name
 
 
-def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path]) -> None:
+def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path | None]) -> None:
     """Raises an InputError if the images lie in several folders that are not named after their sequences."""
-    inner = [(channel, path) for channel, path in zip(channels, paths, strict=True) if path.parent != folder]
+    inner = [(channel, path) for channel, path in zip(channels, paths, strict=True) if path and path.parent != folder]
     unnamed = [path for channel, path in inner if not _named([Path(f"{path.parent.name}.nii")], channel)]
     if unnamed and len({path.parent for _, path in inner}) > 1:
         names = " and ".join(str(path.relative_to(folder)) for _, path in inner)
@@ -154,7 +160,7 @@ def read_image_folders(path: Path, channels: tuple[str, ...], how: Reading = AS_
     # A case folder holds the files, or one folder for each channel. If all channels are in one inner folder, that is
     # the case folder.
     several_folders = len({matches[0].parent for matches in by_channel if matches}) > 1
-    one_each = all(len(matches) == 1 for matches in by_channel)
+    one_each = all(len(matches) == 1 or (how.missing and not matches) for matches in by_channel)
     is_case = (several_folders and one_each) or any(file.parent == path for file in files)
     folders = [path] if is_case else _with_images(path)
     return read_all(folders, lambda folder: _read_images(folder, channels, how))
@@ -205,7 +211,11 @@ def _named(files: list[Path], sequence: str) -> list[Path]:
 
 
 def _only(folder: Path, sequence: str, found: list[Path], files: list[Path]) -> Path:
-    return only(folder, sequence, found, f"{sequence}.nii or .nii.gz, alone or within a longer name", files)
+    return only(folder, sequence, found, _expected(sequence), files)
+
+
+def _expected(sequence: str) -> str:
+    return f"{sequence}.nii or .nii.gz, alone or within a longer name"
 
 
 def _label_note(root: Path, cases: Sequence[Case], names: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isles_jax.data.case import Case, Dataset, make_dataset
-from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, stem
+from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, only_if_there, stem
 from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels
 from isles_jax.runtime.command import InputError
 
@@ -89,9 +89,10 @@ def read_image_folder(path: Path, channels: tuple[str, ...], how: Reading = AS_U
 def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...], how: Reading) -> Case:
     every = [path for paths in files.values() for path in paths]
 
-    def find(channel: str) -> Path:
+    def find(channel: str) -> Path | None:
         word = channel.lower()
-        return only(root, f"{channel} of {name}", files.get(word, []), f"{name}_{word}.nii or .nii.gz", sorted(every))
+        of_case = (f"{channel} of {name}", files.get(word, []), f"{name}_{word}.nii or .nii.gz", sorted(every))
+        return only_if_there(root, *of_case, missing=how.missing)
 
     paths = [find(channel) for channel in channels]
     case = read_images(name, paths, channels, how._replace(adc_as_stored=False))

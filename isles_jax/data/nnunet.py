@@ -15,7 +15,7 @@ from typing import Any
 
 from isles_jax.data import table
 from isles_jax.data.case import Case, Dataset, make_dataset, phantom_marker
-from isles_jax.data.folder import SUFFIXES, hint, is_nifti, list_folder, of_other_format, stem, volumes_by_name
+from isles_jax.data.folder import MISSING, SUFFIXES, hint, is_nifti, list_folder, of_other_format, stem, volumes_by_name
 from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels, write_labels, write_volume
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import new_folder, read_json, refuse_inside
@@ -217,9 +217,18 @@ def _find_cases(folder: Path) -> dict[str, dict[int, Path]]:
 def _read_images(
     path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], how: Reading
 ) -> Case:
-    """Reads the images of a case, `path` without numbers; an InputError unless there is one for each of `names`."""
-    if set(files) != set(range(len(names))):
-        numbers = ", ".join(f"{number:04d}" for number in sorted(files))
+    """Reads the images of a case, `path` without numbers.
+
+    Raises:
+      InputError: there is not one for each of `names`; with `how.missing`, there is none for any of `channels`.
+    """
+    found = [files.get(names.index(channel)) for channel in channels]
+    expected = set(range(len(names)))
+    if set(files) != expected:
         unread = hint(path.parent, path.name.lower())
-        raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}{unread}")
-    return read_images(path.name, [files[names.index(channel)] for channel in channels], channels, how)
+        lacks_some = set(files) < expected and any(found) and not unread
+        if not (lacks_some and how.missing):
+            numbers = ", ".join(f"{number:04d}" for number in sorted(files))
+            remedy = unread or f"; {MISSING}" * lacks_some
+            raise InputError(f"{path}: has the channels {numbers}; expected 0000 to {len(names) - 1:04d}{remedy}")
+    return read_images(path.name, found, channels, how)

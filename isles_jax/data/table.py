@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from isles_jax.data.case import Case, Dataset, check_complete, check_names, make_dataset
-from isles_jax.data.folder import SUFFIXES, of_other_format
+from isles_jax.data.folder import MISSING, SUFFIXES, of_other_format
 from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
@@ -296,7 +296,7 @@ def _read(
         found = [table.file(row, column) for column in columns]
         lost = [channel for channel, file in zip(channels, found, strict=True) if file is None]
         if len(lost) == len(channels) or (lost and not how.missing):
-            remedy = "; --config.data.missing=zero trains without some" * (len(lost) < len(channels))
+            remedy = f"; {MISSING}" * (len(lost) < len(channels))
             raise InputError(f"{table.path}, line {row.line}: {row.case} has no {lost[0]}; expected a path{remedy}")
         case = read_images(row.case, found, channels, how)
         _refuse_labels(table, row, case, channels)
