@@ -156,9 +156,10 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     root = data.root or workdir / "phantom"
     dataset = layouts.load(root, tuple(data.channels), **data.labels, how=layouts.reading(config, begun))
     say(dataset.headline)
+    description = profile.describe(dataset)
+    dataset = dataclasses.replace(dataset, notes=dataset.notes + profile.copies(description))
     for note in dataset.notes:
         say(f"note: {note}")
-    description = profile.describe(dataset)
     refuse_changed(dataset, description, workdir / "data.json")
     labelled = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
     if len(labelled.cases) < config.folds:
@@ -248,7 +249,12 @@ def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Pa
     # A table's columns may have changed places.
     kept = {key: before[key] for key in ("channels", "classes", "label_values") if key in before}
     changed = [key for key, value in kept.items() if value != description[key]]
-    names = ", ".join(changed + files.differing(before["cases"], description["cases"]))
+    cases = dict(description["cases"])
+    for name, facts in before["cases"].items():
+        # A run without sites did not make its folds by them, so they may have become known since.
+        if name in cases and "site" not in facts:
+            cases[name] = {key: value for key, value in cases[name].items() if key != "site"}
+    names = ", ".join(changed + files.differing(before["cases"], cases))
     if names:
         raise InputError(f"{dataset.root}: the data changed since this run began ({names}); choose another --workdir")
 

@@ -84,7 +84,7 @@ def test_whole_sites_are_held_out():
 
 
 def test_sites_that_are_not_known_or_share_a_patient_are_refused():
-    with pytest.raises(InputError, match="found no site of the case b, expected it in cases"):
+    with pytest.raises(InputError, match="found no site of the case b, expected it in the column 'site' of cases"):
         group([make_case("a", site="x"), make_case("b")], "site")
     with pytest.raises(InputError, match="the patient p has scans at x and y; expected one site"):
         group([make_case("a", "p", "x"), make_case("b", "p", "y")], "site")

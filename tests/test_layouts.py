@@ -25,7 +25,7 @@ from isles_folder import (
 
 from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
-from isles_jax.data import layouts, orientation
+from isles_jax.data import folds, layouts, orientation
 from isles_jax.data.grid import Target
 from isles_jax.data.nifti import Reading
 from isles_jax.prediction.inference import predict_case
@@ -518,6 +518,33 @@ def test_sites_come_from_the_table(tmp_path):
     dataset = layouts.load(tmp_path)
     assert [case.site for case in dataset.cases] == ["s1"] * 3
     assert [case.patient for case in dataset.cases] == [name.split("_")[0] for name in NAMES]
+
+
+@pytest.mark.parametrize("folder", ["", "rawdata"])
+def test_sites_of_bids_come_from_participants_tsv(folder, tmp_path):
+    isles_2022(tmp_path, repository=bool(folder))
+    subjects = [name.split("_")[0] for name in NAMES]
+    rows = "\n".join(f"{subject}\t70\t{site}" for subject, site in zip(subjects, ("bern", "n/a", "graz"), strict=True))
+    (tmp_path / folder / "participants.tsv").write_text(f"participant_id\tage\tsite\n{rows}\n")
+    dataset = layouts.load(tmp_path)
+    assert [case.site for case in dataset.cases] == ["bern", "", "graz"]
+    with pytest.raises(InputError, match="no site of the case sub-strokecase0002_ses-0001, expected it in the column"):
+        folds.group(dataset.cases, "site")
+    (tmp_path / "cases.csv").write_text("case,site\n" + "".join(f"{name},x\n" for name in NAMES))
+    assert [case.site for case in layouts.load(tmp_path).cases] == ["x"] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"participant_id\tage\nsub-strokecase0001\t70\n", ""), (b"", ""), (b"site\nbern\n", ""), (b"\xff", "UTF-8")],
+)
+def test_without_sites_in_participants_tsv_they_are_not_known(content, words, tmp_path):
+    isles_2022(tmp_path, flair=False)
+    (tmp_path / "participants.tsv").write_bytes(content)
+    dataset = layouts.load(tmp_path)
+    assert [case.site for case in dataset.cases] == [""] * 3
+    assert len(dataset.notes) == bool(words)
+    assert all("participants.tsv: not readable as a table in UTF-8" in note for note in dataset.notes)
 
 
 def test_the_images_of_a_large_set_lie_on_the_disk(tmp_path, monkeypatch):

@@ -193,6 +193,14 @@ def test_cases_without_labels_or_alone_are_not_compared(spes):
     assert "odd: nothing" in lines
 
 
+def test_cases_without_labels_and_the_sites_are_named(spes):
+    assert not [line for line in survey.survey(spes) if line.startswith(("no labels", "sites"))]
+    some = planted(planted(spes, 1, labels=None, site="bern"), 3, labels=None, site="bern")
+    lines = survey.survey(some)
+    assert f"no labels    {spes.cases[1].name}, {spes.cases[3].name}" in lines
+    assert f"sites        unknown ({len(spes.cases) - 2} cases), bern (2 cases)" in lines
+
+
 # --- ranges -----------------------------------------------------------------------------------------------------------
 
 

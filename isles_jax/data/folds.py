@@ -23,7 +23,10 @@ def group(cases: Sequence[Case], by: str) -> dict[str, str]:
     for case in cases:
         patient = patients[case.name]
         if not case.site:
-            raise InputError(f"--config.folds_by=site: found no site of the case {case.name}, expected it in cases.csv")
+            raise InputError(
+                f"--config.folds_by=site: found no site of the case {case.name}, "
+                "expected it in the column 'site' of cases.csv, or of participants.tsv in BIDS"
+            )
         if sites.setdefault(patient, case.site) != case.site:
             raise InputError(
                 f"--config.folds_by=site: the patient {patient} has scans at {sites[patient]} and {case.site}; "

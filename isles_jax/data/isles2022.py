@@ -9,9 +9,10 @@
 
 The images of a case share their names up to the last underscore. Labels have the same name without what BIDS adds to
 that of a derivative (`space-`, `label-`, `desc-` and others). The patient of a case is its name up to the first
-underscore, the folder sub-A.
+underscore, the folder sub-A. The column `site` of participants.tsv, which BIDS has beside the subjects, is its centre.
 """
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _RAW = ("rawdata", "raw_data")
 _DERIVED = ("space-", "res-", "den-", "label-", "desc-")
 # A mask of something else than lesions.
 _NO_LESION = ("label-brain", "desc-brain")
+# BIDS names here the age, the sex and mostly the centre of each subject.
+_PARTICIPANTS = "participants.tsv"
 # derivatives/PIPELINE/sub-A/ses-1/anat/
 _DEPTH = 4
 
@@ -57,9 +60,11 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: Reading = AS_USU
     """
     found = _cases(root, channels)
     masks = _masks(root)
+    sites, notes = _sites(root)
 
     def read_case(name: str) -> Case:
         case = _read_images(root, name, found[name], channels, how)
+        case = replace(case, site=sites.get(case.patient, ""))
         mine = masks.get(_key(name))
         if not mine:
             return case
@@ -73,10 +78,9 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: Reading = AS_USU
     keys = set(map(_key, found))
     lost = [paths[0] for key, paths in sorted(masks.items()) if key not in keys and not _is_vague(paths[0])]
     items: list[str | Path] = [*sorted(found), *lost]
-    notes: tuple[str, ...] = ()
     if not masks:
         where = " and ".join(map(str, mask_folders(root)))
-        notes = (f"no labels: no file NAME_WORD.nii.gz in {where}, where WORD is one of {', '.join(MASKS)}",)
+        notes += (f"no labels: no file NAME_WORD.nii.gz in {where}, where WORD is one of {', '.join(MASKS)}",)
     return make_dataset(root, read_all(items, read_item), channels, CLASSES, (1,), notes, layout="ISLES-2022")
 
 
@@ -105,6 +109,20 @@ def subjects(root: Path) -> list[Path]:
         return [root]
     base = next((root / name for name in _RAW if (root / name).is_dir()), root)
     return [path for path in list_folder(base) if path.is_dir() and path.name.startswith("sub-")]
+
+
+def _sites(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """{sub-A: site} of participants.tsv, empty without such a file or column; a note if the file cannot be read."""
+    folders = dict.fromkeys([root, *(path.parent for path in subjects(root))])
+    path = next((folder / _PARTICIPANTS for folder in folders if (folder / _PARTICIPANTS).is_file()), None)
+    if path is None:
+        return {}, ()
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines(), delimiter="\t"))
+    except (OSError, ValueError, csv.Error) as error:
+        return {}, (f"{path.name}: not readable as a table in UTF-8 ({error}); the sites are not known",)
+    sites = {row.get("participant_id") or "": row.get("site") or "" for row in rows}
+    return {subject: site for subject, site in sites.items() if subject and site not in ("", "n/a")}, ()
 
 
 def mask_folders(root: Path) -> list[Path]:

@@ -164,6 +164,28 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def copies(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes on labelled cases of different patients that hold the same image.
+
+    Args:
+      description: from `describe`.
+
+    Returns:
+      One sentence for each group of such cases.
+    """
+    holders: dict[str, list[str]] = {}
+    patients = {}
+    for name, facts in description["cases"].items():
+        patients[name] = facts.get("patient", name)
+        if facts["volume_ml"] is not None:
+            # The images stand before the labels, which may be empty in many cases.
+            for digest in list(facts["sha256"].values())[: len(facts["percentiles"])]:
+                holders.setdefault(digest, []).append(name)
+    groups = [names for names in holders.values() if len({patients[name] for name in names}) > 1]
+    why = "a network that is trained on one knows the other; leave one out, or name one patient for both"
+    return tuple(f"the same image in {' and '.join(names)}: {why}" for names in dict.fromkeys(map(tuple, groups)))
+
+
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
     """The files by their names; by their paths from a common folder if two have one name."""
     names = [path.name for path in paths]

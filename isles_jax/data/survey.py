@@ -13,6 +13,7 @@ import numpy as np
 from isles_jax.config import baseline, flatten
 from isles_jax.data import adc, folds, oddities
 from isles_jax.data.case import Dataset
+from isles_jax.data.folder import listed
 from isles_jax.data.oddities import Facts, number_text, sides_text
 from isles_jax.data.profile import PERCENTILES
 from isles_jax.runtime import files
@@ -48,8 +49,11 @@ def _facts(dataset: Dataset, found: Sequence[Facts]) -> list[str]:
     """What most cases have in common, a line for each fact."""
     labels = ", ".join(f"{name} = {value}" for name, value in zip(dataset.classes, dataset.label_values, strict=True))
     axes = (facts.profile["axes"] or _UNKNOWN for facts in found)
+    sites = (case.site or _UNKNOWN for case in dataset.cases) if any(case.site for case in dataset.cases) else ()
     rows = {
         "labels": labels,
+        "no labels": listed([case.name for case in dataset.cases if case.labels is None]),
+        "sites": _counts(sites) if sites else "",
         "shape": _sides([facts.profile["shape"] for facts in found]),
         "spacing": _sides([facts.profile["spacing_mm"] for facts in found]) + " mm",
         "orientation": _counts(axes),
