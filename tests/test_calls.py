@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import platform
 import shlex
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from helpers import ROOT
 
 from isles_jax import __version__
 from isles_jax.pages import run_sections
@@ -91,6 +94,50 @@ def test_a_command_is_written_as_it_is_typed():
     assert calls._command(["python"]) == "python"
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"HEAD": f"{COMMIT}\n"}, COMMIT),
+        ({"HEAD": "ref: refs/heads/main\n", "refs/heads/main": f"{COMMIT}\n"}, COMMIT),
+        (
+            {"HEAD": "ref: refs/heads/main\n", "packed-refs": f"# peeled\n{COMMIT} refs/heads/main\n"},
+            COMMIT,
+        ),
+        ({"HEAD": "ref: refs/heads/main\n", "packed-refs": f"{COMMIT} refs/heads/other\n"}, ""),
+        ({"HEAD": "ref: refs/heads/main\n"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_commit_of_a_checkout_is_read_without_git(stored, expected, tmp_path):
+    for name, text in stored.items():
+        path = tmp_path / ".git" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert calls.commit(tmp_path) == expected
+
+
+def test_the_digest_of_the_program_changes_with_each_of_its_files(tmp_path):
+    found = set()
+    for name, text in (("a.py", "1"), ("b/c.py", "1"), ("a.py", "2"), ("notes.txt", "1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        calls.source_digest.cache_clear()
+        found.add(calls.source_digest(tmp_path))
+    assert len(found) == 3
+
+
+def test_a_call_records_what_its_numbers_depend_on(tmp_path):
+    calls.Call(tmp_path, 0.0)
+    [record] = calls.read(tmp_path)
+    assert record["packages"]["numpy"] == np.__version__
+    assert record["python"] == platform.python_version()
+    assert record["source_sha256"] == calls.source_digest(ROOT / "isles_jax")
+    assert record["commit"] == calls.commit(ROOT)
+
+
 def section(finished_runs, **facts):
     record = {
         "command": COMMAND, "date": "2026-11-27 21:05 UTC", "isles_jax": "0.2.0", "jax": "0.10.2", "cores": 2,
@@ -102,7 +149,7 @@ def section(finished_runs, **facts):
 
 
 def test_the_report_says_what_was_run_without_the_folders_of_the_machine(finished_runs):
-    text = section(finished_runs, device="H100", devices=4, processes=2)
+    text = section(finished_runs, device="H100", devices=4, processes=2, commit=COMMIT)
     # Each word of the command stays whole where a line ends.
     assert "<span>isles-jax</span> <span>train</span>" in text
     text = text.replace("<span>", "").replace("</span>", "")
@@ -110,6 +157,7 @@ def test_the_report_says_what_was_run_without_the_folders_of_the_machine(finishe
     command = "isles-jax train --config.data.root=.../SPES &#x27;--workdir=runs/&lt;b&gt;&#x27;"
     said = "2026-11-27 21:05 UTC, isles_jax 0.2.0, jax 0.10.2"
     assert f"<li>proposed, {said}, 2 cores of A &amp; B: <code>{command}</code></li>" in text
+    assert "isles_jax 0.2.0 (0123456789ab), jax 0.10.2" in text
     assert "2 processes, 4 x H100, 2 cores of A &amp; B" in text
     assert "<td>3.2</td>" in text
     assert "<td>21.2</td>" in text

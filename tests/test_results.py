@@ -25,7 +25,15 @@ def test_read_run_names_what_is_missing(finished_workdirs, tmp_path):
         run_files.read_run(tmp_path)
     for name in ("config.json", "data.json", "folds.json"):
         (tmp_path / name).write_bytes((finished_workdirs["bl1"] / name).read_bytes())
-    with pytest.raises(InputError, match=r"cases\.csv"):
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "DONE").touch()
+    (tmp_path / "fold_1").mkdir()
+    (tmp_path / "fold_1" / "metrics.jsonl").write_text('{"step": 10, "lr": 1.0}\n{"step": 20, "lr": 1.0}\n')
+    standing = r"not finished \(fold 0 done, fold 1 at step 20, fold 2 not begun\); isles-jax train --workdir=/"
+    with pytest.raises(InputError, match=standing):
+        run_files.read_run(tmp_path)
+    (tmp_path / "DONE").touch()
+    with pytest.raises(InputError, match=r"cases\.csv: found no readable file"):
         run_files.read_run(tmp_path)
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json: found no JSON"):

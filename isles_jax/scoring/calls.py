@@ -2,6 +2,9 @@
 
 import contextlib
 import datetime
+import functools
+import hashlib
+import importlib.metadata
 import os
 import platform
 import secrets
@@ -34,6 +37,10 @@ _FORM = {
     "processes": int,
     "seconds": dict.fromkeys(PARTS, float),
 }
+# The packages, beside JAX, whose versions may change the numbers of a run.
+_PACKAGES = ("jaxlib", "flax", "optax", "numpy", "scipy", "nibabel")
+# The package's own folder.
+_SOURCE = Path(__file__).parents[1]
 # JAX reports the seconds of each compilation under this name.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -56,6 +63,10 @@ class Call:
             "date": f"{now:%Y-%m-%d %H:%M} UTC",
             "isles_jax": __version__,
             "jax": jax.__version__,
+            "commit": commit(_SOURCE.parent),
+            "source_sha256": source_digest(_SOURCE),
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "processor": processor(),
             "cores": os.cpu_count() or 1,
             "device": jax.devices()[0].device_kind,
@@ -113,6 +124,34 @@ def read(workdir: epath.Path) -> list[dict[str, Any]]:
     folder = workdir / FOLDER
     found = sorted(path for path in folder.iterdir() if path.suffix == ".json") if folder.is_dir() else []
     return [files.read_json_like(path, _FORM) for path in found]
+
+
+def commit(checkout: Path) -> str:
+    """The commit that is checked out in a folder; "" if it is no repository of git, or keeps the commit elsewhere."""
+    git = checkout / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        ref = head.removeprefix("ref: ")
+        if (git / ref).is_file():
+            return (git / ref).read_text().strip()
+        packed = (line.split() for line in (git / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [ref]), "")
+    except (OSError, ValueError):
+        return ""
+
+
+@functools.cache
+def source_digest(package: Path) -> str:
+    """SHA-256 of the names and contents of all .py files below a folder.
+
+    It tells whether two calls ran the same program: a commit alone does not show what was changed since.
+    """
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(f"{path.relative_to(package).as_posix()} {files.sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
 def _command(words: Sequence[str]) -> str:

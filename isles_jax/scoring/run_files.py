@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,11 @@ def read_run(workdir: epath.PathLike) -> Run:
     check_seal(workdir)
     stored, folds, data = (files.read_json_like(workdir / name, form) for name, form in _FORMS.items())
     config = complete(stored, workdir / "config.json")
+    if not any((workdir / name).exists() for name in ("DONE", "cases.csv")):
+        raise InputError(
+            f"{workdir}: the run is not finished ({_standing(workdir, len(folds))}); "
+            f"isles-jax train --workdir={shlex.quote(str(workdir))} goes on with it"
+        )
     rule = workdir / "clinical_rule.csv"
     rows = _read_rows(workdir / "cases.csv", folds, data["classes"])
     folders = [workdir / f"fold_{fold}" for fold in range(len(folds))]
@@ -103,6 +109,17 @@ def read_run(workdir: epath.PathLike) -> Run:
         calibration=_read_calibration(workdir / "calibration.json", data["classes"]),
         calls=calls.read(workdir),
     )
+
+
+def _standing(workdir: epath.Path, folds: int) -> str:
+    """How far each fold of a run is, by what it has written."""
+    parts = []
+    for fold in range(folds):
+        folder = workdir / f"fold_{fold}"
+        lines = _read_lines(folder / "metrics.jsonl")
+        state = f"at step {lines[-1]['step']:.0f}" if lines else "not begun"
+        parts.append(f"fold {fold} " + ("done" if (folder / "DONE").exists() else state))
+    return ", ".join(parts)
 
 
 def seal(workdir: epath.Path) -> None:
