@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers import random_labels, spes_folder
+from isles_folder import isles_2022
 
 from isles_jax import evaluate, metrics
 from isles_jax.data import layouts
@@ -84,6 +86,15 @@ def test_command_reads_a_data_set(phantom_root, tmp_path, capsys):
     assert "penumbra" in capsys.readouterr().out
     with pytest.raises(InputError, match="has the classes penumbra,core"):
         score_folders(tmp_path / "predictions", phantom_root, ("tumour",))
+
+
+def test_a_data_set_whose_cases_lack_a_sequence_can_be_scored(tmp_path, capsys):
+    root = isles_2022(tmp_path / "data", flair=False)
+    for case in layouts.load(root).cases:
+        write(tmp_path / "predictions" / f"{case.name}.nii.gz", case.labels, case.affine)
+    next(root.rglob("*0002_ses-0001_adc.nii.gz")).unlink()
+    evaluate.main([f"--predictions={tmp_path / 'predictions'}", f"--labels={root}"])
+    assert re.search(r"lesion +1\.000", capsys.readouterr().out)
 
 
 def test_empty_masks_are_counted(tmp_path, capsys):
