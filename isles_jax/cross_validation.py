@@ -249,12 +249,7 @@ def refuse_changed(dataset: Dataset, description: dict[str, Any], path: epath.Pa
     # A table's columns may have changed places.
     kept = {key: before[key] for key in ("channels", "classes", "label_values") if key in before}
     changed = [key for key, value in kept.items() if value != description[key]]
-    cases = dict(description["cases"])
-    for name, facts in before["cases"].items():
-        # A run without sites did not make its folds by them, so they may have become known since.
-        if name in cases and "site" not in facts:
-            cases[name] = {key: value for key, value in cases[name].items() if key != "site"}
-    names = ", ".join(changed + files.differing(before["cases"], cases))
+    names = ", ".join(changed + profile.differing(before["cases"], description["cases"]))
     if names:
         raise InputError(f"{dataset.root}: the data changed since this run began ({names}); choose another --workdir")
 

@@ -43,9 +43,9 @@ def test_sites_may_become_known_and_may_not_change(tmp_path):
     refuse_changed(*description("bern"), path)
     files.write_json(path, description("bern")[1])
     refuse_changed(*description("bern"), path)
-    for other in ("graz", ""):
-        with pytest.raises(InputError, match="the data changed since this run began"):
-            refuse_changed(*description(other), path)
+    refuse_changed(*description(""), path)
+    with pytest.raises(InputError, match="the data changed since this run began"):
+        refuse_changed(*description("graz"), path)
 
 
 def test_one_image_in_two_patients_is_named(tmp_path):

@@ -70,7 +70,7 @@ def shell(tmp_path):
     """Runs a script in which programs only note their arguments; returns the calls."""
     programs, calls = tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
-    for name in ("python", "python3", "pip", "uv", "isles-jax", "docker", "apptainer", "gcloud", "sbatch"):
+    for name in ("python", "python3", "pip", "uv", "isles-jax", "docker", "apptainer", "gcloud", "sbatch", "rsync"):
         (programs / name).write_text(STAND_IN)
         (programs / name).chmod(0o755)
 

@@ -52,6 +52,27 @@ def test_runs_on_other_data_are_refused(finished_runs, finished_workdirs, tmp_pa
         comparison.make_study([])
 
 
+def test_runs_are_on_the_same_data_if_one_of_them_does_not_know_the_sites(finished_runs):
+    first, second = finished_runs[:2]
+
+    def at(site):
+        cases = {name: facts | {"site": site} for name, facts in second.data["cases"].items()}
+        return dataclasses.replace(second, data=second.data | {"cases": cases})
+
+    assert len(comparison.make_study([first, at("bern")]).runs) == 2
+    other = dataclasses.replace(at("graz"), workdir=first.workdir / "copy")
+    with pytest.raises(InputError, match="expected runs on the same data"):
+        comparison.make_study([at("bern"), other])
+
+
+def test_runs_on_other_folds_are_compared_with_a_note(finished_runs):
+    first, second = finished_runs[:2]
+    assert not any("Other folds" in note for note in notes.notes(comparison.make_study([first, second])))
+    moved = dataclasses.replace(second, folds=[*second.folds[1:], second.folds[0]])
+    found = [note for note in notes.notes(comparison.make_study([first, moved])) if "Other folds" in note]
+    assert [note.split(".")[0] for note in found] == ["Other folds than in bl1: proposed"]
+
+
 def test_two_runs_of_one_name_are_told_apart(finished_runs):
     with pytest.raises(InputError, match="found the run twice"):
         comparison.make_study([finished_runs[0], finished_runs[0]])

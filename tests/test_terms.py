@@ -44,6 +44,15 @@ def test_every_measure_in_a_table_is_explained_with_its_unit_and_what_is_better(
         assert meaning.endswith(f"; {measure.better} is better") == bool(measure.better)
 
 
+def test_the_page_on_scores_defines_every_column():
+    page = (ROOT / "docs" / "scores.md").read_text()
+    section = page.split("## The columns of cases.csv")[1].split("\n## ")[0]
+    defined = [
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall("`(.*?)`", row)
+    ]
+    assert sorted(defined) == sorted(measure.name for measure in metrics.MEASURES)
+
+
 def test_every_number_of_a_new_case_has_a_meaning_on_its_page_and_in_the_documentation():
     case = random_case((6, 5, 4))
     labels = np.zeros((6, 5, 4), np.uint8)

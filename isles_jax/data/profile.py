@@ -164,6 +164,26 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The cases at which two descriptions differ, or which only one has, by name; each is the `cases` of `describe`.
+
+    A run that did not know the site of a case did not make its folds by it, so a site that one of them lacks does not
+    count.
+    """
+
+    def without_site(facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in facts.items() if key != "site"}
+
+    apart = files.differing(one, other)
+    both = {name: (one[name], other[name]) for name in apart if name in one and name in other}
+    same = {
+        name
+        for name, (first, second) in both.items()
+        if not ("site" in first and "site" in second) and without_site(first) == without_site(second)
+    }
+    return [name for name in apart if name not in same]
+
+
 def copies(description: Mapping[str, Any]) -> tuple[str, ...]:
     """Notes on labelled cases of different patients that hold the same image.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from isles_jax.config import SUPERVISED, baseline
+from isles_jax.data import profile
 from isles_jax.data.isles import CHANNELS
 from isles_jax.metrics import Measure
 from isles_jax.runtime.command import InputError
@@ -100,9 +101,10 @@ def make_study(runs: Sequence[Run], reference: str | None = None) -> Study:
         raise InputError("found no run, expected at least one")
     first = runs[0]
     for run in runs[1:]:
-        if run.data["cases"] != first.data["cases"] or _keys(run.rows) != _keys(first.rows):
+        other = "cases" if profile.differing(run.data["cases"], first.data["cases"]) else "scored cases or classes"
+        if other == "cases" or _keys(run.rows) != _keys(first.rows):
             raise InputError(
-                f"{run.workdir}: found other cases than in {first.workdir}, expected runs on the same data"
+                f"{run.workdir}: found other {other} than in {first.workdir}, expected runs on the same data"
             )
     places = [str(run.workdir) for run in runs]
     real = [str(run.workdir.resolve()) for run in runs]

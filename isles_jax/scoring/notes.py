@@ -101,5 +101,11 @@ def notes(study: Study) -> list[str]:
         texts.append(f"Empty references: {empty} over all cases and classes; lesions missed altogether: {counts}.")
     if any(study.paper(label, name) for label in study.rows for name in study.classes):
         texts.append("* Table 1 of the paper: 30 cases of ISLES-2015 SPES in the paper's own three folds.")
+    elsewhere = [label for label, run in study.runs.items() if run.folds != first.folds]
+    if elsewhere:
+        texts.append(
+            f"Other folds than in {next(iter(study.runs))}: {', '.join(elsewhere)}. Their networks were trained on "
+            "other cases, so a difference is also one between the folds."
+        )
     texts += [f"{label}: {note}." for label, run in study.runs.items() for note in (*run.notes, *critics(run))]
     return [*texts, *limitations(len(study.case_names), len(study.rows) - 1)]
