@@ -32,6 +32,20 @@ def test_the_label_check_needs_all_three_facts(tmp_path):
     checks.verify_labels(every(lambda case: dataclasses.replace(case, labels=None)))
 
 
+def test_a_label_that_fills_most_of_the_brain_is_named_wherever_it_is_read(tmp_path):
+    """A mask of the brain may have the name of a lesion's."""
+    rng = np.random.default_rng(0)
+    for case, filled in (("p1", 1.0), ("p2", 0.2)):
+        for word in ("dwi", "adc"):
+            volume = np.pad(rng.uniform(0.5, 1.5, (8, 10, 4)).astype(np.float32), 2)
+            save_volume(tmp_path / f"{case}_{word}.nii.gz", volume)
+        label = (volume > 0) & (np.arange(volume.shape[1])[:, None] < 2 + 10 * filled)
+        save_volume(tmp_path / f"{case}_mask.nii.gz", label.astype(np.uint8))
+    [note] = [note for note in layouts.load(tmp_path).notes if "label" in note]
+    assert note == "the label fills more than half of the brain: p1 (100%); is it a mask of the brain?"
+    assert not [note for note in layouts.load_images(tmp_path, ("DWI", "ADC")).notes if "label" in note]
+
+
 def test_swapped_integers_and_nested_files_are_caught_on_the_phantom(phantom_root, tmp_path):
     right = layouts.load(phantom_root, penumbra=1, core=2)
     assert right.phantom

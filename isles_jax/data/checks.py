@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isles_jax.data.case import Case, Dataset
+from isles_jax.data.folder import listed
 from isles_jax.data.profile import volume_ml
 from isles_jax.runtime.command import InputError
 
@@ -12,6 +13,8 @@ from isles_jax.runtime.command import InputError
 LARGEST_BRAIN_ML = 2200
 # A skull-stripped image has more background than this share of its voxels.
 LEAST_BACKGROUND = 0.05
+# A lesion may fill this share of the brain.
+LARGEST_LESION = 0.5
 
 
 def brain_notes(cases: Sequence[Case]) -> tuple[str, ...]:
@@ -27,8 +30,20 @@ def brain_notes(cases: Sequence[Case]) -> tuple[str, ...]:
     found = f"{first.brain.sum() * first.voxel_ml:.0f} ml, {100 * first.brain.mean():.0f}% of the image"
     return (
         f"{len(odd)} of {len(cases)} cases, such as {first.name}, have a brain of {found}; expected at most "
-        f"{LARGEST_BRAIN_ML} ml with background around it; HD-BET and SynthStrip remove the skull",
+        f"{LARGEST_BRAIN_ML} ml with background around it; HD-BET and SynthStrip remove the skull (docs/dicom.md)",
     )
+
+
+def label_notes(cases: Sequence[Case]) -> tuple[str, ...]:
+    """A note on the cases whose label fills most of the brain, as the brain's own mask does; none without such a case.
+
+    Masks of the brain are named like masks of a lesion, such as CASE_mask.nii.gz.
+    """
+    shares = {case.name: float((case.labels > 0).sum() / case.brain.sum()) for case in cases if case.labels is not None}
+    large = [f"{name} ({100 * share:.0f}%)" for name, share in shares.items() if share > LARGEST_LESION]
+    if not large:
+        return ()
+    return (f"the label fills more than half of the brain: {listed(large)}; is it a mask of the brain?",)
 
 
 def verify_labels(dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ from etils import epath
 
 from isles_jax.data import adc, folder, isles, isles2022, nnunet, orientation, proposal, table
 from isles_jax.data.case import Dataset, make_dataset
-from isles_jax.data.checks import brain_notes, verify_labels
+from isles_jax.data.checks import brain_notes, label_notes, verify_labels
 from isles_jax.data.nifti import AS_USUAL, Reading
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
@@ -147,7 +147,7 @@ def _with_notes(dataset: Dataset, *, labels: bool) -> Dataset:
     """The data set with notes on its brains, and on what lies in its folders and is not read."""
     # In prediction, a case is brought to the orientation of the run, and not to that of most new cases.
     found = orientation.notes(dataset.cases) if labels else ()
-    found += brain_notes(dataset.cases)
+    found += brain_notes(dataset.cases) + label_notes(dataset.cases)
     # A table says itself what is read.
     if dataset.layout != table.LAYOUT:
         found += _notes_of_folder(dataset, labels=labels)

@@ -28,8 +28,6 @@ _MANY_VALUES = 256
 _STEP = 101
 # A label may lie outside the brain by this share of its voxels.
 _OUTSIDE = 0.05
-# A lesion may fill this share of the brain.
-_LARGEST_LESION = 0.5
 # Volumes have one shape if their numbers of voxels along an axis differ by less than this share.
 _SAME_SHAPE = 0.2
 # Values are far from those of the other cases if they are spread this many times as widely or as narrowly, or lie this
@@ -188,15 +186,12 @@ def _copies(found: Sequence[Facts]) -> list[str]:
 
 
 def _labels(found: Sequence[Facts]) -> list[str]:
-    """Labels that are empty, lie outside the brain, or fill most of it."""
+    """Labels that are empty or lie outside the brain."""
     empty = {facts.case: "" for facts in found if facts.lesions == 0}
     outside = {facts.case: f"{100 * facts.outside:.0f}%" for facts in found if facts.outside > _OUTSIDE}
-    shares = {facts.case: sum(facts.volumes_ml.values()) / facts.profile["brain_ml"] for facts in found}
-    large = {case: f"{100 * share:.0f}%" for case, share in shares.items() if share > _LARGEST_LESION}
     return [
         *_line("the label holds no lesion", empty),
         *_line("a share of the label lies outside the brain", outside),
-        *_line("the lesion fills more than half of the brain", large),
     ]
 
 
