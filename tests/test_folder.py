@@ -15,6 +15,15 @@ from isles_jax.runtime.command import InputError
 
 CHANNELS = ("Tmax", "TTP", "DWI")
 DICOM = bytes(128) + b"DICM" + bytes(99)
+
+
+def dicom_of(uid):
+    """The beginning of a DICOM object of a class (PS3.10): its length, version and class in the file's own group."""
+    value = uid.encode() + b"\0" * (len(uid) % 2)
+    group = b"\x02\0\x01\0OB\0\0\2\0\0\0\0\1" + b"\x02\0\x02\0UI" + len(value).to_bytes(2, "little") + value
+    return bytes(128) + b"DICM\x02\0\0\0UL\4\0" + len(group).to_bytes(4, "little") + group + bytes(2000)
+
+
 # A file of another format, and the words of the note on it.
 UNREAD = {
     "x.mha": (b"ObjectType = Image\n", "SimpleITK"),
@@ -26,6 +35,10 @@ UNREAD = {
     "x.dcm": (DICOM, "dcm2niix"),
     "IM-0001": (DICOM, "dcm2niix"),
     "1.2.840.113619.2": (DICOM, "dcm2niix"),
+    "mr.dcm": (dicom_of("1.2.840.10008.5.1.4.1.1.4"), "dcm2niix"),
+    "seg.dcm": (dicom_of("1.2.840.10008.5.1.4.1.1.66.4"), "segimage2itkimage"),
+    "SEG001": (dicom_of("1.2.840.10008.5.1.4.1.1.66.4"), "segimage2itkimage"),
+    "rtss.dcm": (dicom_of("1.2.840.10008.5.1.4.1.1.481.3"), "plastimatch"),
     "x.nii.bz2": (b"BZ", "unpack it"),
     "x.zip": (b"PK", "unpack it"),
 }
@@ -59,7 +72,7 @@ def test_other_formats_are_named_with_what_converts_them(place, tmp_path):
     assert unread(before) == []
     found = unread(dataset)
     assert len(found) == len({words for _, words in UNREAD.values()})
-    for words in ("SimpleITK", "mri_convert", "dcm2niix", "unpack it"):
+    for words in ("SimpleITK", "mri_convert", "dcm2niix", "segimage2itkimage", "plastimatch", "unpack it"):
         [note] = [note for note in found if words in note]
         mine = sorted(name for name, (_, named) in UNREAD.items() if named == words)
         shown = [f"{inside}/{name}" for name in mine[:3]]
@@ -79,6 +92,20 @@ def test_each_format_alone(name, tmp_path):
     (tmp_path / "b" / "TTP.nii").unlink()
     with pytest.raises(InputError, match=rf"b: no TTP\.nii .*found .*; {name} is .*{words}"):
         layouts.load(tmp_path)
+
+
+@pytest.mark.parametrize("read", [layouts.load, lambda root: layouts.load_images(root, CHANNELS)])
+def test_a_folder_of_dicom_alone_ends_in_one_line_that_says_what_converts_it(read, tmp_path):
+    for number in range(5):
+        path = tmp_path / "Müller Jörg" / "DWI" / f"IM-{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DICOM)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: holds no NIfTI file; not read: Müller Jörg/DWI/IM-0, Müller Jörg/DWI/IM-1, Müller Jörg/DWI/IM-2 "
+        "and 2 more; each of them in a format that is not read; dcm2niix converts it to NIfTI (docs/dicom.md)"
+    )
 
 
 @pytest.mark.parametrize("ending", [".NII", ".NII.GZ", ".nii.GZ", ".Nii"])

@@ -154,7 +154,10 @@ def test_a_mistake_that_one_process_finds_ends_both_with_one_line(phantom_root, 
     first, second = start_two(tmp_path / "run", phantom_root, second=["--config.data.root=/nowhere"])
     (_, first_error), (_, second_error) = first.communicate(timeout=600), second.communicate(timeout=600)
     assert (first.returncode, second.returncode) == (2, 2)
-    assert first_error == "error: /nowhere: does not exist; expected a folder of cases or a table (.csv)\n"
+    assert (
+        first_error
+        == "error: /nowhere: does not exist; expected a folder of cases or a table (.csv), with NIfTI files\n"
+    )
     assert second_error == ""
     assert not (tmp_path / "run").exists()
 

@@ -254,7 +254,7 @@ def test_what_no_pattern_matches_is_named(tmp_path):
     _, notes = match(root, {"DWI": "{case}/dwi.nii.gz", "ADC": "{case}/adc.nii.gz"})
     assert notes == (
         "not read: p01/mask.nii.gz, p01/t1.nii, p02/mask.nii.gz and 2 more; each of them matched by no pattern",
-        "not read: p02/scan.dcm; in a format that is not read; dcm2niix converts it to NIfTI",
+        "not read: p02/scan.dcm; in a format that is not read; dcm2niix converts it to NIfTI (docs/dicom.md)",
     )
 
 

@@ -9,16 +9,26 @@ from isles_jax.data.case import Case
 from isles_jax.runtime.command import InputError
 
 SUFFIXES = (".nii", ".nii.gz")
+# Where the way from the scanner to a case is described.
+GUIDE = "docs/dicom.md"
 _OTHER_FORMAT = "in a format that is not read; {} converts it to NIfTI"
 _PACKED = "packed; unpack it"
 # What an image in another format is told by, and the reason why it is not read.
 _UNREAD = {
-    (".dcm", ".ima"): _OTHER_FORMAT.format("dcm2niix"),
+    (".dcm", ".ima"): f"{_OTHER_FORMAT.format('dcm2niix')} ({GUIDE})",
     (".mgz", ".mgh"): _OTHER_FORMAT.format("mri_convert"),
     (".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".img", ".img.gz"): _OTHER_FORMAT.format("SimpleITK"),
     (".nii.bz2", ".nii.xz", ".nii.zst", ".zip", ".tar", ".tar.gz", ".tgz", ".7z"): _PACKED,
 }
 _DICOM = _UNREAD[".dcm", ".ima"]
+# The class of a DICOM object (0002,0002) stands at the beginning of a file.
+_DICOM_START = 1024
+_DICOM_CLASS = re.compile(rb"\x02\x00\x02\x00UI..([0-9.]+)", re.DOTALL)
+# Labels in DICOM. dcm2niix leaves out empty slices of the first, and writes nothing of the second.
+_DICOM_LABELS = {
+    b"1.2.840.10008.5.1.4.1.1.66.4": f"a segmentation in DICOM; segimage2itkimage converts it to NIfTI ({GUIDE})",
+    b"1.2.840.10008.5.1.4.1.1.481.3": f"contours in DICOM (RTSTRUCT); plastimatch converts it to NIfTI ({GUIDE})",
+}
 _LINK = "a link to nowhere; 'git annex get' or 'datalad get' fetches its content"
 # How a file begins in place of its content.
 _POINTERS = {
@@ -76,7 +86,10 @@ def only(folder: Path, what: str, files: Sequence[Path], name: str, others: Sequ
         raise InputError(_no_file(folder, what, name, others))
     if len(files) > 1:
         first, second = (path.relative_to(folder) if path.is_relative_to(folder) else path for path in files[:2])
-        raise InputError(f"{folder}: {len(files)} files for {what} ({first}, {second}); expected one")
+        raise InputError(
+            f"{folder}: {len(files)} files for {what} ({first}, {second}); expected one: move the others to another "
+            "folder, or name the right ones in a table (docs/data.md)"
+        )
     return files[0]
 
 
@@ -133,12 +146,26 @@ def why_unread(path: Path) -> str:
     other = of_other_format(path.name)
     if (other or path.name.lower().endswith(SUFFIXES)) and path.is_symlink() and not path.exists():
         return _LINK
-    if other:
+    if other and other != _DICOM:
         return other
-    if _NO_ENDING.fullmatch(path.name) and path.is_file():
+    if (other or _NO_ENDING.fullmatch(path.name)) and path.is_file():
         with path.open("rb") as file:
-            return _DICOM if file.read(132)[128:] == b"DICM" else ""
-    return ""
+            start = file.read(_DICOM_START)
+        if start[128:132] == b"DICM":
+            found = _DICOM_CLASS.search(start)
+            return _DICOM_LABELS.get(found[1], _DICOM) if found else _DICOM
+    return other
+
+
+def check_format(root: Path) -> None:
+    """Raises an InputError if a folder holds images, and no NIfTI file among them."""
+    unread: dict[str, list[str]] = {}
+    for path, reason in walk(root):
+        if not reason:
+            return
+        unread.setdefault(reason, []).append(str(path.relative_to(root)))
+    if unread:
+        raise InputError(f"{root}: holds no NIfTI file; {'; '.join(note(*item) for item in unread.items())}")
 
 
 def notes(folders: Iterable[Path], case_folders: Iterable[Path], cases: Sequence[Case], wanted: str) -> tuple[str, ...]:

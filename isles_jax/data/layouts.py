@@ -51,6 +51,7 @@ def load(
         verify_labels(dataset)
         return _with_notes(dataset, labels=True)
     files.check_folder(root)
+    folder.check_format(root)
     if (root / "dataset.json").is_file():
         dataset = nnunet.read(root, channels, how)
     elif _is_named_like_2022(root, channels):
@@ -115,6 +116,7 @@ def load_images(path: epath.PathLike, channels: tuple[str, ...], how: Reading = 
     if table.is_table(path):
         return _with_notes(table.read_image_table(path, channels, how), labels=False)
     files.check_folder(path)
+    folder.check_format(path)
     if nnunet.is_image_folder(path):
         cases = nnunet.read_image_folder(path, channels, how)
     elif _is_named_like_2022(path, channels):

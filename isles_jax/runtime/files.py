@@ -30,7 +30,7 @@ def check_folder(path: Path) -> None:
     """Raises an InputError unless `path` is a folder."""
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {problem}; expected a folder of cases or a table (.csv)")
+        raise InputError(f"{path}: {problem}; expected a folder of cases or a table (.csv), with NIfTI files")
 
 
 def check_data(path: epath.PathLike) -> None:
