@@ -305,11 +305,14 @@ BAD = {
         lambda r: spes_folder(r, Tmax=np.ones((9, 8), np.float32)),
         "Tmax.nii: shape 9x8; expected three axes",
     ),
-    "a series": (lambda r: spes_folder(r, Tmax=np.ones((9, 8, 5, 4), np.float32)), "Tmax.nii: shape 9x8x5x4"),
+    "a series": (
+        lambda r: spes_folder(r, Tmax=np.ones((9, 8, 5, 4), np.float32)),
+        "Tmax.nii: holds 4 volumes; expected one",
+    ),
     "complex voxels": (lambda r: spes_folder(r, Tmax=np.ones(SHAPE, np.complex64)), "Tmax.nii: holds complex64"),
     "coloured voxels": (
         lambda r: spes_folder(r, Tmax=np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
-        "Tmax.nii: holds .*expected integers or real",
+        "Tmax.nii: holds colours; expected integers or real numbers, and not a picture",
     ),
     "an unknown data type": (
         lambda r: (spes_folder(r), patch(r, TMAX, 70, "<h", 77)),

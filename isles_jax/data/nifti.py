@@ -21,7 +21,8 @@ import numpy as np
 from isles_jax.data import resample
 from isles_jax.data.adc import in_one_unit
 from isles_jax.data.case import Case, corners_apart_mm
-from isles_jax.data.folder import pointer
+from isles_jax.data.dcm2niix import of_series
+from isles_jax.data.folder import GUIDE, pointer
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
 from isles_jax.runtime.progress import say, track
@@ -348,10 +349,16 @@ def _volume_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 4 and min(shape) > 0:
+        raise InputError(f"{path}: {of_series(path, shape[3])}")
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(f"{path}: shape {_times(shape)}; expected three axes, none of them empty")
     if max(shape) > LONGEST_SIDE:
         raise InputError(f"{path}: shape {_times(shape)}; expected sides of at most {LONGEST_SIDE}")
+    if image.get_data_dtype().names:
+        raise InputError(
+            f"{path}: holds colours; expected integers or real numbers, and not a picture of a map ({GUIDE})"
+        )
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: holds {image.get_data_dtype()}; expected integers or real numbers")
     unit = int(image.header["xyzt_units"]) & 7

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from isles_jax.data import table
+from isles_jax.data.dcm2niix import channel_of, of_series
 from isles_jax.data.folder import listed, stem, walk
 from isles_jax.data.patterns import match, parse
 from isles_jax.data.templates import KNOWN, LABEL_WORD, SESSION, Names, Reading, read, readings, tells, words_of
@@ -25,6 +26,8 @@ _NO_LESION = re.compile(
     r"\w*brain\w*|bet|skull|head|hirn|wm|gm|csf|tissue|ventricles?|vessels?|fov|background", re.IGNORECASE
 )
 _SPLIT = re.compile(r"(images?|labels?)?(tr|ts|train|training|test|testing|val|valid|validation)", re.IGNORECASE)
+# What is no channel of a patient: scans for the orientation, and what ANTs writes beside Warped.nii.gz.
+_NO_CHANNEL = re.compile(r"\w*(locali[sz]er|scout|survey)\w*|InverseWarped", re.IGNORECASE)
 # A label's slice holds at most so many numbers. It may cover this share of what an image's slice covers.
 _VALUES = 10
 _BRAIN_SHARE = 0.3
@@ -139,7 +142,8 @@ def _proposal(root: Path, files: Mapping[str, Path], names: Names, reading: Read
     reading, doubts = _with_sites(names, reading)
     paths = {template: [files[name] for name in keyed.values()] for template, keyed in reading.templates.items()}
     patterns = {template: template + _ending(paths[template]) for template in paths}
-    own = _own_words(list(patterns))
+    told = {template: channel_of(paths[template][0]) for template in paths}
+    own = _own_words(list(patterns)) | {template: [channel] for template, channel in told.items() if channel}
     channels, label, more = _channels_and_label(paths, patterns, own)
     tell = any(tells(word) for words in own.values() for word in words)
     if not channels or (len(paths) == 1 and not tell):
@@ -229,7 +233,9 @@ def _channels_and_label(
     for template, pattern in patterns.items():
         content, shares[template] = _content(paths[template])
         word = any(LABEL_WORD.fullmatch(word) for word in own[template])
-        if content == "volume":
+        if any(map(_NO_CHANNEL.fullmatch, own[template])):
+            doubts.append(f"{pattern} is left out: by its name it is no channel")
+        elif content == "volume":
             channels.append(template)
             if word:
                 doubts.append(f"{pattern} is taken as a channel: its name is that of a label, its numbers are not")
@@ -259,6 +265,8 @@ def _content(paths: Sequence[Path]) -> tuple[str, float]:
     for path in paths[:: max(1, len(paths) // 3)][:3]:
         try:
             image = cast(nib.Nifti1Image, nib.load(path))
+            if len(image.shape) == 4 and image.shape[3] > 1:
+                return f"{path.name} {of_series(path, image.shape[3])}", 0
             if len(image.shape) < 3 or any(side > 1 for side in image.shape[3:]):
                 return "expected one volume of three axes in a file", 0
             slices.append(np.asarray(image.dataobj[:, :, image.shape[2] // 2], np.float32))
