@@ -30,6 +30,7 @@ CONTENTS = """
 :hidden:
 :caption: Use it
 
+docs/dicom
 docs/data
 docs/run
 docs/patient
