@@ -46,6 +46,14 @@ def test_a_label_that_fills_most_of_the_brain_is_named_wherever_it_is_read(tmp_p
     assert not [note for note in layouts.load_images(tmp_path, ("DWI", "ADC")).notes if "label" in note]
 
 
+def test_a_label_without_a_brain_is_not_compared_with_one(phantom_root):
+    case = layouts.load(phantom_root).cases[0]
+    empty = dataclasses.replace(case, images=np.zeros_like(case.images))
+    assert not empty.brain.any()
+    assert (empty.labels > 0).any()
+    assert checks.label_notes([empty]) == ()
+
+
 def test_swapped_integers_and_nested_files_are_caught_on_the_phantom(phantom_root, tmp_path):
     right = layouts.load(phantom_root, penumbra=1, core=2)
     assert right.phantom

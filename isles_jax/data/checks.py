@@ -39,7 +39,8 @@ def label_notes(cases: Sequence[Case]) -> tuple[str, ...]:
 
     Masks of the brain are named like masks of a lesion, such as CASE_mask.nii.gz.
     """
-    shares = {case.name: float((case.labels > 0).sum() / case.brain.sum()) for case in cases if case.labels is not None}
+    labelled = [case for case in cases if case.labels is not None and case.brain.any()]
+    shares = {case.name: float((case.labels > 0).sum() / case.brain.sum()) for case in labelled}
     large = [f"{name} ({100 * share:.0f}%)" for name, share in shares.items() if share > LARGEST_LESION]
     if not large:
         return ()
