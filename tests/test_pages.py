@@ -56,6 +56,12 @@ def commands():
 
 # What a page leaves to its reader, or another page sets.
 VARIABLES = {"ROW": "bl1", "TPU": "isles", "ZONE": "zone", "TYPE": "type", "RUNTIME": "runtime", "BUCKET": "gs://b"}
+PROGRAMS_OF_PAGES = (
+    "python", "python3", "pip", "uv", "isles-jax", "docker", "apptainer", "gcloud", "sbatch", "rsync", "cp",
+    # From the scanner to a case.
+    "dcm2niix", "antsRegistrationSyNQuick.sh", "antsApplyTransforms", "flirt", "hd-bet", "mri_synthstrip",
+    "segimage2itkimage", "plastimatch",
+)  # fmt: skip
 STAND_IN = f"""#!{sys.executable}
 import json, os, sys
 from pathlib import Path
@@ -70,7 +76,7 @@ def shell(tmp_path):
     """Runs a script in which programs only note their arguments; returns the calls."""
     programs, calls = tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
-    for name in ("python", "python3", "pip", "uv", "isles-jax", "docker", "apptainer", "gcloud", "sbatch", "rsync"):
+    for name in PROGRAMS_OF_PAGES:
         (programs / name).write_text(STAND_IN)
         (programs / name).chmod(0o755)
 
@@ -134,7 +140,7 @@ COMMANDS = commands()
 PROGRAMS = [str(path) for folder in (*CODE, "docs", "tests") for path in (ROOT / folder).rglob("*.py")]
 SETTINGS = {f"--config.{key}" for key in flatten(baseline(residual=True, adversarial=True, overlap=True))}
 # Flags of Docker, Apptainer and XLA, and a file of other authors.
-THEIRS = {"lovasz_losses.py", "--containall", "--net", "--user", "--volume", "--xla_gpu_autotune_level"}
+THEIRS = {"lovasz_losses.py", "--containall", "--net", "--signal", "--user", "--volume", "--xla_gpu_autotune_level"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
