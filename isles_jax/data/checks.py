@@ -39,8 +39,11 @@ def label_notes(cases: Sequence[Case]) -> tuple[str, ...]:
 
     Masks of the brain are named like masks of a lesion, such as CASE_mask.nii.gz.
     """
-    labelled = [case for case in cases if case.labels is not None and case.brain.any()]
-    shares = {case.name: float((case.labels > 0).sum() / case.brain.sum()) for case in labelled}
+    shares = {
+        case.name: np.count_nonzero(case.labels) / case.brain.sum()
+        for case in cases
+        if case.labels is not None and case.brain.any()
+    }
     large = [f"{name} ({100 * share:.0f}%)" for name, share in shares.items() if share > LARGEST_LESION]
     if not large:
         return ()
