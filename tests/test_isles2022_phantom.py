@@ -270,7 +270,7 @@ def test_a_whole_run_resumes_and_predicts_on_each_cases_own_grid(tmp_path, capsy
     assert target["crop"]
     page = (run / "report.html").read_text()
     assert "8 cases of 7 patients, 2-fold cross-validation by patient." in page
-    assert "bl6 worked on the box of each brain, with voxels of 7 x 7 x 18.2 mm" in page
+    assert "bl6 worked on the box of each brain, and on voxels of 7 x 7 x 18.2 mm where a case has others" in page
     rows = {row["case"]: row for row in scores.read_cases_csv(run / "cases.csv")}
     for case in dataset.cases:
         [path] = run.glob(f"fold_*/predictions/{case.name}.nii.gz")

@@ -225,7 +225,9 @@ def origins(run: Run) -> list[str]:
         voxels = ""
         if grid["spacing_mm"]:
             sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
-            voxels = f", with voxels of {sides} mm, in the plane only where slices are thick"
+            voxels = (
+                f", and on voxels of {sides} mm where a case has others (in the plane alone if its slices are thick)"
+            )
         sentences.append(
             f"{run.name} worked on the box of each brain{voxels}; its predictions and scores are on each case's own "
             "grid."
