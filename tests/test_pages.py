@@ -56,6 +56,7 @@ def commands():
 
 # What a page leaves to its reader, or another page sets.
 VARIABLES = {"ROW": "bl1", "TPU": "isles", "ZONE": "zone", "TYPE": "type", "RUNTIME": "runtime", "BUCKET": "gs://b"}
+# The programs that the pages call. In the tests, a script stands in for each.
 PROGRAMS_OF_PAGES = (
     "python", "python3", "pip", "uv", "isles-jax", "docker", "apptainer", "gcloud", "sbatch", "rsync", "cp",
     # From the scanner to a case.

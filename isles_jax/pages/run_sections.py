@@ -95,8 +95,10 @@ def what_was_run(study: Study) -> str:
     body = []
     for label, run in study.runs.items():
         for call in run.calls:
-            commit = f" ({call['commit'][:12]})" if call.get("commit") else ""
-            versions = f"isles_jax {call['isles_jax']}{escape(commit)}, jax {call['jax']}"
+            # Records of earlier versions have no commit.
+            commit = str(call.get("commit", ""))[:12]
+            program = f"isles_jax {call['isles_jax']}" + (f" ({escape(commit)})" if commit else "")
+            versions = f"{program}, jax {call['jax']}"
             command = markup.command(_without_folders(call["command"]))
             items.append(f"<li>{escape(label)}, {call['date']}, {versions}, {_machine(call)}: {command}</li>")
             seconds = [call["seconds"][part] for part in calls.PARTS]
