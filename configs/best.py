@@ -1,4 +1,4 @@
-"""Best: Residual-SUMNet with CE, LS and BD losses (bl6), stronger augmentation, and mirrors in training and prediction.
+"""Best: a U-Net with CE, LS and BD losses, stronger augmentation than bl6, and mirrors in training and prediction.
 
 python -m isles_jax.main --config=configs/best.py
 
@@ -12,6 +12,8 @@ from isles_jax.config import baseline
 def get_config():
     config = baseline(residual=True, adversarial=False, overlap=True)
     config.name = "best"
+    config.model.network = "unet"
+    config.model.batch_norm = "all"
     config.augment.flips = "both"
     config.augment.rotation_degrees = 30.0
     config.augment.scale = 0.25

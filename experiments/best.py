@@ -1,11 +1,10 @@
-"""The way from bl6 to configs/best.py and past it: bl6 with one choice changed at a time.
+"""The way from bl6 to the augmentation of configs/best.py: bl6 with one choice changed at a time.
 
 python -m experiments.best --workdir=DIR
 
 With the workdir of `experiments.table1`, the row `bl6` is not trained again.
 """
 
-import sys
 from collections.abc import Sequence
 
 from experiments.rows import Rows, changed_rows
@@ -15,6 +14,7 @@ from isles_jax.runtime.command import run_command
 
 FLIPS = ["--config.augment.flips=both", "--config.predict.flips=True"]
 STRONGER = ["--config.augment.rotation_degrees=30", "--config.augment.scale=0.25", "--config.augment.intensity=0.3"]
+AUGMENTED = [*FLIPS, *STRONGER]
 DICE = ["--config.loss.dice=1"]
 # Name of the row: what differs from configs/bl6.py.
 CHOICES = {
@@ -22,7 +22,7 @@ CHOICES = {
     "mirrored prediction": ["--config.predict.flips=True"],
     "both mirrors": FLIPS,
     "stronger augmentation": STRONGER,
-    "best": [*FLIPS, *STRONGER],
+    "augmented": AUGMENTED,
     "Dice instead of overlap losses": [*DICE, "--config.loss.lovasz=0", "--config.loss.boundary=0"],
     "Dice as well": DICE,
     "batch norm all": ["--config.model.batch_norm=all"],
@@ -36,8 +36,8 @@ def best_rows(overrides: Sequence[str]) -> Rows:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains bl6 with one choice changed at a time, configs/best.py among them, and compares each with bl6."""
-    command("best", main.__doc__, best_rows, sys.argv[1:] if arguments is None else arguments, reference="bl6")
+    """Trains bl6 with one choice changed at a time, and compares each with bl6."""
+    command("best", main.__doc__, best_rows, arguments, reference="bl6")
 
 
 if __name__ == "__main__":

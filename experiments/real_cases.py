@@ -16,7 +16,7 @@ from pathlib import Path
 from etils import epath
 
 from experiments import nnunet, peers
-from experiments.best import FLIPS, STRONGER
+from experiments.best import AUGMENTED
 from experiments.rows import Rows, changed_rows, run_rows
 from experiments.study import Seeds, refuse_table
 from isles_jax import predict
@@ -48,7 +48,7 @@ SYSTEMS = {
     ],
     "bl6": NOT_ADVERSARIAL,
     "proposed": [],
-    "best": [*NOT_ADVERSARIAL, *FLIPS, *STRONGER],
+    "augmented": [*NOT_ADVERSARIAL, *AUGMENTED],
     "unet": [*NOT_ADVERSARIAL, "--config.model.network=unet"],
 }
 # 18 phantom cases as large as the real ones. The first fold trains on twelve of them.

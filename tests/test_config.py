@@ -37,10 +37,12 @@ def test_the_files_are_the_eight_cells_of_the_design():
         assert config.loss.cross_entropy == 1.0
 
 
-def test_best_is_bl6_with_more_augmentation():
+def test_best_is_a_u_net_and_bl6_with_more_augmentation():
     ours, base = flatten(load("best").get_config()), flatten(load("bl6").get_config())
     assert {key: ours[key] for key in base if ours[key] != base[key]} == {
         "name": "best",
+        "model.network": "unet",
+        "model.batch_norm": "all",
         "augment.flips": "both",
         "augment.rotation_degrees": 30.0,
         "augment.scale": 0.25,

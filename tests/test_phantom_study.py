@@ -11,6 +11,7 @@ from experiments import (
     critics,
     figures,
     first_weights,
+    ideas,
     intervals,
     nnunet,
     peers,
@@ -20,7 +21,7 @@ from experiments import (
 )
 from isles_jax.runtime.command import InputError
 
-ROWS = {table1: table1.table_rows, ablation: ablation.ablation_rows, best: best.best_rows}
+ROWS = {table1: table1.table_rows, ablation: ablation.ablation_rows, best: best.best_rows, ideas: ideas.idea_rows}
 
 
 def read_flags(arguments):
@@ -103,6 +104,7 @@ def test_all_parts_make_the_tables_of_the_page_from_rows_that_they_trained(train
         ("peers", ["table1", "peers"], {"peers.csv"}),
         ("longer", ["table1", "peers"] * 2, {"shorter.csv", "longer.csv"}),
         ("nnunet", ["best", "nnunet"], {"nnunet_5epochs.csv", "nnunet_5epochs.json"}),
+        ("longer_nnunet", ["ideas", "nnunet"], {"nnunet_20epochs.csv", "nnunet_20epochs.json"}),
         ("second", ["table1", "best", "nnunet"], {"second.csv", "second.json"}),
     ],
 )
