@@ -1,3 +1,3 @@
 """Residual-SUMNet for ischaemic stroke lesions in MRI; import the modules you need."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
