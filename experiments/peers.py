@@ -166,7 +166,7 @@ def read_job(run: Run) -> Job:
     """The job that a finished run of ours had."""
     config = run.config
     data = config.data
-    dataset = layouts.load(data.root, tuple(data.channels), **data.labels, how=layouts.reading(run.config, run.data))
+    dataset = layouts.load(data.root, tuple(data.channels), **data.labels, how=layouts.read_options(config, run.data))
     dataset = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.labels is not None))
     target = Target(**run.data.get("grid", {}))
     size = largest_sides(dataset.cases, target)

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     # Imported here because SciPy and nibabel load slowly; --help and mistakes in the flags come first.
     from isles_jax.data import layouts, patterns, proposal, survey, table
-    from isles_jax.data.nifti import Reading
+    from isles_jax.data.nifti import ReadOptions
 
     files.check_data(options.data)
     data = options.data
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     channels = options.channels
     if not layouts.is_known(data, channels) and _print(proposal.described(Path(data))):
         raise InputError(f"{data}: fits no known layout; expected one, or the table that the command above writes")
-    how = Reading(resample=options.resample, missing=options.missing == "zero")
+    how = ReadOptions(resample=options.resample, missing=options.missing == "zero")
     dataset = layouts.load(data, channels, penumbra=options.penumbra, core=options.core, how=how)
     _print(survey.survey(dataset))
     if dataset.layout != table.LAYOUT and all(case.labels is None for case in dataset.cases):

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from isles_jax.data import layouts, nifti, nnunet
     from isles_jax.runtime.progress import say
 
-    how = nifti.Reading(resample=options.resample)
+    how = nifti.ReadOptions(resample=options.resample)
     dataset = layouts.load(options.input, options.channels, penumbra=options.penumbra, core=options.core, how=how)
     say(dataset.headline)
     for note in dataset.notes:

@@ -154,7 +154,7 @@ def _read_cases(config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple
     data = config.data
     begun = _begun(workdir)
     root = data.root or workdir / "phantom"
-    dataset = layouts.load(root, tuple(data.channels), **data.labels, how=layouts.reading(config, begun))
+    dataset = layouts.load(root, tuple(data.channels), **data.labels, how=layouts.read_options(config, begun))
     say(dataset.headline)
     description = profile.describe(dataset)
     dataset = dataclasses.replace(dataset, notes=dataset.notes + profile.copies(description))

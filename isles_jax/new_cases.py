@@ -95,7 +95,7 @@ def predict_folder(run: epath.PathLike, images: epath.PathLike, output: epath.Pa
     expected = expectations.known(run, trained)
     if options.calibrated:
         _require_temperature(run, expected)
-    how = layouts.reading(task.config, expected.get("norms", {}))
+    how = layouts.read_options(task.config, expected.get("norms", {}))
     if options.resample is not None:
         how = how._replace(resample=options.resample)
     dataset = layouts.load_images(images, task.channels, how)

@@ -11,7 +11,7 @@ from isles_folder import HEALTHY, images, isles_2022, nnunet
 from isles_jax import config, predict, report
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts
-from isles_jax.data.nifti import Reading
+from isles_jax.data.nifti import ReadOptions
 from isles_jax.runtime import files
 from isles_jax.scoring import run_files
 
@@ -31,7 +31,7 @@ def test_an_nnunet_folder_is_brought_to_the_unit_of_the_others(factor, tmp_path)
         for case in dataset.cases:
             assert np.median(case.images[..., 1][case.brain]) == pytest.approx(HEALTHY, rel=0.05)
         assert any("brought to 1e-3 mm2/s" in note for note in dataset.notes) == (factor != 1)
-    as_stored = Reading(adc_as_stored=True)
+    as_stored = ReadOptions(adc_as_stored=True)
     for dataset in (layouts.load(root, how=as_stored), layouts.load_images(root, ("DWI", "ADC"), as_stored)):
         for case in dataset.cases:
             assert np.median(case.images[..., 1][case.brain]) == pytest.approx(HEALTHY * factor, rel=0.05)

@@ -12,7 +12,7 @@ from helpers import CHANNELS, checksums, files_in, refused, save_volume, spes_fo
 from isles_jax import convert, evaluate, predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import layouts, profile, table
-from isles_jax.data.nifti import Reading
+from isles_jax.data.nifti import ReadOptions
 from isles_jax.runtime.command import InputError
 from isles_jax.scoring import scores
 
@@ -359,14 +359,14 @@ def test_an_absent_sequence_is_zero_and_named(spes):
     rows = rows_of(spes)
     change(1, "Tmax", "")(rows, spes)
     path = write_table(spes / "t.csv", rows)
-    dataset = layouts.load(path, how=Reading(missing=True))
+    dataset = layouts.load(path, how=ReadOptions(missing=True))
     case = dataset.cases[1]
     assert case.absent == ("Tmax",)
     assert not case.images[..., 0].any()
     np.testing.assert_array_equal(case.images[..., 1:], layouts.load(spes).cases[1].images[..., 1:])
     assert "no Tmax in 1 of 3 cases (b); zeros stand for it" in dataset.notes
     rows = [["case", "DWI"], ["a", "a/DWI.nii"]]
-    [alone] = layouts.load_images(write_table(path, rows), CHANNELS, Reading(missing=True)).cases
+    [alone] = layouts.load_images(write_table(path, rows), CHANNELS, ReadOptions(missing=True)).cases
     assert alone.absent == ("Tmax", "TTP")
     with pytest.raises(InputError, match="has the columns DWI; expected Tmax, TTP"):
-        layouts.load_images(path, ("Tmax", "TTP"), Reading(missing=True))
+        layouts.load_images(path, ("Tmax", "TTP"), ReadOptions(missing=True))

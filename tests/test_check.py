@@ -40,7 +40,7 @@ def trained_on(command):
     """The data set that a printed command trains on."""
     assert command.startswith("isles-jax train ")
     config = overrides.read("configs/proposed.py", shlex.split(command)[2:])
-    return layouts.load(config.data.root, tuple(config.data.channels), how=layouts.reading(config, None))
+    return layouts.load(config.data.root, tuple(config.data.channels), how=layouts.read_options(config, None))
 
 
 def test_patterns_become_a_table_and_its_survey(tmp_path, capsys):

@@ -24,6 +24,6 @@ def test_what_is_no_path_is_refused(path):
 
 
 def test_a_device_is_nobodys_earlier_file():
-    """Reading one to see whose it is may never end."""
+    """ReadOptions one to see whose it is may never end."""
     with pytest.raises(InputError, match="/dev/null: found a file that is not a page"):
         files.refuse_foreign("/dev/null", lambda content: True, "a page")

@@ -27,7 +27,7 @@ from isles_jax import config, convert, predict
 from isles_jax.cross_validation import cross_validate
 from isles_jax.data import folds, layouts, orientation
 from isles_jax.data.grid import Target
-from isles_jax.data.nifti import Reading
+from isles_jax.data.nifti import ReadOptions
 from isles_jax.prediction.inference import predict_case
 from isles_jax.runtime.command import InputError
 
@@ -485,7 +485,7 @@ def test_a_case_of_a_folder_may_lack_a_sequence_if_that_is_asked_for(kind, tmp_p
         InputError, match=r"; --config.data.missing=zero \(check: --missing=zero\) trains without some$"
     ):
         layouts.load(tmp_path)
-    how = Reading(missing=True)
+    how = ReadOptions(missing=True)
     dataset = layouts.load(tmp_path, how=how)
     new = layouts.load_images(tmp_path, dataset.channels, how)
     assert dataset.channels == channels
@@ -509,7 +509,7 @@ def test_a_case_without_any_sequence_is_refused_whatever_is_asked_for(tmp_path):
     for path in sorted((tmp_path / "siss" / "case_2").rglob("*MR_*.nii")):
         path.unlink()
     with pytest.raises(InputError, match=r"case_2: no FLAIR.nii or .nii.gz, alone .*; found [^;]*OT[^;]*$"):
-        layouts.load(tmp_path / "siss", how=Reading(missing=True))
+        layouts.load(tmp_path / "siss", how=ReadOptions(missing=True))
 
 
 def test_sites_come_from_the_table(tmp_path):

@@ -6,14 +6,14 @@ from helpers import save_volume
 from scipy.spatial.transform import Rotation
 
 from isles_jax.data import resample
-from isles_jax.data.nifti import Reading, read_images, with_labels
+from isles_jax.data.nifti import ReadOptions, read_images, with_labels
 from isles_jax.runtime.command import InputError
 
 # Rotated by 20 degrees about an oblique axis, with voxels of 2 x 2.5 x 4 mm.
 TURN = Rotation.from_rotvec(np.radians(20) * np.array([1, 2, 2]) / 3).as_matrix()
 OBLIQUE = np.block([[TURN * [-2.0, 2.5, 4.0], np.array([[31.0], [-12.5], [7.25]])], [np.zeros(3), 1]])
 STRAIGHT = np.diag([0.8, 0.8, 0.8, 1])
-ON = Reading(resample=True)
+ON = ReadOptions(resample=True)
 NAMES = ("DWI", "FLAIR")
 
 

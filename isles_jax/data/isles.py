@@ -21,7 +21,7 @@ import numpy as np
 
 from isles_jax.data.case import Case, Dataset, make_dataset
 from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, only_if_there, stem
-from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, read_labels, with_labels
+from isles_jax.data.nifti import AS_USUAL, ReadOptions, read_all, read_images, read_labels, with_labels
 from isles_jax.runtime.command import InputError
 
 
@@ -48,7 +48,9 @@ class UnknownLayoutError(InputError):
     """The files of a folder are not named as in any challenge."""
 
 
-def read(root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int, how: Reading = AS_USUAL) -> Dataset:
+def read(
+    root: Path, channels: tuple[str, ...] = (), *, penumbra: int, core: int, how: ReadOptions = AS_USUAL
+) -> Dataset:
     """Reads all cases of a folder; the labels of SPES become 1 for penumbra and 2 for core.
 
     Args:
@@ -125,7 +127,7 @@ def _recognise(root: Path, folders: list[Path]) -> Layout:
     raise UnknownLayoutError(f"{root}: {folder.name} holds {names}, not all sequences of a challenge{hint(folder)}")
 
 
-def _read_images(folder: Path, channels: tuple[str, ...], how: Reading) -> Case:
+def _read_images(folder: Path, channels: tuple[str, ...], how: ReadOptions) -> Case:
     """Reads a case without labels; an InputError unless each channel has one file (with `how.missing`, or none)."""
     files = _nifti_files(folder)
     found = {channel: _named(files, channel) for channel in channels}
@@ -153,7 +155,7 @@ def _check_one_patient(folder: Path, channels: tuple[str, ...], paths: list[Path
         raise InputError(f"{folder}: found {names}, expected the images of one patient in one folder")
 
 
-def read_image_folders(path: Path, channels: tuple[str, ...], how: Reading = AS_USUAL) -> tuple[Case, ...]:
+def read_image_folders(path: Path, channels: tuple[str, ...], how: ReadOptions = AS_USUAL) -> tuple[Case, ...]:
     """Reads cases without labels; `path` is one case folder or a folder of them. Errors are those of `read`."""
     files = _nifti_files(path)
     by_channel = [_named(files, channel) for channel in channels]
@@ -166,7 +168,7 @@ def read_image_folders(path: Path, channels: tuple[str, ...], how: Reading = AS_
     return read_all(folders, lambda folder: _read_images(folder, channels, how))
 
 
-def _with_lesion(folder: Path, case: Case, how: Reading) -> Case:
+def _with_lesion(folder: Path, case: Case, how: ReadOptions) -> Case:
     """The case with its binary labels, if it has any."""
     files = _nifti_files(folder)
     volume = _named(files, "OT")
@@ -174,7 +176,7 @@ def _with_lesion(folder: Path, case: Case, how: Reading) -> Case:
 
 
 def _with_labels(
-    folder: Path, case: Case, values: tuple[int, int], how: Reading, overlaps: list[tuple[int, int]]
+    folder: Path, case: Case, values: tuple[int, int], how: ReadOptions, overlaps: list[tuple[int, int]]
 ) -> Case:
     """The case with its labels of penumbra and core, if it has any.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from isles_jax.data.case import Case, Dataset, make_dataset
 from isles_jax.data.folder import hint, holds_images, is_nifti, list_folder, only, only_if_there, stem
-from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels
+from isles_jax.data.nifti import AS_USUAL, ReadOptions, read_all, read_images, with_labels
 from isles_jax.runtime.command import InputError
 
 CHANNELS = ("DWI", "ADC")
@@ -52,7 +52,7 @@ def holds_case(root: Path, channels: tuple[str, ...]) -> bool:
     return any(wanted <= files.keys() for tree in _trees(root) for files in tree.values())
 
 
-def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: Reading = AS_USUAL) -> Dataset:
+def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: ReadOptions = AS_USUAL) -> Dataset:
     """Reads all cases; those without a mask have labels None. ADC is always brought to one unit.
 
     Raises:
@@ -84,13 +84,13 @@ def read(root: Path, channels: tuple[str, ...] = CHANNELS, how: Reading = AS_USU
     return make_dataset(root, read_all(items, read_item), channels, CLASSES, (1,), notes, layout="ISLES-2022")
 
 
-def read_image_folder(path: Path, channels: tuple[str, ...], how: Reading = AS_USUAL) -> tuple[Case, ...]:
+def read_image_folder(path: Path, channels: tuple[str, ...], how: ReadOptions = AS_USUAL) -> tuple[Case, ...]:
     """Reads the images of all cases, or of one subject or session, without labels. Errors are those of `read`."""
     found = _cases(path, channels)
     return read_all(sorted(found), lambda name: _read_images(path, name, found[name], channels, how))
 
 
-def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...], how: Reading) -> Case:
+def _read_images(root: Path, name: str, files: Files, channels: tuple[str, ...], how: ReadOptions) -> Case:
     every = [path for paths in files.values() for path in paths]
 
     def find(channel: str) -> Path | None:

@@ -12,7 +12,7 @@ from etils import epath
 from isles_jax.data import adc, folder, isles, isles2022, nnunet, orientation, proposal, table
 from isles_jax.data.case import Dataset, make_dataset
 from isles_jax.data.checks import brain_notes, label_notes, verify_labels
-from isles_jax.data.nifti import AS_USUAL, Reading
+from isles_jax.data.nifti import AS_USUAL, ReadOptions
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
@@ -23,7 +23,7 @@ def load(
     *,
     penumbra: int = 1,
     core: int = 2,
-    how: Reading = AS_USUAL,
+    how: ReadOptions = AS_USUAL,
 ) -> Dataset:
     """Reads and checks a whole data set.
 
@@ -62,7 +62,7 @@ def load(
     return _with_notes(table.apply(dataset), labels=True)
 
 
-def _read_challenge(root: Path, channels: tuple[str, ...], penumbra: int, core: int, how: Reading) -> Dataset:
+def _read_challenge(root: Path, channels: tuple[str, ...], penumbra: int, core: int, how: ReadOptions) -> Dataset:
     """As `isles.read`; for a folder of no challenge, the InputError says what could be read instead."""
     try:
         return isles.read(root, channels, penumbra=penumbra, core=core, how=how)
@@ -99,7 +99,7 @@ def is_known(root: epath.PathLike, channels: tuple[str, ...] = ()) -> bool:
     return (path / "dataset.json").is_file() or of_2022 or isles.fits(path)
 
 
-def load_images(path: epath.PathLike, channels: tuple[str, ...], how: Reading = AS_USUAL) -> Dataset:
+def load_images(path: epath.PathLike, channels: tuple[str, ...], how: ReadOptions = AS_USUAL) -> Dataset:
     """Reads cases without labels, for prediction.
 
     Args:
@@ -126,7 +126,7 @@ def load_images(path: epath.PathLike, channels: tuple[str, ...], how: Reading = 
     return _with_notes(make_dataset(path, cases, channels), labels=False)
 
 
-def reading(config: ml_collections.ConfigDict, description: Mapping[str, Any] | None) -> Reading:
+def read_options(config: ml_collections.ConfigDict, description: Mapping[str, Any] | None) -> ReadOptions:
     """How a run reads images.
 
     Args:
@@ -134,7 +134,7 @@ def reading(config: ml_collections.ConfigDict, description: Mapping[str, Any] | 
       description: its data.json, or `profile.norms` of it; None for a new run.
     """
     as_stored = description is not None and adc.taken_as_stored(description)
-    return Reading(as_stored, config.data.resample, config.data.missing == "zero")
+    return ReadOptions(as_stored, config.data.resample, config.data.missing == "zero")
 
 
 def _is_named_like_2022(root: Path, channels: tuple[str, ...]) -> bool:

@@ -7,7 +7,6 @@ import gzip
 import io
 import logging
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from isles_jax.data.dcm2niix import of_series
 from isles_jax.data.folder import GUIDE, pointer
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import write_atomic
+from isles_jax.runtime.memory import machine_memory
 from isles_jax.runtime.progress import say, track
 
 # The fields that place a volume in space. No other field is ever copied, because texts can name a patient.
@@ -60,7 +60,7 @@ LONGEST_SIDE = 32767
 Item = TypeVar("Item")
 
 
-class Reading(NamedTuple):
+class ReadOptions(NamedTuple):
     """How images are read.
 
     Attributes:
@@ -74,7 +74,7 @@ class Reading(NamedTuple):
     missing: bool = False
 
 
-AS_USUAL = Reading()
+AS_USUAL = ReadOptions()
 # What a message about two grids says of it.
 RESAMPLE = "--config.data.resample=True (other commands: --resample) brings it there by the headers"
 
@@ -194,7 +194,7 @@ def read_labels(path: Path, case: Case, values: Sequence[int], *, bring: bool = 
     return classes
 
 
-def with_labels(case: Case, path: Path, values: Sequence[int], how: Reading = AS_USUAL) -> Case:
+def with_labels(case: Case, path: Path, values: Sequence[int], how: ReadOptions = AS_USUAL) -> Case:
     """The case with the labels of a file; the other arguments and the errors are those of `read_labels`."""
     labels = read_labels(path, case, values, bring=how.resample)
     return replace(case, labels=labels, files=(*case.files, path))
@@ -224,7 +224,7 @@ def _placed(path: Path, data: np.ndarray, affine: np.ndarray, header: nib.Nifti1
     return volume
 
 
-def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str], how: Reading = AS_USUAL) -> Case:
+def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str], how: ReadOptions = AS_USUAL) -> Case:
     """Reads one case without labels.
 
     Voxels of the background become 0, whatever value the file has there; see `find_background`. So do voxels that are
@@ -234,7 +234,7 @@ def read_images(name: str, files: Sequence[Path | None], channels: Sequence[str]
       name: of the case.
       files: one for each channel; None for a sequence that the case lacks, but not for all.
       channels: their names.
-      how: see `Reading`.
+      how: see `ReadOptions`.
 
     Raises:
       InputError: as for `read_volume`; the files are not on one grid, or cannot be brought to one; every voxel is 0.
@@ -402,11 +402,6 @@ def _decompress(path: Path, image: nib.Nifti1Image, claimed: int) -> nib.arraypr
     assert isinstance(stored, nib.arrayproxy.ArrayProxy)
     layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
     return nib.arrayproxy.ArrayProxy(io.BytesIO(content), layout, mmap=False)
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory."""
-    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -16,14 +16,14 @@ from typing import Any
 from isles_jax.data import table
 from isles_jax.data.case import Case, Dataset, make_dataset, phantom_marker
 from isles_jax.data.folder import MISSING, SUFFIXES, hint, is_nifti, list_folder, of_other_format, stem, volumes_by_name
-from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels, write_labels, write_volume
+from isles_jax.data.nifti import AS_USUAL, ReadOptions, read_all, read_images, with_labels, write_labels, write_volume
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import new_folder, read_json, refuse_inside
 
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
-def read(root: Path, wanted: tuple[str, ...] = (), how: Reading = AS_USUAL) -> Dataset:
+def read(root: Path, wanted: tuple[str, ...] = (), how: ReadOptions = AS_USUAL) -> Dataset:
     """Reads a data set in the nnU-Net raw layout; classes are in the order of their integers in dataset.json.
 
     Args:
@@ -81,7 +81,7 @@ def is_image_folder(path: Path) -> bool:
     return any(is_nifti(entry) and _NUMBERED.fullmatch(stem(entry)) for entry in list_folder(path))
 
 
-def read_image_folder(path: Path, channels: tuple[str, ...], how: Reading = AS_USUAL) -> tuple[Case, ...]:
+def read_image_folder(path: Path, channels: tuple[str, ...], how: ReadOptions = AS_USUAL) -> tuple[Case, ...]:
     """Reads cases without labels from <case>_0000.nii.gz and so on, with their channels in the order of `channels`.
 
     A dataset.json in the folder, or in the one above it, names the channels of the files. Without it, the number of a
@@ -215,7 +215,7 @@ def _find_cases(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _read_images(
-    path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], how: Reading
+    path: Path, files: dict[int, Path], names: tuple[str, ...], channels: tuple[str, ...], how: ReadOptions
 ) -> Case:
     """Reads the images of a case, `path` without numbers.
 

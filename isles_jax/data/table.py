@@ -25,7 +25,7 @@ from etils import epath
 
 from isles_jax.data.case import Case, Dataset, check_complete, check_names, make_dataset
 from isles_jax.data.folder import MISSING, SUFFIXES, of_other_format
-from isles_jax.data.nifti import AS_USUAL, Reading, read_all, read_images, with_labels
+from isles_jax.data.nifti import AS_USUAL, ReadOptions, read_all, read_images, with_labels
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError
 
@@ -212,7 +212,7 @@ def _rows(path: str, lines: Sequence[str], before: int) -> tuple[tuple[str, ...]
 # --- a table as a data set --------------------------------------------------------------------------------------------
 
 
-def read(path: epath.PathLike, channels: tuple[str, ...] = (), how: Reading = AS_USUAL) -> Dataset:
+def read(path: epath.PathLike, channels: tuple[str, ...] = (), how: ReadOptions = AS_USUAL) -> Dataset:
     """Reads the cases of a table.
 
     Args:
@@ -242,7 +242,7 @@ def read(path: epath.PathLike, channels: tuple[str, ...] = (), how: Reading = AS
     return make_dataset(Path(table.path), cases, channels, classes, values, _notes(table, channels), LAYOUT)
 
 
-def read_image_table(path: epath.PathLike, channels: tuple[str, ...], how: Reading = AS_USUAL) -> Dataset:
+def read_image_table(path: epath.PathLike, channels: tuple[str, ...], how: ReadOptions = AS_USUAL) -> Dataset:
     """Reads the cases of a table without their labels, for prediction. Errors are those of `read`."""
     table = parse(path)
     columns = _columns(table, channels, lenient=how.missing)
@@ -286,7 +286,7 @@ def _read(
     table: Table,
     columns: tuple[str, ...],
     channels: tuple[str, ...],
-    how: Reading,
+    how: ReadOptions,
     with_reference: Callable[[Case, Row], Case],
 ) -> tuple[Case, ...]:
     """Reads the cases in the order of their names."""

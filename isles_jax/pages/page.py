@@ -71,7 +71,7 @@ def _read_data(run: Run) -> tuple[Dataset | None, list[str]]:
         if not root.exists():
             gone = "The images are no longer in the folder that the run read, so the page has no pictures of cases."
             return None, [gone]
-        how = layouts.reading(run.config, run.data)
+        how = layouts.read_options(run.config, run.data)
         dataset = layouts.load(root, tuple(data.channels), **data.labels, how=how)
     except InputError as error:
         say(f"note: {error}", sys.stderr)

@@ -56,7 +56,7 @@ MEANINGS = {
     "largest lesion": "the volume of the largest of these pieces, in ml",
     "side": f"the patient’s side with the lesions; both if the smaller side has at least {numbers.BOTH:.0%} of them",
     "absent sequences": "sequences that the case lacks",
-    **{f"Tmax above {s} s": f"the volume of the brain whose Tmax is above {s} s, in ml" for s in numbers.TMAX_SECONDS},
+    **{f"Tmax above {s} s": f"the volume of the brain whose Tmax is above {s} s, in ml" for s in numbers.TMAX_LIMITS_S},
     "hypoperfusion intensity ratio": "the volume with Tmax above 10 s over that with Tmax above 6 s",
     "trained on": "what the networks learnt from",
     "averaged with mirror images": "whether the networks also saw the case mirrored",

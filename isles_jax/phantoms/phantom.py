@@ -20,12 +20,13 @@ from etils import epath
 
 from isles_jax.data import isles
 from isles_jax.data.case import PHANTOM_MARKER
-from isles_jax.data.nifti import LONGEST_SIDE, machine_memory
+from isles_jax.data.nifti import LONGEST_SIDE
 from isles_jax.phantoms import isles2022 as isles2022_phantom
 from isles_jax.phantoms.scans import make_patient, save
 from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import copy, is_bucket, new_folder
+from isles_jax.runtime.memory import machine_memory
 
 # So many patients are made at once.
 _AT_ONCE = 2

@@ -12,10 +12,11 @@ from jax import Array
 from isles_jax import metrics
 from isles_jax.data import grid
 from isles_jax.data.case import Case, Dataset
-from isles_jax.data.nifti import machine_memory, write_labels
+from isles_jax.data.nifti import write_labels
 from isles_jax.data.slices import network_input, unpad
 from isles_jax.runtime import files, interrupt, processes
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.memory import machine_memory
 from isles_jax.runtime.progress import Bar
 from isles_jax.scoring import calibration, run_files
 from isles_jax.training import checkpoint

@@ -19,7 +19,7 @@ from isles_jax.training.task import Task
 
 Value = float | int | str | None
 # Tmax in seconds.
-TMAX_SECONDS = (4, 6, 8, 10)
+TMAX_LIMITS_S = (4, 6, 8, 10)
 # A case is "both" sides if the smaller side holds at least this share of its lesions.
 BOTH = 0.1
 DEFUSE3 = "DEFUSE 3"
@@ -236,7 +236,7 @@ def _mismatch(core: float, penumbra: float) -> list[Number]:
 
 def _hypoperfusion(case: Case, channel: int) -> list[Number]:
     tmax = case.images[..., channel][case.brain]
-    above = {seconds: float((tmax > seconds).sum() * case.voxel_ml) for seconds in TMAX_SECONDS}
+    above = {seconds: float((tmax > seconds).sum() * case.voxel_ml) for seconds in TMAX_LIMITS_S}
     found = [Number(f"tmax_above_{s}_s_ml", f"Tmax above {s} s", volume, "ml") for s, volume in above.items()]
     ratio = above[10] / above[6] if above[6] else None
     return [*found, Number("hypoperfusion_intensity_ratio", "hypoperfusion intensity ratio", ratio)]

@@ -10,7 +10,7 @@ import numpy as np
 from isles_jax.data import layouts, nnunet, table
 from isles_jax.data.case import Case, check_names
 from isles_jax.data.folder import hint, is_nifti, list_folder, notes_of_volumes, volumes_by_name
-from isles_jax.data.nifti import Reading, read_labels, read_volume
+from isles_jax.data.nifti import ReadOptions, read_labels, read_volume
 from isles_jax.runtime import interrupt
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.progress import say
@@ -108,7 +108,7 @@ def _labelled_cases(
         raise InputError(f"--values={','.join(map(str, values))}: expected two integers, of penumbra and of core")
     penumbra, core = values or (1, 2)
     # Scores need the labels alone, so a case may lack a sequence.
-    dataset = layouts.load(labels, penumbra=penumbra, core=core, how=Reading(missing=True))
+    dataset = layouts.load(labels, penumbra=penumbra, core=core, how=ReadOptions(missing=True))
     for note in dataset.notes:
         say(f"note: {note}", sys.stderr)
     if classes and tuple(classes) != tuple(dataset.classes):

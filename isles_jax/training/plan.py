@@ -14,9 +14,9 @@ import numpy as np
 from isles_jax.data import grid
 from isles_jax.data.case import Dataset
 from isles_jax.data.grid import Target
-from isles_jax.data.nifti import machine_memory
 from isles_jax.data.slices import Slices, draw_batch, largest_sides, make_slices, shape_on_grid
 from isles_jax.runtime.command import InputError
+from isles_jax.runtime.memory import machine_memory
 from isles_jax.runtime.progress import say
 from isles_jax.training import parallel
 from isles_jax.training.step import make_step
