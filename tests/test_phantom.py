@@ -1,6 +1,7 @@
 """The phantom: its data set against its documentation."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -107,6 +108,25 @@ def test_volumes_that_files_or_memory_cannot_hold_are_refused(tmp_path, monkeypa
     with pytest.raises(InputError, match=words):
         command([f"--output={tmp_path / 'new'}", *flags])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["spes", "isles2022"])
+def test_what_the_disk_cannot_hold_is_refused_before_anything_is_written(tmp_path, monkeypatch, layout):
+    flags = [f"--layout={layout}", "--shape=16x16x8"]
+    with pytest.raises(
+        InputError, match=r"^\S+/new/data: found [\d,.]+ GB of free disk, expected at least [\d,.]+ GB "
+    ):
+        command([f"--output={tmp_path / 'new' / 'data'}", *flags, "--cases=1000000000000"])
+    assert not list(tmp_path.iterdir())
+    command([f"--output={tmp_path / 'data'}", *flags, "--cases=6"])
+    written = sum(path.stat().st_size for path in (tmp_path / "data").rglob("*.nii*"))
+    estimate = 6 * 16 * 16 * 8 * phantom._FILE_BYTES[layout]
+    assert estimate <= written
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(phantom.shutil, "disk_usage", lambda path: usage._replace(free=estimate))
+    command([f"--output={tmp_path / 'again'}", *flags, "--cases=6"])
+    with pytest.raises(InputError, match="choose fewer cases or a smaller shape"):
+        command([f"--output={tmp_path / 'more'}", *flags, "--cases=7"])
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ the equations, the numbers and their sources.
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +28,14 @@ from isles_jax.phantoms.tissue import FIELD_OF_VIEW_MM
 from isles_jax.runtime.command import InputError
 from isles_jax.runtime.files import copy, is_bucket, new_folder
 from isles_jax.runtime.memory import machine_memory
+from isles_jax.runtime.progress import track
 
 # So many patients are made at once.
 _AT_ONCE = 2
 # The memory that a patient takes, in bytes for each voxel of the shape that is asked for; measured, and rounded up.
 _VOXEL_BYTES = {"spes": 1000, "isles2022": 450}
+# The least that its files take, in bytes for each voxel of the shape. Those of ISLES-2022 are compressed.
+_FILE_BYTES = {"spes": 11, "isles2022": 1}
 
 
 def provide(root: epath.Path, *, begun: bool, **settings: Any) -> bool:
@@ -83,7 +87,8 @@ def write_phantom(
       layout: "spes" or "isles2022".
 
     Raises:
-      InputError: a number is out of range, or a volume too large; `root` is not empty or cannot be written.
+      InputError: a number is out of range, or a volume too large for the memory, or all of them for the disk; `root`
+        is not empty or cannot be written.
     """
     if cases < 1 or len(shape) != 3 or min(shape) < 4 or not 0 <= difficulty <= 10 or seed < 0:
         found = f"cases={cases}, shape={tuple(shape)}, difficulty={difficulty}, seed={seed}"
@@ -92,11 +97,14 @@ def write_phantom(
             "a seed of 0 or more"
         )
     _check_size(shape, min(cases, _AT_ONCE), layout)
+    _check_disk(root, cases * math.prod(shape) * _FILE_BYTES[layout])
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root}: exists and is not an empty folder; expected a new name")
     write = _write_case if layout == "spes" else isles2022_phantom.write_case
     with new_folder(root) as temporary, ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases)))
+        written = pool.map(lambda index: write(temporary, index, shape, difficulty, seed), range(cases))
+        for _ in zip(track(range(cases), "writing the phantom", "case"), written, strict=True):
+            pass
         content = _marker(cases, shape, difficulty, seed, layout)
         (temporary / PHANTOM_MARKER).write_text(content, encoding="utf-8")
 
@@ -112,6 +120,15 @@ def _check_size(shape: Sequence[int], at_once: int, layout: str) -> None:
     if needed > memory:
         sizes = f"about {needed / 1e9:.0f} GB, of {memory / 1e9:.0f} GB"
         raise InputError(f"phantom: shape={tuple(shape)} needs {sizes} of memory; expected a smaller one")
+
+
+def _check_disk(root: Path, needed: int) -> None:
+    """Raises an InputError if the disk of a folder that may not exist yet has too little room for so many bytes."""
+    there = next((path for path in (root, *root.absolute().parents) if path.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        sizes = f"found {free / 1e9:,.1f} GB of free disk, expected at least {needed / 1e9:,.1f} GB"
+        raise InputError(f"{root}: {sizes} for this phantom; choose fewer cases or a smaller shape")
 
 
 def _marker(cases: int, shape: Sequence[int], difficulty: float, seed: int, layout: str = "spes") -> str:
