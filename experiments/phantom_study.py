@@ -27,6 +27,9 @@ from experiments.rows import read_seeds
 from isles_jax.runtime import files
 from isles_jax.runtime.command import InputError, Parser, run_command
 
+# The name of each result in experiments/results, and the file that a part has made.
+Tables = dict[str, Path]
+
 # 60 patients of 8 slices. A fold trains on about 320 slices and sees each eight times.
 SIZE = ["--config.data.phantom.cases=60", "--config.data.phantom.shape=(64,64,8)"]
 EPOCHS = figures.LENGTHS["peers"]
@@ -45,6 +48,13 @@ SECOND = [
     "--config.data.phantom.shape=(80,64,12)",
     "--config.data.phantom.difficulty=1.5",
 ]
+# Another one, on which nnU-Net trains for twenty epochs. It has fewer slices, so that they take an hour.
+THIRD = [
+    "--config.seed=11",
+    "--config.data.phantom.cases=18",
+    "--config.data.phantom.shape=(64,64,12)",
+    "--config.data.phantom.difficulty=1.5",
+]
 
 
 def _arguments(workdir: Path, seeds: int = SEEDS, epochs: int = EPOCHS, width: int = NARROW) -> list[str]:
@@ -52,67 +62,71 @@ def _arguments(workdir: Path, seeds: int = SEEDS, epochs: int = EPOCHS, width: i
     return [f"--workdir={workdir}", f"--seeds={seeds}", *sizes]
 
 
-def run_table1(workdir: Path) -> list[Path]:
+def _by_name(*paths: Path) -> Tables:
+    return {path.name: path for path in paths}
+
+
+def run_table1(workdir: Path) -> Tables:
     """The eight systems on several seeds."""
     table1.main(_arguments(workdir))
-    return [workdir / "table1.csv", workdir / "table1_effects.csv"]
+    return _by_name(workdir / "table1.csv", workdir / "table1_effects.csv")
 
 
-def run_first_weights(workdir: Path) -> list[Path]:
+def run_first_weights(workdir: Path) -> Tables:
     """bl1 and PyTorch's SUMNet, on more seeds."""
     table1.main([*_arguments(workdir, MORE_SEEDS), "--rows=bl1"])
     first_weights.main([f"--workdir={workdir}", f"--seeds={MORE_SEEDS}"])
-    return [workdir / "first_weights.csv"]
+    return _by_name(workdir / "first_weights.csv")
 
 
-def run_ablation(workdir: Path) -> list[Path]:
+def run_ablation(workdir: Path) -> Tables:
     """Proposed with one choice changed at a time, and its critics."""
     ablation.main(_arguments(workdir))
     critics.write(workdir / "critics.csv", read_seeds(workdir, ablation.CRITICS, SEEDS))
-    return [workdir / "ablation.csv", workdir / "critics.csv"]
+    return _by_name(workdir / "ablation.csv", workdir / "critics.csv")
 
 
-def run_best(workdir: Path) -> list[Path]:
+def run_best(workdir: Path) -> Tables:
     """bl6 with one choice changed at a time."""
     best.main(_arguments(workdir))
-    return [workdir / "best.csv"]
+    return _by_name(workdir / "best.csv")
 
 
-def run_peers(workdir: Path) -> list[Path]:
+def run_peers(workdir: Path) -> Tables:
     """Other tools on the same batches."""
     table1.main([*_arguments(workdir / "wide", width=WIDE), "--rows=bl1,proposed"])
     peers.main([f"--workdir={workdir / 'wide'}", f"--seeds={SEEDS}"])
-    return [workdir / "wide" / "peers.csv"]
+    return _by_name(workdir / "wide" / "peers.csv")
 
 
-def run_longer(workdir: Path) -> list[Path]:
+def run_longer(workdir: Path) -> Tables:
     """The same with four times the steps, and with a quarter."""
-    tables = []
+    tables = {}
     for name in ("shorter", "longer"):
         folder = workdir / name
         table1.main([*_arguments(folder, 1, figures.LENGTHS[name], WIDE), "--rows=bl1,proposed"])
         peers.main([f"--workdir={folder}"])
-        tables.append((folder / "peers.csv").rename(folder / f"{name}.csv"))
+        tables[f"{name}.csv"] = folder / "peers.csv"
     return tables
 
 
-def run_nnunet(workdir: Path) -> list[Path]:
+def run_nnunet(workdir: Path) -> Tables:
     """bl6 with the augmentation of configs/best.py, and nnU-Net, on the default phantom, on several seeds."""
     folder = workdir / "default"
     best.main([f"--workdir={folder}", f"--seeds={SEEDS}", "--rows=augmented", *EQUAL])
     nnunet.main([f"--workdir={folder}", f"--seeds={SEEDS}", "--rows=augmented"])
-    return [folder / "nnunet_5epochs.csv", folder / "nnunet_5epochs.json"]
+    return _by_name(folder / "nnunet_5epochs.csv", folder / "nnunet_5epochs.json")
 
 
-def run_longer_nnunet(workdir: Path) -> list[Path]:
+def run_longer_nnunet(workdir: Path) -> Tables:
     """configs/best.py, and nnU-Net after four times the epochs, on the default phantom."""
     folder = workdir / "default"
     ideas.main([f"--workdir={folder}", "--rows=best", *EQUAL])
     nnunet.main([f"--workdir={folder}", "--rows=best", "--trainer=nnUNetTrainer_20epochs"])
-    return [folder / "nnunet_20epochs.csv", folder / "nnunet_20epochs.json"]
+    return _by_name(folder / "nnunet_20epochs.csv", folder / "nnunet_20epochs.json")
 
 
-def run_second(workdir: Path) -> list[Path]:
+def run_second(workdir: Path) -> Tables:
     """The eight systems, bl6 with the augmentation of configs/best.py, and nnU-Net, on another phantom."""
     folder = workdir / "second"
     sizes = [*SECOND, f"--config.model.width={NARROW}"]
@@ -120,10 +134,18 @@ def run_second(workdir: Path) -> list[Path]:
     best.main([f"--workdir={folder}", "--rows=augmented", *sizes])
     names = ",".join(["proposed", "augmented", *(name for name in table1.table_rows([]) if name != "proposed")])
     nnunet.main([f"--workdir={folder}", f"--rows={names}", "--trainer=nnUNetTrainer_1epoch"])
-    return [(folder / f"nnunet_1epoch.{kind}").rename(folder / f"second.{kind}") for kind in ("csv", "json")]
+    return {f"second.{kind}": folder / f"nnunet_1epoch.{kind}" for kind in ("csv", "json")}
 
 
-PARTS: dict[str, Callable[[Path], list[Path]]] = {
+def run_third(workdir: Path) -> Tables:
+    """configs/best.py, and nnU-Net after twenty epochs, on a third phantom."""
+    folder = workdir / "third"
+    ideas.main([f"--workdir={folder}", "--rows=best", *THIRD, *EQUAL])
+    nnunet.main([f"--workdir={folder}", "--rows=best", "--trainer=nnUNetTrainer_20epochs"])
+    return {f"third.{kind}": folder / f"nnunet_20epochs.{kind}" for kind in ("csv", "json")}
+
+
+PARTS: dict[str, Callable[[Path], Tables]] = {
     "table1": run_table1,
     "first_weights": run_first_weights,
     "ablation": run_ablation,
@@ -133,6 +155,7 @@ PARTS: dict[str, Callable[[Path], list[Path]]] = {
     "nnunet": run_nnunet,
     "longer_nnunet": run_longer_nnunet,
     "second": run_second,
+    "third": run_third,
 }
 
 
@@ -162,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     refuse_outputs(options.output)
     options.output.mkdir(parents=True, exist_ok=True)
     for name in names:
-        for path in PARTS[name](options.workdir):
-            shutil.copy(path, options.output)
+        for table, path in PARTS[name](options.workdir).items():
+            shutil.copy(path, options.output / table)
     figures.draw(options.output)
     if options.output.resolve() == results_page.FOLDER.resolve():
         results_page.main([])

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1] / "isles_jax"
 # What a module may import stands to its left. A command comes last, and only the command line of all commands knows it.
 ORDER = (
     "losses", "metrics", "conv", "norm", "models",
-    "runtime.interrupt", "runtime.command", "runtime.overrides", "runtime.progress", "runtime.columns",
-    "runtime.files", "runtime.lock", "runtime.processes", "config",
+    "runtime.interrupt", "runtime.memory", "runtime.command", "runtime.overrides", "runtime.progress",
+    "runtime.columns", "runtime.files", "runtime.lock", "runtime.processes", "config",
     "data.case", "data.adc", "data.orientation", "data.profile", "data.folder", "data.dcm2niix", "data.resample",
     "data.nifti", "data.checks", "data.folds", "data.grid", "data.slices", "data.table", "data.isles", "data.isles2022",
     "data.nnunet", "data.patterns", "data.templates", "data.proposal", "data.layouts",

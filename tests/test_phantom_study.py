@@ -106,6 +106,7 @@ def test_all_parts_make_the_tables_of_the_page_from_rows_that_they_trained(train
         ("nnunet", ["best", "nnunet"], {"nnunet_5epochs.csv", "nnunet_5epochs.json"}),
         ("longer_nnunet", ["ideas", "nnunet"], {"nnunet_20epochs.csv", "nnunet_20epochs.json"}),
         ("second", ["table1", "best", "nnunet"], {"second.csv", "second.json"}),
+        ("third", ["ideas", "nnunet"], {"third.csv", "third.json"}),
     ],
 )
 def test_a_part_alone_trains_what_it_reads(trainings, tmp_path, part, calls, tables):
