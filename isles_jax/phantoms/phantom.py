@@ -9,6 +9,7 @@ the equations, the numbers and their sources.
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -124,7 +125,8 @@ def _check_size(shape: Sequence[int], at_once: int, layout: str) -> None:
 
 def _check_disk(root: Path, needed: int) -> None:
     """Raises an InputError if the disk of a folder that may not exist yet has too little room for so many bytes."""
-    there = next((path for path in (root, *root.absolute().parents) if path.is_dir()), Path("/"))
+    whole = Path(os.path.abspath(root))
+    there = next(path for path in (whole, *whole.parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
         sizes = f"found {free / 1e9:,.1f} GB of free disk, expected at least {needed / 1e9:,.1f} GB"
