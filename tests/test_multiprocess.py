@@ -23,14 +23,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python ")
 ]
-# The pieces of Gloo's lines. Its threads write them one by one, so that the number of one line may end another.
-GLOO = re.compile(
-    r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+(?= |$)"
-)
+# The pieces of Gloo's lines. Its threads write them one by one, so that the pieces of two lines may mix.
+GLOO = re.compile(r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is|[\d: ]")
 # The networks' smallest: cross-entropy alone, four channels, twelve steps of eight slices for each of two folds.
 SMALL = {
     "folds": 2, "model.width": 4, "model.residual": False, "discriminator.enabled": False, "loss.lovasz": 0.0,
-    "loss.boundary": 0.0, "train.epochs": 4, "train.checkpoint_every_steps": 6, "train.log_every_steps": 1,
+    "loss.boundary": 0.0, "train.epochs": 4, "train.checkpoint_every_steps": 6, "train.checkpoint_every_seconds": 0.0,
+    "train.log_every_steps": 1,
 }  # fmt: skip
 
 
@@ -63,7 +62,7 @@ def finish(started):
     """What processes that must succeed print on stdout, without what JAX's Gloo does."""
     outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * len(started), outputs
-    return ["\n".join(line for line in out.splitlines() if GLOO.sub("", line).strip()) for out, _ in outputs]
+    return ["\n".join(line for line in out.splitlines() if GLOO.sub("", line)) for out, _ in outputs]
 
 
 def parameters(workdir, fold):
