@@ -96,7 +96,7 @@ def what_was_run(study: Study) -> str:
     for label, run in study.runs.items():
         for call in run.calls:
             # Records of earlier versions have no commit.
-            commit = str(call.get("commit", ""))[:12]
+            commit = str(call.get("commit") or "")[:12]
             program = f"isles_jax {call['isles_jax']}" + (f" ({escape(commit)})" if commit else "")
             versions = f"{program}, jax {call['jax']}"
             command = markup.command(_without_folders(call["command"]))
