@@ -50,6 +50,7 @@ SYSTEMS = {
     "proposed": [],
     "augmented": [*NOT_ADVERSARIAL, *AUGMENTED],
     "unet": [*NOT_ADVERSARIAL, "--config.model.network=unet"],
+    "best": [*NOT_ADVERSARIAL, *AUGMENTED, "--config.model.network=unet", "--config.model.batch_norm=all"],
 }
 # 18 phantom cases as large as the real ones. The first fold trains on twelve of them.
 PHANTOM = [

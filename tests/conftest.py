@@ -19,10 +19,12 @@ if PLATFORM == "cpu":
     # Tests measure no speed, and most of their time is compilation: XLA optimises little. The workers of this session
     # and the commands that they start share one compilation cache.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    if version("jaxlib").startswith("0.10.") and not find_spec("libtpu"):
-        # XLA's older code generator compiles in two thirds of the time. Later versions have the newer one alone, and
-        # libtpu ends a process at a flag that it does not know.
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    if not find_spec("libtpu"):  # libtpu ends a process at a flag that it does not know
+        # The tests keep all cores busy. To compile a program's parts on several threads takes a quarter longer in all.
+        os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
+        if version("jaxlib").startswith("0.10."):
+            # XLA's older code generator compiles in two thirds of the time. Later versions have the newer one alone.
+            os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 else:
     # The tolerances are those of float32, and the processes of a test share the device.
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"

@@ -341,7 +341,7 @@ def test_a_missing_tool_is_named_with_the_extra_that_has_it(monkeypatch, tmp_pat
 
 def test_the_rows_of_the_real_cases_are_the_files_in_configs():
     rows_of = real_cases.real_rows([])
-    for name in ("bl1", "bl6", "proposed"):
+    for name in ("bl1", "bl6", "proposed", "best"):
         theirs, ours = flatten(overrides.read(f"configs/{name}.py", [])), flatten(rows_of[name])
         changed = {key for key in theirs if theirs[key] != ours[key]}
         assert changed == {"folds", "model.width", "discriminator.width", "train.epochs"}
