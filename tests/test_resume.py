@@ -97,6 +97,7 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     run, folder = tmp_path / "run", "fold_0/checkpoints"
     kills = [
         ("appears", ".*.isles_jax-part/02"),
+        ("write", "config.json"),
         ("write", "folds.json"),
         # Fold 0: its second line of metrics; the first save, before its manifest; the second, while Orbax writes; the
         # third, when the first goes.
@@ -120,7 +121,11 @@ def test_killed_at_many_moments_it_ends_with_the_bits_of_an_undisturbed_run(tmp_
     assert message.startswith(f"error: {run}/fold_1/checkpoints/6: cannot be written (File too large)")
     assert checkpoint.newest(run / "fold_1" / "checkpoints") == 3
 
-    for moment in [("write", "cases.csv"), ("write", "report.html")]:
+    for moment in [
+        ("call", "isles_jax.scoring.scores.score_case", 3),
+        ("write", "cases.csv"),
+        ("write", "report.html"),
+    ]:
         assert start(run, *moment) == (-signal.SIGKILL, ""), moment
     stopped = start(run, "call", "isles_jax.scoring.scores.score_case", 3, "SIGTERM")
     assert stopped == (143, "stopped by SIGTERM; to go on, run the same command again\n")
