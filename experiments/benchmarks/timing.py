@@ -32,7 +32,7 @@ PACKAGES = (
     *("libtpu", "flax", "numpy", "torch", "triton"),
 )
 GPU_FACTS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
-TUNABLES = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"
+TUNABLES = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=18446744073709551615"
 
 
 def keep_memory() -> None:

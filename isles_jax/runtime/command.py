@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from isles_jax.runtime import interrupt
+from isles_jax.runtime import interrupt, memory
 
 # What is printed fits this many columns.
 WIDTH = 80
@@ -110,6 +110,7 @@ def run_command(main: Callable[[], None]) -> None:
     `| head` does.
     """
     _refuse_environment()
+    memory.keep_freed()
     # JAX makes many objects while it traces, and few of them become garbage. With Python's threshold of 700 objects,
     # the search for garbage takes a fifth of that time.
     gc.set_threshold(50_000)
