@@ -12,7 +12,9 @@ from isles_jax.runtime.memory import ENOUGH, machine_memory
 
 ROOT = Path(__file__).parents[1]
 # Prints how many pages the system clears when a thread requests 100 MB, frees them and requests them again.
+# Each page has 4 KB, also where the system would take pages of 2 MB (PR_SET_THP_DISABLE, 41).
 PAGES = """
+import ctypes
 import resource
 import threading
 from isles_jax.runtime.command import run_command
@@ -27,6 +29,7 @@ def use_twice():
     print(pages() - before)
 
 def main():
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
     thread = threading.Thread(target=use_twice)
     thread.start()
     thread.join()
