@@ -40,6 +40,7 @@ def keep_memory() -> None:
 
     JAX and PyTorch each free gigabytes at the end of a step. If the C library returns them to the system, the system
     clears the pages again for the function whose turn is next. This took up to a third of a step's time.
+    `isles_jax.runtime.memory.keep_freed` would come too late here, because JAX's threads have begun.
 
     On a GPU, JAX reserves half of the memory instead of three quarters, and PyTorch has the other half.
     """

@@ -29,8 +29,10 @@ def machine_memory(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgrou
 
 def _limits(groups: Path, root: str) -> Iterator[int]:
     """The limits of control groups of version 2 and 1, and of the groups around them."""
-    lines = groups.read_text().splitlines() if groups.exists() else []
-    for line in lines:
+    text = ""
+    with contextlib.suppress(OSError):
+        text = groups.read_text(errors="surrogateescape")
+    for line in text.splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
@@ -49,10 +51,13 @@ def keep_freed() -> None:
     system, the system clears each page again for the next training step (experiments/speed.md).
 
     It is for the start of a process: a thread that has begun stays with its own heap. It does nothing where the memory
-    is less than `ENOUGH`, or where the user has set malloc's options in GLIBC_TUNABLES.
+    is less than `ENOUGH`, or where the user has set an option of malloc, in GLIBC_TUNABLES or as MALLOC_ARENA_MAX.
     """
+    own = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    )
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or machine_memory() < ENOUGH or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    if mallopt is None or own or machine_memory() < ENOUGH:
         return
     for option, value in _KEEP.values():
         mallopt(option, value)
