@@ -1,12 +1,13 @@
 """Faster convolutions for CPUs, behind the hook that Flax's `nn.Conv` has for them (`conv_general_dilated=`).
 
-XLA's CPU convolution is good forward and slow in its weight gradient (30 times slower than a matrix product for a 1x1
-kernel). Here 1x1 kernels are matrix products, and 3x3 kernels use Winograd's F(2x2, 3x3) (Lavin and Gray 2016, arXiv
-1509.09308): 4 multiplications in place of 9 for an output and an input channel. A tile of 4x4 inputs and the kernel are
-transformed by additions and halvings, multiplied place by place, which over all tiles is 16 matrix products, and
-transformed back to 2x2 outputs. On GPU and TPU `lax` is right. experiments/speed.md has the measurements.
+XLA's CPU convolution is slow for many channels, most of all in the gradient of the kernel. Here 1x1 kernels are matrix
+products, and 3x3 kernels use Winograd's F(2x2, 3x3) (Lavin and Gray 2016, arXiv 1509.09308): 4 multiplications in place
+of 9 for an output and an input channel. A tile of 4x4 inputs and the kernel are transformed by additions and halvings,
+multiplied place by place, which over all tiles is 16 matrix products, and transformed back to 2x2 outputs. Small layers
+are left to `lax`. So is everything on GPU and TPU. experiments/speed.md has the measurements.
 """
 
+import math
 from typing import Any, cast
 
 import jax
@@ -18,8 +19,13 @@ _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 _TURNED = (3, 1, 2, 0)
-# With fewer channels on either side the transforms cost more than the products they save.
-_CHANNELS = 16
+# The work of a layer is H W C K: the multiplications in one image for one place of its kernel. With less work, `lax` is
+# as fast.
+LEAST_WORK = 4_000_000
+# With fewer channels on either side, the transforms cost more than the products they save: in the gradient of the
+# kernel, and in the convolution itself and the gradient of its input.
+_CHANNELS_OF_KERNEL = 32
+_CHANNELS = 64
 # In larger slices memory bounds the transforms of a forward pass, and the plain convolution is faster.
 _PIXELS = 4000
 
@@ -28,19 +34,34 @@ Matrix = tuple[tuple[float, ...], ...]
 
 
 def conv_general_dilated(
-    lhs: Array, rhs: Array, window_strides: Any, padding: Any, *, dimension_numbers: Any, **options: Any
+    lhs: Array,
+    rhs: Array,
+    window_strides: Any,
+    padding: Any,
+    *,
+    dimension_numbers: Any,
+    least: float = LEAST_WORK,
+    **options: Any,
 ) -> Array:
     """`lax.conv_general_dilated` for Flax's channels-last `nn.Conv`, faster where it can be.
 
-    That is for 1x1 and 3x3 kernels in stride 1 with "SAME" padding, in float32 or float64. Sums are rounded in another
-    order, with an error like that of a direct convolution.
+    That is for layers of `least` work or more, which have 1x1 kernels, or 3x3 kernels with 32 channels or more and even
+    sides, in stride 1 with "SAME" padding, in float32 or float64. Each such layer compiles for seconds longer. Sums are
+    rounded in another order, with an error like that of a direct convolution.
     """
-    simple = lhs.ndim == 4 and rhs.shape[:2] in ((1, 1), (3, 3)) and jnp.finfo(lhs.dtype).bits >= 32
-    simple = simple and padding == "SAME" and tuple(window_strides) == (1, 1)
+    simple = padding == "SAME" and tuple(window_strides) == (1, 1) and options.get("feature_group_count", 1) == 1
     simple = simple and all(tuple(options.get(key, (1, 1))) == (1, 1) for key in ("lhs_dilation", "rhs_dilation"))
-    if simple and options.get("feature_group_count", 1) == 1:
+    if simple and jnp.finfo(lhs.dtype).bits >= 32 and _is_faster(lhs, rhs, least):
         return conv(lhs, rhs)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, dimension_numbers=dimension_numbers, **options)
+
+
+def _is_faster(x: Array, kernel: Array, least: float) -> bool:
+    if x.ndim != 4 or math.prod(x.shape[1:3] + kernel.shape[2:]) < least:
+        return False
+    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    tiled = kernel.shape[:2] == (3, 3) and even and min(kernel.shape[2:]) >= _CHANNELS_OF_KERNEL
+    return tiled or kernel.shape[:2] == (1, 1)
 
 
 @jax.custom_vjp
@@ -48,7 +69,7 @@ def conv(x: Array, kernel: Array) -> Array:
     """Convolution in stride 1 with a margin of zeros.
 
     Args:
-      x: [B, H, W, C].
+      x: [B, H, W, C]; H and W even for a kernel of 3x3.
       kernel: [1, 1, C, K] or [3, 3, C, K].
 
     Returns:
@@ -65,7 +86,7 @@ def _convolve(x: Array, kernel: Array, transposed: bool) -> Array:
     b, h, w, c = x.shape
     if len(kernel) == 1:
         return _product(x.reshape(-1, c), kernel[0, 0], transposed).reshape(b, h, w, -1)
-    if _tileable(x, kernel) and h * w <= _PIXELS:
+    if min(kernel.shape[2:]) >= _CHANNELS and h * w <= _PIXELS:
         return _winograd(x, kernel, transposed)
     order = "HWIO"
     if transposed:
@@ -81,23 +102,13 @@ def _product(x: Array, weights: Array, transposed: bool) -> Array:
 def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     of_x = _convolve(gradient, kernel, transposed=True)
-    rows = gradient.reshape(-1, gradient.shape[-1])
     if len(kernel) == 1:
+        rows = gradient.reshape(-1, gradient.shape[-1])
         return of_x, (x.reshape(-1, x.shape[-1]).T @ rows)[None, None]
-    if _tileable(x, kernel):
-        return of_x, _winograd_of_kernel(x, gradient)
-    # The nine shifted images side by side: one matrix product.
-    h, w, c = x.shape[1:]
-    margin = _margin(x)
-    shifted = jnp.concatenate([margin[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
-    return of_x, (shifted.reshape(-1, 9 * c).T @ rows).reshape(kernel.shape)
+    return of_x, _winograd_of_kernel(x, gradient)
 
 
 conv.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), _backward)
-
-
-def _tileable(x: Array, kernel: Array) -> bool:
-    return x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0 and min(kernel.shape[2:]) >= _CHANNELS
 
 
 def _winograd(x: Array, kernel: Array, transposed: bool) -> Array:
@@ -124,16 +135,11 @@ def _winograd_of_kernel(x: Array, gradient: Array) -> Array:
     return jnp.stack([jnp.stack(row) for row in _both(_transpose(_KERNEL), of_weights)])
 
 
-def _margin(x: Array) -> Array:
-    # The barrier keeps XLA from making the margin again for each of its readers.
-    margin: Array = lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
-    return margin
-
-
 def _tiles(x: Array) -> Planes:
     """The transformed 4x4 tiles: for each of 4x4 places [tiles, C]."""
     b, h, w, c = x.shape
-    margin = _margin(x)
+    # The barrier keeps XLA from making the margin again for each of its readers.
+    margin: Array = lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
     def plane(i: int, j: int) -> Array:
         return lax.slice(margin, (0, i, j, 0), (b, i + h - 1, j + w - 1, c), (1, 2, 2, 1))

@@ -169,7 +169,7 @@ class _NewCases:
     def predict(self, cases: Sequence[Case]) -> list[Finished]:
         """Predicts and writes the cases. While the network works on a case, a thread finishes the previous one."""
         task = self.trained.task
-        forward = make_forward(task.segmenter())
+        forward = make_forward(task.predictor())
         folds = list(self.trained.folds.values())
         mirror = task.mirror_axes(self.settings.flips)
         finished: list[Finished] = []

@@ -138,7 +138,7 @@ def forward(untrained_run):
     """The compiled forward pass of `untrained_run`'s networks."""
     from isles_jax.training.networks import make_forward
 
-    return make_forward(untrained_run[1].segmenter())
+    return make_forward(untrained_run[1].predictor())
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,14 @@ def test_predictions_from_the_file_are_those_of_the_run(untrained_run, weights_f
 @pytest.mark.slow
 @pytest.mark.parametrize("flips", [False, True])
 def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, weights_file, tmp_path, flips):
-    """Any batch, any sides divisible by 32, the folds averaged, for all platforms."""
+    """Any batch, any sides divisible by 32, the folds averaged, for all platforms, whatever `model.conv` is."""
     if flips:
         content = to_dict(untrained_run[1].config)
         content["predict"]["flips"] = True
+        content["model"]["conv"] = "winograd"
         trained = weights.load(weights_file)
         trained.task.config.predict.flips = True
+        trained.task.config.model.conv = "winograd"
         weights.save(tmp_path / "flips.safetensors", trained)
         assert to_dict(weights.load(tmp_path / "flips.safetensors").task.config) == content
     source = tmp_path / "flips.safetensors" if flips else untrained_run[0]
@@ -39,7 +41,7 @@ def test_the_inference_function_needs_nothing_but_the_weights(untrained_run, wei
     read = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())
     assert read.platforms == ("cpu", "cuda", "tpu")
     tensors = safetensors.numpy.load_file(weights_file)
-    forward = make_forward(untrained_run[1].segmenter())
+    forward = make_forward(untrained_run[1].predictor())
     for shape in ((8, 32, 64, 3), (3, 64, 32, 3))[: 1 if flips else 2]:
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         found = [forward(variables, images) for variables in untrained_run[2][:2]]

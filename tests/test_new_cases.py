@@ -291,7 +291,7 @@ def test_names_of_any_kind(scored_run, tmp_path):
 def test_several_cases_share_one_compilation(scored_run, untrained_run, forward, phantom_root, tmp_path):
     make_forward.cache_clear()
     predict.main([f"--workdir={scored_run}", f"--input={phantom_root}", f"--output={tmp_path / 'out'}"])
-    fresh = make_forward(untrained_run[1].segmenter())
+    fresh = make_forward(untrained_run[1].predictor())
     assert fresh._cache_size() == 1
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import task_of
 
+from isles_jax import conv
 from isles_jax.config import flatten, to_dict
 from isles_jax.data.grid import Target
 from isles_jax.training import networks
@@ -15,9 +16,23 @@ from isles_jax.training.task import Task
 
 
 def test_the_same_network_is_compiled_once_for_all(small_config):
-    forward = networks.make_forward(task_of(small_config()).segmenter())
-    assert networks.make_forward(task_of(small_config()).segmenter()) is forward
-    assert networks.make_forward(task_of(small_config(), ("lesion",)).segmenter()) is not forward
+    forward = networks.make_forward(task_of(small_config()).predictor())
+    assert networks.make_forward(task_of(small_config()).predictor()) is forward
+    assert networks.make_forward(task_of(small_config(), ("lesion",)).predictor()) is not forward
+
+
+def test_layers_are_made_faster_where_it_pays_in_the_run(small_config):
+    def convolution(name, **options):
+        return task_of(small_config(**{"model.conv": name})).segmenter(**options).conv
+
+    # WORTHWHILE is 2e9: a layer that runs 100 times needs 20 million multiplications.
+    assert convolution("auto", calls=100).keywords == {"least": 2e7}
+    assert convolution("auto", calls=10**6).keywords == {"least": conv.LEAST_WORK}
+    assert convolution("auto", calls=100) is convolution("auto", calls=100)
+    assert convolution("winograd") is conv.conv_general_dilated
+    assert convolution("auto") is convolution("lax", calls=10**6) is None
+    assert task_of(small_config()).critic(calls=100).conv is convolution("auto", calls=100)
+    assert task_of(small_config()).predictor().conv.keywords == {"least": 4e7}
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)

@@ -106,7 +106,7 @@ def test_a_line_holds_the_dice_of_the_slices_as_they_are_segmented(planned, data
     chosen = np.concatenate(watched._batches)
     slices = planned.slices
     assert set(slices.case[chosen]) == {2, 3}
-    forward = watch.make_forward(planned.task.segmenter())
+    forward = watch.make_forward(planned.task.predictor())
     images = slices.images[chosen]
     filled = np.pad(images, [(0, -len(images) % watch.BATCH)] + [(0, 0)] * 3)
     variables = jax.device_get(state.segmenter.variables)
@@ -154,7 +154,7 @@ def test_a_stopped_run_writes_the_lines_of_an_undisturbed_one_and_0_writes_none(
 
     # The fold's predictions need no compilation of their own.
     _, task, _ = checkpoint.load_variables(tmp_path / "whole" / "fold_0" / "checkpoints")
-    assert networks.make_forward(task.segmenter())._cache_size() == 1
+    assert networks.make_forward(task.predictor())._cache_size() == 1
     assert networks.make_forward.cache_info().currsize == 1
 
     config.train.held_out_times = 0

@@ -87,7 +87,7 @@ def benchmark_forward(options: argparse.Namespace) -> dict[str, Any]:
     def ours(dtype: str) -> Callable[[], object]:
         task = make_task(make_config(options, "bl5", dtype=dtype))
         variables = jax.device_put(init_state(task, 1, 0).segmenter.variables)
-        forward = make_forward(task.segmenter())
+        forward = make_forward(task.predictor())
         x = jnp.asarray(images)
         return lambda: forward(variables, x).block_until_ready()
 

@@ -58,7 +58,7 @@ def benchmark_inference(options: argparse.Namespace) -> dict[str, Any]:
     def ours(dtype: str) -> Callable[[], object]:
         task = make_task(make_config(options, "bl5", dtype=dtype))
         folds = [jax.device_put(init_state(task, 1, 0).segmenter.variables)]
-        forward = make_forward(task.segmenter())
+        forward = make_forward(task.predictor())
         return lambda: inference.predict_case(forward, folds, case, task).argmax(-1)
 
     makers: Makers = {f"ours, {dtype}": partial(ours, dtype) for dtype in DTYPES}

@@ -130,11 +130,6 @@ class Dataset:
     layout: str = ""
 
     @property
-    def depth(self) -> int:
-        """The number of slices of all cases."""
-        return sum(case.images.shape[2] for case in self.cases)
-
-    @property
     def headline(self) -> str:
         """The data set in one line."""
         labelled = sum(case.labels is not None for case in self.cases)

@@ -147,7 +147,7 @@ def predict_fold(dataset: Dataset, held_out: Sequence[str], directory: epath.Pat
     """
     variables, task, meta = checkpoint.load_variables(directory / "checkpoints")
     settings = task.config.predict
-    forward = make_forward(task.segmenter(calls=dataset.depth // BATCH))
+    forward = make_forward(task.predictor())
     mirror = task.mirror_axes(settings.flips)
     folder = directory / "predictions"
     folder.mkdir(parents=True, exist_ok=True)

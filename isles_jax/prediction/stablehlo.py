@@ -31,7 +31,8 @@ def serialise(trained: Trained) -> bytes:
       InputError: flatbuffers is not installed.
     """
     task = trained.task
-    forward = forward_in(task.segmenter())
+    # One program serves every platform and size, so no layer has the form for CPUs, whatever `model.conv` is.
+    forward = forward_in(task.segmenter().clone(conv=None))
     mirror = task.mirror_axes(task.config.predict.flips)
 
     def isles_jax_inference(tensors: dict[str, jax.Array], images: jax.Array) -> jax.Array:

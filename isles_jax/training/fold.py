@@ -232,7 +232,7 @@ class _Log:
         plan = self._plan
         if not (self._writer and plan.config.train.tensorboard):
             return
-        forward = make_forward(plan.task.segmenter())
+        forward = make_forward(plan.task.predictor())
         cases = [orientation.turned(case, plan.task.target.axes) for case in plan.dataset.cases]
         chosen = event_images.choose(plan.slices, cases, self._held_out)
         images = event_images.draw(forward, state.segmenter.variables, plan.slices, cases, chosen)

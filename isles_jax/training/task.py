@@ -1,13 +1,16 @@
 """What the networks of a run are for: the configuration, and what goes in and comes out."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax import Array
 
 from isles_jax import conv, norm
 from isles_jax.config import complete, to_dict
@@ -17,9 +20,12 @@ from isles_jax.data.slices import padded_size
 from isles_jax.models import Discriminator
 from isles_jax.training.networks import NETWORKS
 
-# The faster convolution (`isles_jax.conv`) compiles for a minute or more on two cores. A network that runs at least
-# this often saves more time.
-LONG_RUN = 1000
+# A layer that `isles_jax.conv` makes faster compiles for seconds longer. It makes up for that if its work (see there),
+# times how often the network runs, comes to this much. experiments/speed.md says how it was measured.
+WORTHWHILE = 2e9
+# For predictions, a network counts as one that runs this often, as for a few cases. So a prediction does not depend on
+# the number of the others.
+PREDICTION_CALLS = 50
 # A discriminator pools four times, so a slice has at least these sides.
 SHORTEST_SIDE = 32
 
@@ -59,27 +65,28 @@ class Task:
 
         Args:
           axis_name: device axis over which batch norm's statistics are averaged, or None.
-          calls: how often the network will run. With `model.conv="auto"` it decides which convolution is used.
+          calls: how often the network will run. With `model.conv="auto"` it decides which layers of it
+            `isles_jax.conv` makes faster on a CPU.
           platform: "cpu", "gpu" or "tpu", which decides which batch norm is used; None: Flax's.
         """
         make = NETWORKS[self.config.model.network]
         size = self.size or (SHORTEST_SIDE, SHORTEST_SIDE)
         return make(self.config, size, num_classes=self.outputs, **self._options(axis_name, calls, platform))
 
+    def predictor(self) -> nn.Module:
+        """The segmentation network as all predictions use it."""
+        return self.segmenter(calls=PREDICTION_CALLS)
+
     def critic(self, axis_name: str | None = None, calls: int = 0, platform: str | None = None) -> Discriminator:
         """The discriminator, which all critics use. The arguments are those of `segmenter`."""
         return Discriminator(width=self.config.discriminator.width, **self._options(axis_name, calls, platform))
 
     def _options(self, axis_name: str | None, calls: int, platform: str | None) -> dict[str, Any]:
-        name = self.config.model.conv
-        if name == "auto":
-            name = "winograd" if jax.default_backend() == "cpu" and calls >= LONG_RUN else "lax"
-        convolution = conv.conv_general_dilated if name == "winograd" else None
         normalisation = norm.BatchNorm if platform == "gpu" else nn.BatchNorm
         return {
             "dtype": jnp.dtype(self.config.dtype),
             "axis_name": axis_name,
-            "conv": convolution,
+            "conv": _convolution(self.config.model.conv, calls),
             "norm": normalisation,
         }
 
@@ -141,3 +148,18 @@ class Task:
             Target(**record.get("grid", {})),
             None if size is None else (int(size[0]), int(size[1])),
         )
+
+
+def _convolution(name: str, calls: int) -> Callable[..., Array] | None:
+    """The convolution that `model.conv` names, for a network that runs `calls` times; None: that of the networks."""
+    if name == "winograd":
+        return conv.conv_general_dilated
+    if name == "lax" or jax.default_backend() != "cpu" or not calls:
+        return None
+    return _faster_from(max(conv.LEAST_WORK, WORTHWHILE / calls))
+
+
+@functools.cache
+def _faster_from(least: float) -> Callable[..., Array]:
+    # One function for one value, because networks with the same attributes share what is compiled.
+    return partial(conv.conv_general_dilated, least=least)

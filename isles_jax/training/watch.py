@@ -56,8 +56,7 @@ class Watch:
         self.flush()
         slices = self._plan.slices
         # That of the fold's predictions, which then need not compile again.
-        segmenter = self._plan.task.segmenter(calls=self._plan.dataset.depth // BATCH)
-        forward: Callable[..., Array] = make_forward(segmenter)
+        forward: Callable[..., Array] = make_forward(self._plan.task.predictor())
         variables = parallel.one_copy(variables)
         counts = []
         for indices in self._batches:
