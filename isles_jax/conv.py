@@ -45,9 +45,9 @@ def conv_general_dilated(
 ) -> Array:
     """`lax.conv_general_dilated` for Flax's channels-last `nn.Conv`, faster where it can be.
 
-    That is for layers of `least` work or more, which have 1x1 kernels, or 3x3 kernels with 32 channels or more and even
-    sides, in stride 1 with "SAME" padding, in float32 or float64. Each such layer compiles for seconds longer. Sums are
-    rounded in another order, with an error like that of a direct convolution.
+    That is for layers with H W C K of `least` or more, in stride 1 with "SAME" padding, in float32 or float64. Their
+    kernels are 1x1, or 3x3 with even sides of the image and 32 channels or more. Each such layer compiles for seconds
+    longer. Sums are rounded in another order, with an error like that of a direct convolution.
     """
     simple = padding == "SAME" and tuple(window_strides) == (1, 1) and options.get("feature_group_count", 1) == 1
     simple = simple and all(tuple(options.get(key, (1, 1))) == (1, 1) for key in ("lhs_dilation", "rhs_dilation"))
