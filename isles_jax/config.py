@@ -56,8 +56,9 @@ def baseline(*, residual: bool, adversarial: bool, overlap: bool) -> ml_collecti
     model.width = config_dict.placeholder(int)
     # Part of the network that has batch norm: "encoder", "all" or "none".
     model.batch_norm = "encoder"
-    # Implementation of the convolutions: "lax"; "winograd" (isles_jax/conv.py), which is faster on CPU for layers of
-    # much work, and compiles longer; or "auto", which on CPU takes it for the layers where it pays in the run.
+    # Implementation of the convolutions: "lax"; "winograd" (isles_jax/conv.py), which is faster on CPU for large
+    # layers, but compiles longer; or "auto", which on CPU uses "winograd" in the layers that make up for their
+    # compilation.
     model.conv = "auto"
 
     config.discriminator = discriminator = ml_collections.ConfigDict()

@@ -4,7 +4,7 @@ XLA's CPU convolution is slow for many channels, most of all in the gradient of 
 products, and 3x3 kernels use Winograd's F(2x2, 3x3) (Lavin and Gray 2016, arXiv 1509.09308): 4 multiplications in place
 of 9 for an output and an input channel. A tile of 4x4 inputs and the kernel are transformed by additions and halvings,
 multiplied place by place, which over all tiles is 16 matrix products, and transformed back to 2x2 outputs. Small layers
-are left to `lax`. So is everything on GPU and TPU. experiments/speed.md has the measurements.
+are left to `lax`. On GPU and TPU `lax` is right. experiments/speed.md has the measurements.
 """
 
 import math

@@ -24,7 +24,7 @@ def faster(x, kernel, **options):
     return conv.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS, **options)
 
 
-# By Winograd; too many pixels for it but in the kernel's gradient, and too few channels; odd sides; a matrix product.
+# Winograd; Winograd in the kernel's gradient alone, for many pixels and for few channels; odd sides; a matrix product.
 CASES = [(6, 8, 64, 72, 3), (64, 64, 64, 65, 3), (6, 6, 32, 48, 3), (5, 6, 64, 64, 3), (5, 4, 3, 2, 1)]
 
 

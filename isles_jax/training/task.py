@@ -20,11 +20,11 @@ from isles_jax.data.slices import padded_size
 from isles_jax.models import Discriminator
 from isles_jax.training.networks import NETWORKS
 
-# A layer that `isles_jax.conv` makes faster compiles for seconds longer. It makes up for that if its work (see there),
-# times how often the network runs, comes to this much. experiments/speed.md says how it was measured.
+# A layer that `isles_jax.conv` makes faster compiles for seconds longer. It makes up for that if its work (H W C K),
+# times the number of runs, is at least this. experiments/speed.md says how it was measured.
 WORTHWHILE = 2e9
-# For predictions, a network counts as one that runs this often, as for a few cases. So a prediction does not depend on
-# the number of the others.
+# A network that predicts counts as one that runs this often. If the number of cases decided, a prediction would depend
+# on how many others are made.
 PREDICTION_CALLS = 50
 # A discriminator pools four times, so a slice has at least these sides.
 SHORTEST_SIDE = 32
